@@ -1,0 +1,252 @@
+"""What one JSONL row means: token ids and, for every token, the class of its loss.
+
+    {"text": ...}            <s>text</s>                                        all of it is learned
+    {"conversations": ...}   <s>system\\n...</s>\\n<s>user\\n...</s>\\n<s>assistant\\n...</s>\\n
+                             only the assistant's words and its </s> are learned
+
+The class of a token says how much predicting *it* costs: 0 nothing, 1 its cross-entropy, 2 the same
+times the tag weight. Nothing here imports torch: tokenising worker processes stay small.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+# Part of the key of every token cache: raise it when a row would be encoded differently than before.
+ENCODING_VERSION = 1
+
+NO_LOSS, LOSS, TAG = 0, 1, 2
+ROLES = ("system", "user", "assistant")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+
+DEFAULT_SYSTEM = "你是 SpongeBob，一个从零开始训练出来的小小语言模型，乐于用简单的话帮助别人。"
+
+# The same rendering for other programs (transformers, llama.cpp); a test compares the two.
+CHAT_TEMPLATE = (
+    "{% if not messages or messages[0]['role'] != 'system' %}{{ '<s>system\\n"
+    + DEFAULT_SYSTEM
+    + "</s>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<s>' + message['role'] + '\\n' + message['content'] + '</s>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
+)
+
+
+class BadRow(ValueError):
+    """A row that cannot be trained on; the message says what is wrong with it."""
+
+
+class Document(NamedTuple):
+    """One row, encoded. `ids` (n,) uint16, `classes` (n,) uint8."""
+
+    ids: np.ndarray
+    classes: np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------- tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read `folder`/tokenizer.json so that control tokens typed by a user stay ordinary characters."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no tokenizer there; train one with: python train_tokenizer.py --save_dir {folder}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
+        raise ValueError(f"{path}: not a tokenizer file ({error})") from None
+    missing = [token for token in (UNK, BOS, EOS) if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise ValueError(f"{path}: has no {' '.join(missing)}; this project needs {UNK} {BOS} {EOS}")
+    if tokenizer.get_vocab_size() > 2**16:
+        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens; ids are stored in 16 bits, at most 65536")
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Twelve hex digits that change whenever a text might be encoded differently."""
+    content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(vocab,) int32: how many bytes of text each token stands for; control tokens stand for none.
+
+    Counted on the byte-level symbols (one character a byte), never on decoded strings: a token may hold half
+    a Chinese character, and decoding it would count the replacement character instead.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in added:
+            lengths[index] = len(token)
+        elif not added[index].special:
+            lengths[index] = len(token.encode())
+    return lengths
+
+
+# --------------------------------------------------------------------------------------------------- rows
+
+
+def parse_line(line: bytes) -> dict:
+    """One JSONL line as a dict, or BadRow."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRow(f"not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"expected an object, found {type(row).__name__}")
+    return row
+
+
+def line_hash(line: bytes) -> int:
+    """64 bits of the line's content: equal lines are held out together, wherever they stand."""
+    return int.from_bytes(hashlib.blake2b(line.strip(), digest_size=8).digest(), "little")
+
+
+def held_out(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
+    """Which of one file's rows validation keeps: a boolean (n,), the rows with the smallest content hashes.
+
+    A function of the content alone, so train_tokenizer.py, every stage and every later run agree on it. At least
+    64 rows and at most 2,000, but never more than half of the file; `val_fraction` 0 keeps none.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1")
+    n = len(hashes)
+    count = min(max(round(n * val_fraction), 64), 2000, n // 2) if val_fraction else 0
+    if count == 0:
+        return np.zeros(n, dtype=bool)
+    return hashes <= np.partition(hashes, count - 1)[count - 1]
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {type(value).__name__}, expected a string")
+    if not value.strip():
+        raise BadRow(f"{name} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{name} holds half a surrogate pair, which is no UTF-8 text") from None
+    return value
+
+
+class PretrainDataset:
+    """{"text": "..."}: one document between <s> and </s>, every token of it learned (nothing predicts the <s>)."""
+
+    field = "text"
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+
+    @classmethod
+    def read(cls, row: dict) -> str:
+        """The row's content, or BadRow."""
+        if cls.field not in row:
+            raise BadRow(f'no field "{cls.field}"')
+        return _text(row[cls.field], f'"{cls.field}"')
+
+    def encode(self, texts: list[str]) -> list[Document]:
+        """Many contents at once: the tokenizer is fastest in batches."""
+        documents = []
+        for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            ids = np.array([self.bos, *encoding.ids, self.eos], dtype=np.uint16)
+            classes = np.full(len(ids), LOSS, dtype=np.uint8)
+            classes[0] = NO_LOSS
+            documents.append(Document(ids, classes))
+        return documents
+
+
+class SFTDataset:
+    """{"conversations": [{"role": ..., "content": ...}, ...]}: a chat of which the assistant's words are learned.
+
+    The classes are laid down while the turns are encoded, so there is nothing to search for afterwards:
+
+        <s> user \\n 你 好 </s> \\n <s> assistant \\n <think> 嗯 </think> 好 </s> \\n
+         0    0   0  0  0   0    0   0     0      0    2 2 2   1    2 2 2   1    1   0
+    """
+
+    field = "conversations"
+    _tag = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+
+    @classmethod
+    def read(cls, row: dict) -> list[dict]:
+        """The row's turns as [{"role", "content"}], or BadRow."""
+        if cls.field not in row:
+            raise BadRow(f'no field "{cls.field}"')
+        turns = row[cls.field]
+        if not isinstance(turns, list):
+            raise BadRow(f'"{cls.field}" is {type(turns).__name__}, expected a list')
+        if not turns:
+            raise BadRow(f'"{cls.field}" is empty')
+        messages, spoken = [], 0
+        for number, turn in enumerate(turns):
+            if not isinstance(turn, dict):
+                raise BadRow(f"turn {number} is {type(turn).__name__}, expected an object")
+            # Some published rows have no roles; only then does the position speak.
+            role = turn.get("role") or ROLES[1 + spoken % 2]
+            if role not in ROLES:
+                raise BadRow(f"turn {number} has role {role!r}, expected one of {', '.join(ROLES)}")
+            if "content" not in turn:
+                raise BadRow(f'turn {number} has no field "content"')
+            messages.append({"role": role, "content": _text(turn["content"], f"content of turn {number}")})
+            spoken += role != "system"
+        if not any(message["role"] == "assistant" for message in messages):
+            raise BadRow("no assistant turn, so nothing to learn")
+        return messages
+
+    def pieces(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
+        """The chat template: [(text to encode or one control id, loss class)].
+
+        Header and content are encoded apart, as they are when the model answers: it continues after
+        "assistant\\n" and could never produce a token that reaches across. Tags are cut out for the same reason, and
+        so that each is always spelt with the same tokens, whatever stands beside it.
+        """
+        if not messages or messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+        pieces: list[tuple[str | int, int]] = []
+        for message in messages:
+            role, learned = message["role"], LOSS if message["role"] == "assistant" else NO_LOSS
+            pieces += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
+            for text in self._tag.split(message["content"]):
+                pieces.append((text, TAG if learned and text in TAGS else learned))
+            pieces += [(self.eos, learned), ("\n", NO_LOSS)]
+        if add_generation_prompt:
+            pieces += [(self.bos, NO_LOSS), ("assistant\n", NO_LOSS)]
+        return pieces
+
+    def encode(self, conversations: list[list[dict]]) -> list[Document]:
+        """Many conversations at once."""
+        return self._encode([self.pieces(messages) for messages in conversations])
+
+    def prompt(self, messages: list[dict]) -> list[int]:
+        """The ids to continue when the assistant is to answer `messages`."""
+        return self._encode([self.pieces(messages, add_generation_prompt=True)])[0].ids.tolist()
+
+    def _encode(self, rendered: list[list[tuple[str | int, int]]]) -> list[Document]:
+        # Headers and tags come again in every turn: each distinct text is encoded once a batch.
+        texts = list(dict.fromkeys(text for pieces in rendered for text, _ in pieces if isinstance(text, str)))
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids_of = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+        documents = []
+        for pieces in rendered:
+            ids, classes = [], []
+            for piece, loss_class in pieces:
+                tokens = ids_of[piece] if isinstance(piece, str) else [piece]
+                ids += tokens
+                classes += [loss_class] * len(tokens)
+            documents.append(Document(np.array(ids, dtype=np.uint16), np.array(classes, dtype=np.uint8)))
+        return documents
