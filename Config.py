@@ -1,0 +1,125 @@
+"""The shape of the model, and its checks."""
+
+from transformers import PretrainedConfig
+
+
+class LLMConfig(PretrainedConfig):
+    """Shape of a LLaMA-3 style decoder. Misspelt names and contradictions are refused with their numbers.
+
+    Args:
+        dim: width of the residual stream.
+        n_layers: number of blocks.
+        n_heads: query heads; dim / n_heads is the size of a head and must be even (RoPE turns pairs).
+        n_kv_heads: key-value heads, each shared by n_heads / n_kv_heads query heads (GQA, arXiv:2305.13245).
+        vocab_size: tokens in the vocabulary.
+        hidden_dim: inner width of SwiGLU; None: 8/3 x dim, rounded up to `multiple_of` (arXiv:2302.13971).
+        multiple_of: see hidden_dim.
+        norm_eps: added to the mean square in RMSNorm.
+        max_seq_len: tokens of context the model is trained for; RoPE itself has no limit.
+        rope_theta: base of the rotary wavelengths (arXiv:2104.09864).
+        rope_scaling: None, or Llama 3.1's stretching of the long wavelengths:
+            {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}.
+        dropout: probability that an element of a block's output is dropped in training.
+        rope_parameters: what a saved config.json holds instead of rope_scaling.
+    """
+
+    model_type = "spongebob"
+    # What transformers and the tools around it call the same numbers.
+    attribute_map = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "hidden_dim",
+        "rms_norm_eps": "norm_eps",
+        "max_position_embeddings": "max_seq_len",
+    }
+
+    def __init__(
+        self,
+        dim: int = 512,
+        n_layers: int = 8,
+        n_heads: int = 8,
+        n_kv_heads: int = 2,
+        vocab_size: int = 6400,
+        hidden_dim: int | None = None,
+        multiple_of: int = 64,
+        norm_eps: float = 1e-5,
+        max_seq_len: int = 512,
+        rope_theta: float = 1e6,
+        rope_scaling: dict | None = None,
+        dropout: float = 0.0,
+        rope_parameters: dict | None = None,
+        **transformers_fields,
+    ):
+        # PretrainedConfig takes any keyword without a word: `n_layer=6` would train 8 layers.
+        known = {
+            "model_type",
+            "transformers_version",
+            "tie_word_embeddings",
+            "torch_dtype",
+            "bos_token_id",
+            "eos_token_id",
+        }
+        unknown = [key for key in transformers_fields if not hasattr(PretrainedConfig, key) and key not in known]
+        if unknown:
+            raise ValueError(f"LLMConfig has no {', '.join(sorted(unknown))}")
+        self.dim = dim
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads
+        self.vocab_size = vocab_size
+        self.multiple_of = multiple_of
+        self.hidden_dim = hidden_dim or -(-8 * dim // 3 // multiple_of) * multiple_of
+        self.norm_eps = norm_eps
+        self.max_seq_len = max_seq_len
+        self.rope_theta = rope_theta
+        # The one field in which transformers 5 keeps and saves all of RoPE's numbers; `rope_scaling` there is an alias.
+        self.rope_parameters = {
+            "rope_type": "default",
+            **(rope_scaling or rope_parameters or {}),
+            "rope_theta": rope_theta,
+        }
+        self.dropout = dropout
+        self._check()
+        # Without tie_word_embeddings a reloaded output matrix is random.
+        super().__init__(**{"tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, **transformers_fields})
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    def _check(self) -> None:
+        for name in (
+            "dim",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "vocab_size",
+            "multiple_of",
+            "hidden_dim",
+            "max_seq_len",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value} must be a whole number of at least 1")
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise ValueError(f"dim={self.dim} / n_heads={self.n_heads} must be an even whole number")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
+        if self.norm_eps <= 0 or self.rope_theta <= 0:
+            raise ValueError(f"norm_eps={self.norm_eps} and rope_theta={self.rope_theta} must be positive")
+        kind = self.rope_parameters["rope_type"]
+        if kind == "llama3":
+            wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+            if missing := wanted - self.rope_parameters.keys():
+                raise ValueError(f"rope_scaling: missing {', '.join(sorted(missing))}")
+            factor, low, high = (self.rope_parameters[k] for k in ("factor", "low_freq_factor", "high_freq_factor"))
+            if not 0 < low < high or factor < 1:
+                raise ValueError(
+                    f"rope_scaling: wanted 0 < low_freq_factor={low} < high_freq_factor={high}, factor={factor} >= 1"
+                )
+        elif kind != "default":
+            raise ValueError(f"rope_scaling: rope_type={kind!r} is not known, only 'llama3'")

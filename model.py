@@ -1,0 +1,249 @@
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, all by hand. No file access, no sampling.
+
+Weights carry Meta's names, so published LLaMA-style .pth files load by name.
+
+Shapes: B rows, T positions of a row, C dim, H query heads, K key-value heads, D head_dim, V vocabulary,
+        S positions of the cache, N documents of a batch of packed rows
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from Config import LLMConfig
+
+
+class KVCache(Protocol):
+    """What attention needs of a cache; engine/generate.py owns the real one."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, T, K, D) at `positions` (B, T) and return all of the layer's as (B, S, K, D)."""
+        ...
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None = None
+    documents: Tensor | None = None
+    cache: KVCache | None = None
+    positions: Tensor | None = None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (arXiv:1910.07467), in fp32 whatever comes in: squares of half-precision numbers overflow."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).type_as(x)
+
+
+def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
+    """Radians a position turns each of the D/2 pairs by: theta^(-2i/D) (arXiv:2104.09864, equation 15).
+
+    With `rope_scaling`, Llama 3.1's rule: wavelengths shorter than original/high_freq_factor stay, those longer than
+    original/low_freq_factor grow by `factor`, those between are interpolated.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_parameters
+    if scaling["rope_type"] == "llama3":
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: the wavelength is short, keep it
+        frequencies = kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
+    return frequencies
+
+
+def rope_table(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of every angle, (B or 1, T, 1, D/2). Computed, not stored: a buffer would not survive from_pretrained."""
+    angles = positions.float()[:, :, None, None] * rope_frequencies(config, positions.device)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3), ... of every head; x (B, T, H, D).
+
+    Pairs lie side by side, as in Meta's weights; Hugging Face pairs x[i] with x[i + D/2] and needs wq, wk permuted.
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+def _runs_by_document(x: Tensor) -> bool:
+    """Whether `attention` takes the documents one by one here, or needs a mask over the whole row.
+
+    Eager CPU code loops over them; a compiled one cannot, their number changes. CUDA has a kernel for half precision
+    from Ampere on.
+    """
+    if x.device.type == "cpu":
+        return not torch.compiler.is_compiling()
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return x.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def document_mask(documents: Tensor, rows: int, length: int) -> Tensor:
+    """(B, 1, T, T), True where a query may look: at its own document, not at its future."""
+    positions = torch.arange(rows * length, device=documents.device, dtype=documents.dtype)
+    owner = torch.searchsorted(documents, positions, right=True).view(rows, 1, length)
+    same = owner[..., :, None] == owner[..., None, :]
+    return same & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    """Grouped-query attention, q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
+
+    Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `documents` (N + 1,) int32, the
+    first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a row
+    is one document.
+    """
+    if documents is None:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return out.transpose(1, 2)
+    if q.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+
+        shape, groups = q.shape, q.shape[2] // k.shape[2]
+        # torch 2.11's kernel wants as many key-value heads as query heads.
+        q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
+        return varlen_attn(q, k, v, documents, documents, shape[1], shape[1], window_size=(-1, 0)).view(shape)
+    # One call a document costs the sum of the squared lengths; a masked row costs the square of the sum.
+    lengths = documents.diff().tolist()
+    parts = zip(*(x.flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([attention(*(x[None] for x in part)) for part in parts if len(part[0])], dim=1).view_as(q)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions: n_heads queries share n_kv_heads keys and values."""
+
+    def __init__(self, config: LLMConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        kv_dim = config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
+        q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if context.cache is not None:
+            k, v = context.cache.update(self.layer, k, v, context.positions)  # (B, S, K, D)
+        return self.wo(attention(q, k, v, context.mask, context.documents).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x) (arXiv:2002.05202)."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: LLMConfig, layer: int):
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.attention.wo.init_scale = self.feed_forward.w2.init_scale = 1 / math.sqrt(2 * config.n_layers)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), context))
+        return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+
+
+class SpongeBob(PreTrainedModel):
+    """The whole decoder. `model(ids).logits` for everybody; training takes `hidden_states` and its own head."""
+
+    config_class = LLMConfig
+    _tied_weights_keys = {"output.weight": "tok_embeddings.weight"}
+    _no_split_modules = ["Block"]
+
+    def __init__(self, config: LLMConfig):
+        super().__init__(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.post_init()  # initialises and ties the output to the embedding
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, 0.02), and what is added to the residual stream scaled by 1/sqrt(2 n_layers) (GPT-2's rule).
+
+        The sum of 2 n_layers such contributions then starts with the size of one.
+        """
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02 * getattr(module, "init_scale", 1.0))
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.tok_embeddings
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.output
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
+
+        `documents` (N + 1,) int32: see `attention`. Documents keep the row's positions: RoPE sees only distances, so where a
+        document begins makes no difference. With `cache`, `positions` (B, T) says where each token stands in its row;
+        every earlier position is visible, every later one is not, also inside a chunk of several tokens.
+        """
+        rows, length = input_ids.shape
+        if positions is None:
+            positions = torch.arange(length, device=input_ids.device)[None]  # (1, T)
+        mask = None
+        if cache is not None:
+            mask = torch.arange(cache.length, device=input_ids.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        x = self.tok_embeddings(input_ids)  # (B, T, C)
+        if documents is not None and not _runs_by_document(x):
+            mask, documents = document_mask(documents, rows, length), None
+        context = Context(*rope_table(self.config, positions), mask, documents, cache, positions)
+        for layer in self.layers:
+            x = layer(x, context)
+        return self.norm(x)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the token after each position; the arguments are those of `hidden_states`."""
+        return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, documents, positions, cache)))
+
+
+AutoConfig.register("spongebob", LLMConfig, exist_ok=True)
+AutoModelForCausalLM.register(LLMConfig, SpongeBob, exist_ok=True)
