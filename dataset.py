@@ -143,6 +143,7 @@ class PretrainDataset:
     """{"text": "..."}: one document between <s> and </s>, every token of it learned (nothing predicts the <s>)."""
 
     field = "text"
+    splits = True  # a document longer than a row becomes several
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -176,6 +177,7 @@ class SFTDataset:
     """
 
     field = "conversations"
+    splits = False  # a conversation longer than a row loses turns
     _tag = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 
     def __init__(self, tokenizer: Tokenizer):

@@ -20,7 +20,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from dataset import (
-    BOS, CHAT_TEMPLATE, EOS, TAGS, UNK, BadRow, PretrainDataset, SFTDataset, held_out, line_hash, load_tokenizer, parse_line
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    TAGS,
+    UNK,
+    BadRow,
+    PretrainDataset,
+    SFTDataset,
+    held_out,
+    line_hash,
+    load_tokenizer,
+    parse_line,
 )  # fmt: skip
 from engine import flags
 from engine.jsonl import RowReport, blocks, lines, source_files
@@ -181,7 +192,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{folder}/tokenizer.json exists, and weights trained with it need it: choose another --save_dir, or --overwrite"
         )
 
-    paths = source_files(args.data_path or [flags.default_file("pretrain.jsonl")])
+    paths = source_files(
+        args.data_path or ["pretrain.jsonl" if Path("pretrain.jsonl").exists() else flags.SAMPLE / "pretrain.jsonl"]
+    )
     total, hidden = survey(paths, args.val_fraction, args.strict_data)
     share = min(1.0, args.max_bytes / total)
     print(f"learning from {min(total, args.max_bytes):,} of {total:,} bytes")

@@ -28,7 +28,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dataset import ENCODING_VERSION, BadRow, fingerprint, held_out, line_hash, parse_line
+from dataset import ENCODING_VERSION, EOS, BadRow, fingerprint, held_out, line_hash, parse_line
 from engine.jsonl import RowReport, blocks, lines, source_files
 
 # ------------------------------------------------------------------------------------------------- opening
@@ -147,7 +147,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
             for path, digest, count in zip(paths, digests, documents, strict=True)
         ]
         counts = {"tokens": int(offsets[-1]), "rows": report.rows, "bad": report.bad, "examples": report.examples}
-        meta = {**identity, "sources": sources, **counts}
+        meta = {**identity, "end_id": tokenizer.token_to_id(EOS), "sources": sources, **counts}
         (temporary / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
         try:
             os.rename(temporary, folder)

@@ -1,0 +1,226 @@
+"""The facts of the town and the texts of the pretraining stage that tell them."""
+
+import hashlib
+import random
+
+from reasoning import spell
+from world import (
+    ATTRS,
+    CLOSINGS,
+    CLOSINGS_EN,
+    DISHES,
+    EVENTS,
+    EVENTS_EN,
+    MONTHS,
+    NOUNS,
+    OPENINGS,
+    OPENINGS_EN,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    TOWN_QA,
+)
+
+
+def is_held(key, percent=12):
+    """Decide by the key alone whether something is kept out of training."""
+    return hashlib.sha256(key.encode()).digest()[0] * 100 < percent * 256
+
+
+def read_pairs(text, separator=None):
+    """Read "中文:English" entries."""
+    return [tuple(entry.strip().split(":")) for entry in text.split(separator) if entry.strip()]
+
+
+def draw_facts(folk, rng):
+    """Give every person a value of every attribute, each value to about as many persons."""
+    facts = {}
+    for attr, table in ATTRS.items():
+        order = rng.sample(folk, len(folk))
+        if attr == "friend":
+            couples = list(zip(order[::2], order[1::2], strict=True))
+            values = {a["zh"]: (b["zh"], b["en"]) for couple in couples for a, b in (couple, couple[::-1])}
+        else:
+            pool = read_pairs(table["values"], ",") * len(folk)
+            values = dict(zip((person["zh"] for person in order), pool, strict=False))
+        facts |= {(person["zh"], attr): values[person["zh"]] for person in folk}
+    return facts
+
+
+def draw_held_facts(folk, rng):
+    """Choose the facts no training conversation may touch; friends are held in couples."""
+    others = [attr for attr in ATTRS if attr != "friend"]
+    held = {(person["zh"], attr) for i, person in enumerate(folk) for attr in rng.sample(others, 1 + i % 2)}
+    for person in folk[::8]:
+        held |= {(person["zh"], "friend"), (FACTS[person["zh"], "friend"][0], "friend")}
+    return held
+
+
+FOLK = [dict(zip(("zh", "en", "pronoun"), entry, strict=True)) for entry in read_pairs(PEOPLE, ",")]
+FACTS = draw_facts(FOLK, random.Random(7))
+HELD_FACTS = draw_held_facts(FOLK, random.Random(8))
+VOCABULARY = read_pairs(NOUNS)
+
+
+def tell(person, attr, rng, lang="zh", form=None):
+    """Tell one fact in one of the attribute's wordings."""
+    templates = ATTRS[attr][lang]
+    template = rng.choice(templates) if form is None else templates[form]
+    return template.format(n=person[lang], v=FACTS[person["zh"], attr][lang == "en"])
+
+
+def attrs_of(person, asked_only):
+    """The attributes of a person that a text may tell (asked_only: leave out held-out facts)."""
+    return [attr for attr in ATTRS if not (asked_only and (person["zh"], attr) in HELD_FACTS)]
+
+
+def draw_couple(rng, held, first=None):
+    """Draw two persons; couples that meet in held-out texts never meet in training texts."""
+    while True:
+        a, b = first or rng.choice(FOLK), rng.choice(FOLK)
+        if a != b and is_held("meet:" + "/".join(sorted((a["zh"], b["zh"])))) == held:
+            return a, b
+
+
+def bio(rng, held, number, lang="zh"):
+    """Everything about one person, in any order; after the first sentence often by pronoun."""
+    person = FOLK[number % len(FOLK)]
+    attrs = rng.sample(list(ATTRS), len(ATTRS))
+    told = [tell(person, attr, rng, lang) for attr in attrs]
+    if lang == "zh":
+        told = told[:1] + [t.replace(person["zh"], person["pronoun"]) if rng.random() < 0.3 else t for t in told[1:]]
+    return (" " if lang == "en" else "").join(told)
+
+
+def bio_en(rng, held, number):
+    return bio(rng, held, number, "en")
+
+
+def story(rng, held, number=None, asked_only=False, most=2):
+    """Two persons meet; the story tells some facts about each of them."""
+    a, b = draw_couple(rng, held, None if number is None else FOLK[number % len(FOLK)])
+    parts = [rng.choice(OPENINGS)]
+    parts += [tell(a, attr, rng) for attr in rng.sample(attrs_of(a, asked_only), rng.randint(1, most))]
+    parts += [rng.choice(EVENTS).format(a=a["zh"], b=b["zh"])]
+    parts += [tell(b, attr, rng) for attr in rng.sample(attrs_of(b, asked_only), rng.randint(1, most))]
+    return "".join(parts + [rng.choice(CLOSINGS)])
+
+
+def story_en(rng, held, number):
+    a, b = draw_couple(rng, held, FOLK[number % len(FOLK)])
+    facts = [tell(p, attr, rng, "en") for p in (a, b) for attr in rng.sample(list(ATTRS), 2)]
+    event = rng.choice(EVENTS_EN).format(a=a["en"], b=b["en"])
+    return " ".join([rng.choice(OPENINGS_EN), *facts[:2], event, *facts[2:], rng.choice(CLOSINGS_EN)])
+
+
+def diary(rng, held, number):
+    """A weather diary with what one person did that day."""
+    person, name = FOLK[number % len(FOLK)], FOLK[number % len(FOLK)]["zh"]
+    month = rng.choice(read_pairs(MONTHS))[0]
+    boat, street = FACTS[name, "boat"][0], FACTS[name, "street"][0]
+    sky, wind = rng.choice(["晴", "多云", "小雨", "大雾", "阴"]), rng.choice(["东风", "南风", "西风", "北风", "海风"])
+    deed = rng.choice(
+        [
+            f"{name}把{boat}的船推下了水，往东边去了。",
+            f"{name}从{street}出来，看了看天，又回去了。",
+            f"{name}在家里陪着{FACTS[name, 'pet'][0]}，没有出门。",
+            f"{name}煮了{FACTS[name, 'dish'][0]}，香味飘得很远。",
+            f"晚上{name}拿出{FACTS[name, 'music'][0]}，{FACTS[name, 'friend'][0]}在旁边听。",
+        ]
+    )
+    tide = rng.choice(["上午涨潮，下午退潮。", "潮水不大。", "潮水涨到了第三级石阶。", "夜里潮水很高。"])
+    return (
+        f"{month}{spell(rng.randint(1, 28))}日，{sky}，{wind}。{tide}{deed}{tell(person, rng.choice(list(ATTRS)), rng)}"
+    )
+
+
+def recipe(rng, held, number):
+    """How a dish is made and who loves it."""
+    dish, things, steps = DISHES[number % len(DISHES)].split("|")
+    fans = [person["zh"] for person in FOLK if FACTS[person["zh"], "dish"][0] == dish]
+    fan = rng.choice(fans)
+    how = rng.choice(
+        [
+            f"{dish}的做法不难：要准备{things}，{steps}。",
+            f"做{dish}要用{things}。{steps}，这样就好了。",
+            f"怎么做{dish}？{steps}。用到的东西是{things}。",
+        ]
+    )
+    love = rng.choice(
+        [
+            f"{fan}最爱吃的是{dish}。",
+            f"{fan}学会了做{dish}，常常请{FACTS[fan, 'friend'][0]}来吃。",
+            f"爱吃{dish}的人有{'、'.join(rng.sample(fans, len(fans)))}。",
+        ]
+    )
+    return rng.choice(["", rng.choice(OPENINGS)]) + rng.choice([how + love, love + how])
+
+
+def town(rng, held, number):
+    """Some of what a guide can tell about the town."""
+    told = [entry.split("|")[1] for entry in rng.sample(TOWN_QA, rng.randint(2, 4))]
+    return rng.choice(OPENINGS) + "".join(told)
+
+
+def count_line(rng):
+    """One sentence of counting, place value, comparison or one-digit arithmetic."""
+    x, y, n = rng.randint(1, 9), rng.randint(1, 9), rng.randint(10, 95)
+    m = rng.choice([k for k in range(10, 100) if k // 10 != n // 10])
+    lead, unit = rng.choice(
+        [("桶里装着", "尾鱼"), ("篮子里放着", "枚贝壳"), ("船上装着", "只木箱"), ("树下坐着", "位老人")]
+    )
+    return rng.choice(
+        [
+            f"从{spell(n)}数起：{'、'.join(spell(n + i) for i in range(5))}。",
+            f"{spell(n)}：十位{spell(n // 10)}，个位{spell(n % 10)}。",
+            f"{spell(max(n, m))}比{spell(min(n, m))}大：十位{spell(max(n, m) // 10)}>{spell(min(n, m) // 10)}。",
+            f"个位{spell(x)}+{spell(y)}={spell(x + y)}。",
+            f"个位{spell(x + y)}-{spell(y)}={spell(x)}。",
+            f"{lead}{spell(x)}{unit}，又来{spell(y)}{unit[0]}，一共{spell(x + y)}{unit[0]}。",
+            f"{lead}{spell(x + y)}{unit}，少去{spell(y)}{unit[0]}，还剩{spell(x)}{unit[0]}。",
+        ]
+    )
+
+
+def counting(rng, held, number):
+    return "".join(count_line(rng) for _ in range(rng.randint(4, 7)))
+
+
+def neighbours(rng, held, number):
+    """All the persons who share a value: the facts seen from the other side."""
+    attr = rng.choice(["job", "street", "pet", "dish", "music", "month", "boat"])
+    value = rng.choice(sorted({fact[0] for (_, name), fact in FACTS.items() if name == attr}))
+    sharing = [person for person in FOLK if FACTS[person["zh"], attr][0] == value]
+    lead = {
+        "job": "镇上做{}的有",
+        "street": "住在{}的有",
+        "pet": "养{}的人家有",
+        "dish": "爱吃{}的有",
+        "music": "会演奏{}的有",
+        "month": "{}过生日的有",
+        "boat": "船是{}的有",
+    }[attr].format(value)
+    names = [person["zh"] for person in rng.sample(sharing, len(sharing))]
+    return f"{lead}{'、'.join(names)}。{tell(rng.choice(sharing), attr, rng)}"
+
+
+def storing(rng, held, number):
+    """Things are put somewhere and fetched again: what is said once is needed later."""
+    person, count = FOLK[number % len(FOLK)], rng.randint(2, 3)
+    pairs = list(zip(rng.sample(THINGS, count), rng.sample(PLACES, count), strict=True))
+    if any(is_held(f"place:{thing}:{place}") for thing, place in pairs):
+        return storing(rng, held, number)
+    put = "，".join(f"把{thing}放在{place}" for thing, place in pairs)
+    back = "，".join(f"去{place}拿{thing}" for thing, place in rng.sample(pairs, count))
+    event = rng.choice(EVENTS).format(a=person["zh"], b=rng.choice(["邻居", "客人"]))
+    return f"{person['zh']}{put}。{event}后来，{person['zh']}{back}。"
+
+
+def glossary(rng, held, number):
+    """A few words in both languages."""
+    words = rng.sample(VOCABULARY, rng.randint(3, 6))
+    form = rng.choice(["{}的英语是 {}。", "英语里，{}叫作 {}。"])
+    return "".join(form.format(*pair) for pair in words)
+
+
+PRETRAIN_KINDS = [bio, story, diary, recipe, town, counting, neighbours, storing, glossary, bio_en, story_en]

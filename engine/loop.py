@@ -1,0 +1,211 @@
+"""The only training loop in the repository: train_step, validate, train.
+
+Everything a step needs is in Run, everything it changes beside the weights is in Progress. What happens in a step, and
+in which order, is read in train_step; what happens around it, in train.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from engine import generate, optim
+from engine.loss import SUMS
+from engine.packing import Batch, Batches, Counts, count
+from engine.runtime import Runtime, gradient_sync
+from engine.tracker import Tracker
+from model import SpongeBob
+
+
+@dataclass
+class Run:
+    """What training needs and does not change, but for the weights."""
+
+    runtime: Runtime
+    model: SpongeBob
+    loss: nn.Module  # model -> sums, wrapped for compile and several processes
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    rate: Callable[[int], float]
+    batches: Batches
+    validation: Batches | None
+    tracker: Tracker
+    tokenizer: Tokenizer
+    token_bytes: Tensor  # (V,) bytes of text a token stands for
+    prompt: list[int]
+    end_id: int
+    steps: int
+    tag_weight: float
+    grad_clip: float
+    log_step: int
+    eval_step: int
+    save_step: int
+    max_minutes: float
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of it is saved, so a resumed run goes on as if nothing had happened."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # real tokens read
+    seconds: float = 0.0  # spent training, not validating or saving
+    before: dict = field(default_factory=dict)  # validation before the first step
+    validation: dict = field(default_factory=dict)  # the newest
+    best_val_loss: float = math.inf
+    # Since the last row of the log:
+    window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
+    window_counts: Counts = field(default_factory=Counts)
+    window_seconds: float = 0.0
+
+
+def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One optimizer step on this rank's micro-batches; `weight` is the loss weight of all of them on all ranks.
+
+    Returns the summed losses (4,) of this rank, the gradient norm before clipping, and whether both were finite, all on
+    the device: nothing here waits for it.
+    """
+    sums = torch.zeros(len(SUMS), device=run.runtime.device)
+    for number, batch in enumerate(batches, 1):
+        with gradient_sync(run.loss, last=number == len(batches)):
+            with run.runtime.autocast():
+                part = run.loss(*batch)
+            # Ranks are averaged by DDP and FSDP; the sum is wanted.
+            run.scaler.scale(part[0] * (run.runtime.world / weight)).backward()
+        sums += part.detach()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, run.grad_clip or math.inf)
+    finite = torch.isfinite(sums[0])
+    if not run.scaler.is_enabled():  # fp16 overflows now and then by design, and the scaler skips those steps
+        finite = finite & torch.isfinite(norm)
+        for parameter in parameters:
+            parameter.grad.masked_fill_(~finite, 0.0)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    return sums, norm, finite
+
+
+def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
+    """make(step) for every step, each made by a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for step in steps:
+            ready = coming or thread.submit(make, step)
+            coming = thread.submit(make, step + 1) if step + 1 in steps else None
+            yield ready.result()
+
+
+def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
+    """A step's micro-batches on the device, and this rank's counts."""
+    batches = run.batches.step(step)
+    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.tag_weight, run.token_bytes)
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict:
+    """Held-out loss a token, bits per byte of text, and a continuation of the fixed held-out prompt."""
+    if run.validation is None:
+        return {}
+    run.loss.eval()
+    module = getattr(run.loss, "module", run.loss)  # DDP would wait for gradients
+    sums, counts = torch.zeros(len(SUMS), device=run.runtime.device), Counts()
+    for step in range(run.validation.steps_per_epoch):
+        for batch in run.validation.step(step):
+            counts += count([batch], run.tag_weight, run.token_bytes)
+            with run.runtime.autocast():
+                sums += module(*batch.to(run.runtime.device))
+    nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
+    counts = run.runtime.total(counts)
+    figures = {
+        "val_loss": nats["plain"] / counts.tokens,
+        "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
+    }
+    if counts.tags:
+        figures["val_tag_loss"] = nats["tags"] / counts.tags
+    with run.runtime.autocast():
+        seeded = torch.Generator(run.runtime.device).manual_seed(0)
+        options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
+        figures["sample"] = run.tokenizer.decode(generate.complete(run.model, [run.prompt], **options)[0])
+    run.loss.train()
+    return figures
+
+
+def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
+    """The row of a log step. Reading it waits for the device; a step that was not finite ends the run here."""
+    if not finite:
+        raise ValueError(
+            f"a loss or gradient between steps {progress.step - run.log_step} and {progress.step} was not finite; it was "
+            "kept from the weights and nothing was saved since. Try a lower --learning_rate, more --warmup_iters, or "
+            "--dtype float32; --resume goes on from the last state"
+        )
+    nats = dict(zip(SUMS, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
+    counts = progress.window_counts
+    row = {
+        "step": progress.step,
+        "epoch": round(progress.step / run.batches.steps_per_epoch, 4),
+        "loss": nats["plain"] / counts.tokens,
+        "grad_norm": norm.item(),
+        "learning_rate": run.rate(progress.step - 1),
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(counts.positions / max(progress.window_seconds, 1e-9), 1),
+    }
+    if counts.tags:
+        row |= {"weighted_loss": nats["weighted"] / counts.weight, "tag_loss": nats["tags"] / counts.tags}
+    return row
+
+
+def train(run: Run, progress: Progress, save: Callable[[Progress], None]) -> None:
+    """From `progress` to the last step (or --max_minutes): step, then log, validate and save if due, and at the end."""
+    started = clock = time.perf_counter()
+    progress.window_sums = progress.window_sums.to(run.runtime.device)
+    all_finite = torch.tensor(True, device=run.runtime.device)
+    if progress.step == 0:
+        progress.before = progress.validation = validate(run)
+        run.tracker.log({"step": 0, **progress.before})
+        clock = time.perf_counter()
+    run.loss.train()
+    for batches, counts in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
+        counts = run.runtime.total(counts)
+        optim.set_rate(run.optimizers, run.rate(progress.step))
+        sums, norm, finite = train_step(run, batches, counts.weight)
+        progress.step += 1
+        progress.tokens += counts.positions
+        progress.window_sums += sums
+        progress.window_counts += counts
+        all_finite &= finite
+
+        out_of_time = run.max_minutes and run.runtime.agree(time.perf_counter() - started > 60 * run.max_minutes)
+        last = progress.step == run.steps or out_of_time
+        due = {name: last or (every and progress.step % every == 0) for name, every in
+               (("log", run.log_step), ("validate", run.eval_step), ("save", run.save_step))}  # fmt: skip
+        if due["log"] or due["validate"] or due["save"]:
+            all_finite.item()  # the clock is read when the device is done
+            progress.window_seconds += time.perf_counter() - clock
+            progress.seconds += time.perf_counter() - clock
+            row = report(run, progress, norm, all_finite) if due["log"] or not all_finite else {"step": progress.step}
+            if due["validate"]:
+                progress.validation = validate(run)
+                progress.best_val_loss = min(progress.best_val_loss, progress.validation.get("val_loss", math.inf))
+                row |= progress.validation
+            if len(row) > 1:
+                run.tracker.log(row)
+            if due["log"]:
+                progress.window_sums.zero_()
+                progress.window_counts, progress.window_seconds = Counts(), 0.0
+            if due["save"]:
+                save(progress)
+            clock = time.perf_counter()
+        else:
+            run.tracker.show(progress.step)
+        if last:
+            break

@@ -1,0 +1,60 @@
+"""The loss of a step, as sums: weighted next-token cross-entropy and what is logged beside it.
+
+Sums, because a mean of micro-batch means weighs short answers more than long ones. The loop divides once, by the weight
+of the whole step over all micro-batches and ranks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dataset import LOSS, NO_LOSS, TAG
+from model import SpongeBob
+
+SUMS = ("weighted", "plain", "tags", "text")  # the order of TokenLoss's sums
+
+
+class TokenLoss(nn.Module):
+    """Model -> sums. The one module that compile, DDP and FSDP wrap, so that they see the whole computation.
+
+    Args:
+        model: the decoder.
+        tag_weight: what a tag token's cross-entropy is multiplied with (1: as any other).
+        end_id: </s>, which stands for no text: it is learned, but left out of bits per byte.
+        chunk: positions whose logits exist at a time, 0 all. Each chunk is computed again in backward.
+    """
+
+    def __init__(self, model: SpongeBob, *, tag_weight: float = 1.0, end_id: int = 2, chunk: int = 0):
+        super().__init__()
+        self.model, self.end_id, self.chunk = model, end_id, chunk
+        weights = torch.zeros(3)
+        weights[LOSS], weights[TAG] = 1.0, tag_weight
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, inputs: Tensor, labels: Tensor, classes: Tensor, documents: Tensor | None = None) -> Tensor:
+        """A Batch's tensors -> (4,) fp32 sums of nats: weighted (the objective), plain, tags alone, text without </s>."""
+        hidden, labels, classes = (
+            self.model.hidden_states(inputs, documents).flatten(0, 1),
+            labels.flatten(),
+            classes.flatten(),
+        )
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Only learned positions need logits. Elsewhere their number would have to be waited for.
+            learned = classes != NO_LOSS
+            hidden, labels, classes = hidden[learned], labels[learned], classes[learned]
+        if not self.chunk:
+            return self._sums(hidden, labels, classes)
+        parts = zip(hidden.split(self.chunk), labels.split(self.chunk), classes.split(self.chunk), strict=True)
+        return torch.stack([checkpoint(self._sums, *part, use_reentrant=False) for part in parts]).sum(0)
+
+    def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+        nats = F.cross_entropy(self.model.output(hidden).float(), labels, reduction="none")  # (positions,)
+        learned = classes != NO_LOSS
+        masks = torch.stack([
+            self.class_weights[classes.long()],
+            learned.float(),
+            (classes == TAG).float(),
+            (learned & (labels != self.end_id)).float(),
+        ])  # (4, positions)  # fmt: skip
+        return masks @ nats

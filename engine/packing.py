@@ -1,0 +1,241 @@
+"""Rows of a fixed length made of several documents, and batches as a pure function of (seed, step).
+
+A document of n tokens has n - 1 predictions, so that is what it takes of a row: inputs and labels are cut from it
+separately, and no position is spent on predicting the next document. Row length 6, documents <s>abc</s>, <s>d</s>:
+
+    inputs   <s> a   b   c   | <s> d            The labels are shifted here and nowhere else. The documents of
+    labels    a  b   c  </s> |  d  </s>         a row do not see each other in attention (model.attention).
+
+A document that is longer than a row is split into row-long parts; every prediction is still made exactly once.
+"""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import NO_LOSS, TAG
+from engine.tokens import TokenCache
+
+
+class Pieces(NamedTuple):
+    """What is put into rows: predictions `starts[i]` to `starts[i] + lengths[i]` of the token cache."""
+
+    starts: np.ndarray  # (P,) int64, index of the first input token; its label is the next one
+    lengths: np.ndarray  # (P,) int64, at least 1 and at most the row length
+    cut: int = 0  # documents that lost tokens
+
+
+def split_documents(cache: TokenCache, documents: np.ndarray, row_len: int) -> Pieces:
+    """All predictions of the documents, in parts of at most `row_len`: nothing is thrown away."""
+    starts, lengths = cache.offsets[documents], np.diff(cache.offsets)[documents] - 1
+    parts = -(-lengths // row_len)
+    owner = np.repeat(np.arange(len(documents)), parts)
+    part = np.arange(len(owner)) - np.repeat(parts.cumsum() - parts, parts)
+    return Pieces(starts[owner] + part * row_len, np.minimum(lengths[owner] - part * row_len, row_len))
+
+
+def cut_conversations(cache: TokenCache, documents: np.ndarray, row_len: int) -> Pieces:
+    """One piece a conversation; a longer one loses whole last turns, and its tail only if no answer would be left.
+
+    The end mark of an answer is the one control token that is learned, and no text can forge it, so answers end where
+    the class is not 0 and the id is </s>. Conversations without a learned token in what is left are dropped.
+    """
+    starts, lengths = cache.offsets[documents].copy(), np.diff(cache.offsets)[documents] - 1
+    too_long = np.flatnonzero(lengths > row_len)
+    end_mark = cache.meta["end_id"]
+    for i in too_long:
+        kept = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels that fit
+        learned = cache.classes[kept] != NO_LOSS
+        ends = np.flatnonzero(learned & (cache.ids[kept] == end_mark))
+        lengths[i] = ends[-1] + 1 if len(ends) else row_len * learned.any()
+    return Pieces(starts[lengths > 0], lengths[lengths > 0], len(too_long))
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The pieces of each row: row r holds pieces[order[bounds[r] : bounds[r + 1]]]."""
+
+    pieces: Pieces
+    order: np.ndarray
+    bounds: np.ndarray
+    row_len: int
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def positions(self) -> int:
+        """Positions that hold a real token."""
+        return int(self.pieces.lengths.sum())
+
+    @property
+    def density(self) -> float:
+        """Share of positions that hold a real token."""
+        return self.positions / max(1, len(self) * self.row_len)
+
+
+def pack(pieces: Pieces, row_len: int, seed: int) -> PackedRows:
+    """Best-fit decreasing (arXiv:2404.10830): each piece, longest first, goes where it leaves the least space.
+
+    All pieces of one length are placed together, so the time grows with the number of lengths, not of documents.
+    """
+    count = len(pieces.lengths)
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(count)  # equal lengths meet at random
+    longest_first = shuffled[np.argsort(-pieces.lengths[shuffled], kind="stable")]
+    row_of, rows = np.empty(count, dtype=np.int64), 0
+    open_rows = [np.empty(0, dtype=np.int64) for _ in range(row_len + 1)]  # by the space that is left
+    lengths, counts = np.unique(pieces.lengths, return_counts=True)
+    placed = 0
+    for length, left in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while left:
+            space = next((space for space in range(length, row_len + 1) if len(open_rows[space])), None)
+            if space is None:
+                space, fresh = row_len, -(-left // (row_len // length))
+                open_rows[space] = np.arange(rows, rows + fresh)
+                rows += fresh
+            chosen, open_rows[space] = np.split(open_rows[space], [left])
+            row_of[placed : placed + len(chosen)] = chosen
+            open_rows[space - length] = np.concatenate([open_rows[space - length], chosen])
+            placed += len(chosen)
+            left -= len(chosen)
+    by_row = np.argsort(row_of, kind="stable")
+    bounds = np.searchsorted(row_of[by_row], np.arange(rows + 1))
+    return PackedRows(pieces, longest_first[by_row], bounds, row_len)
+
+
+class Batch(NamedTuple):
+    """One micro-batch of B rows of T positions; what is not filled has class 0."""
+
+    inputs: Tensor  # (B, T) int64
+    labels: Tensor  # (B, T) int64
+    classes: Tensor  # (B, T) uint8, the loss class of each label
+    documents: Tensor  # (N + 1,) int32, first positions in the flattened rows, padded with B*T (model.attention)
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the GPU without waiting for it: the copy runs beside the step before."""
+        if device.type != "cuda":
+            return Batch(*(tensor.to(device) for tensor in self))
+        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step divides by and reports, summed over its micro-batches and all ranks."""
+
+    weight: float = 0.0  # sum of loss weights
+    tokens: int = 0  # learned tokens
+    tags: int = 0  # of them tag tokens
+    bytes: int = 0  # of text that the learned tokens stand for
+    positions: int = 0  # real tokens read
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+class Batches:
+    """Step -> micro-batches. No state: a resumed run and any number of ranks read the same rows in the same step.
+
+    Each epoch is a permutation drawn from (seed, epoch); a step takes the next `rows_per_step` of it, the last step of
+    an epoch what is left. Micro-batch i gives rank r the rows (i * world + r) * batch_size and following.
+    """
+
+    def __init__(self, cache: TokenCache, rows: PackedRows, *, batch_size: int, rows_per_step: int, seed: int | None,
+                 rank: int = 0, world: int = 1):  # fmt: skip
+        if len(rows) == 0:
+            raise ValueError("no rows: every document was held out or cut away; more data or a smaller --val_fraction")
+        if rows_per_step % (batch_size * world):
+            raise ValueError(f"{rows_per_step} rows a step do not divide into {world} ranks x {batch_size} rows")
+        self.cache, self.rows, self.seed = cache, rows, seed
+        self.batch_size, self.rows_per_step = batch_size, rows_per_step
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = -(-len(rows) // rows_per_step)
+        per_row = np.diff(rows.bounds)
+        # One more a row: the unfilled end counts as a document.
+        self.table_size = 1 + int(np.sort(per_row)[-batch_size:].sum()) + batch_size
+        self._epoch, self._permutation = None, None
+
+    def row_numbers(self, step: int) -> np.ndarray:
+        """The rows of a step, of all ranks, in order. Without a seed: file order."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        if self._epoch != epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed or 0, epoch]))
+            everything = np.arange(len(self.rows))
+            self._permutation = everything if self.seed is None else generator.permutation(everything)
+            self._epoch = epoch
+        return self._permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+
+    def step(self, step: int) -> list[Batch]:
+        """This rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
+        numbers, together = self.row_numbers(step), self.batch_size * self.world
+        firsts = range(self.rank * self.batch_size, -(-len(numbers) // together) * together, together)
+        return [self._batch(numbers[first : first + self.batch_size]) for first in firsts]
+
+    def _batch(self, numbers: np.ndarray) -> Batch:
+        shape = self.batch_size, self.rows.row_len
+        ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        classes = np.full(shape, NO_LOSS, np.uint8)
+        begins = []
+        pieces, order, bounds = self.rows.pieces, self.rows.order, self.rows.bounds
+        for row in range(self.batch_size):
+            at = 0
+            for piece in order[bounds[numbers[row]] : bounds[numbers[row] + 1]] if row < len(numbers) else ():
+                start, length = pieces.starts[piece], pieces.lengths[piece]
+                where = slice(at, at + length)
+                tokens = self.cache.ids[start : start + length + 1]
+                ids[row, where], labels[row, where] = tokens[:-1], tokens[1:]
+                classes[row, where] = self.cache.classes[start + 1 : start + length + 1]
+                begins.append(row * shape[1] + at)
+                at += length
+            if at < shape[1]:
+                begins.append(row * shape[1] + at)
+        documents = np.full(self.table_size, ids.size, np.int32)
+        documents[: len(begins)] = begins
+        return Batch(*map(torch.from_numpy, (ids, labels, classes, documents)))
+
+
+def count(batches: list[Batch], tag_weight: float, token_bytes: Tensor) -> Counts:
+    """The counts of one rank's micro-batches, on the CPU before they travel."""
+    tokens = tags = size = positions = 0
+    for batch in batches:
+        learned = batch.classes != NO_LOSS
+        tokens += int(learned.sum())
+        tags += int((batch.classes == TAG).sum())
+        size += int(token_bytes[batch.labels[learned]].sum())
+        positions += int((batch.labels != 0).sum())
+    return Counts(tokens - tags + tag_weight * tags, tokens, tags, size, positions)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage reads: its token cache, packed rows to train on and to validate with."""
+
+    cache: TokenCache
+    training: PackedRows
+    validation: PackedRows
+    prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+
+    def describe(self) -> str:
+        cut = f", {self.training.pieces.cut:,} conversations shortened" if self.training.pieces.cut else ""
+        return (
+            f"{self.training.positions:,} tokens in {len(self.training):,} rows of {self.training.row_len} "
+            f"({self.training.density:.1%} of the positions are real tokens{cut}); "
+            f"held out: {self.validation.positions:,} tokens in {len(self.validation):,} rows"
+        )
+
+
+def prepare(
+    cache: TokenCache, fit: Callable[..., Pieces], *, max_seq_len: int, val_fraction: float, seed: int
+) -> StageData:
+    """Split off the held-out documents and pack both parts; `fit` is split_documents or cut_conversations."""
+    training, validation = cache.split(val_fraction)
+    prompt = []
+    if len(validation):
+        begin, end = cache.offsets[validation[0]], cache.offsets[validation[0] + 1]
+        learned = np.flatnonzero(cache.classes[begin:end] != NO_LOSS)
+        prompt = cache.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
+    rows = (pack(fit(cache, documents, max_seq_len), max_seq_len, seed) for documents in (training, validation))
+    return StageData(cache, *rows, prompt)

@@ -1,0 +1,159 @@
+"""Where a run computes: device, dtype, random seed, processes; DDP or FSDP around the loss module; compile."""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.packing import Counts
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process speaks and writes files."""
+        return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        """The weights stay fp32; matrix products run in the dtype that was asked for."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Only fp16 needs its gradients scaled up: bf16 has the range of fp32."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def say(self, *words: object) -> None:
+        if self.main:
+            print(*words, flush=True)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def total(self, counts: Counts) -> Counts:
+        """Counts summed over ranks. They live on the CPU, so nothing waits for the device."""
+        if self.world == 1:
+            return counts
+        weight, *whole = self.all_reduce(torch.tensor(astuple(counts), dtype=torch.float64)).tolist()
+        return Counts(weight, *map(int, whole))
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so: clocks differ, and ranks that stop alone leave the others waiting."""
+        return bool(self.all_reduce(torch.tensor(int(flag))).item())
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run a block on the main process, then on the others: it builds the token cache, they open it."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    device = torch.device(name)
+    if not available.get(device.type, False):
+        raise ValueError(
+            f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it, fp16 on older CUDA cards, else fp32."""
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        if name == "bfloat16" and not has_bf16:
+            raise ValueError(
+                f"--dtype bfloat16: {torch.cuda.get_device_name(device)} has no bf16 units; use float16 or float32"
+            )
+        return DTYPES[name] if name != "auto" else torch.bfloat16 if has_bf16 else torch.float16
+    if name != "auto":
+        return DTYPES[name]
+    # Emulated bf16 is slower than fp32; torch says only in these private functions whether it is native.
+    native = device.type == "cpu" and any(
+        getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return torch.bfloat16 if native else torch.float32
+
+
+def start(*, device: str = "auto", dtype: str = "auto", seed: int = 0, deterministic: bool = False) -> Runtime:
+    """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return Runtime(chosen, pick_dtype(dtype, chosen), rank, world)
+
+
+def finish() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wrap(module: nn.Module, runtime: Runtime, *, compile: bool = False, parallel: str = "ddp") -> nn.Module:
+    """The loss module as it is called in training; its weights stay those of `module`."""
+    if compile:
+        module.compile(dynamic=False)
+    if runtime.world == 1:
+        return module
+    if parallel == "ddp":
+        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in module.model.layers:
+        fully_shard(layer)
+    return fully_shard(module)
+
+
+@contextlib.contextmanager
+def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients travel between ranks once a step, with its last micro-batch. Must enclose forward too (DDP)."""
+    if isinstance(module, DistributedDataParallel):
+        with contextlib.nullcontext() if last else module.no_sync():
+            yield
+        return
+    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+        module.set_requires_gradient_sync(last)
+    yield

@@ -1,0 +1,377 @@
+"""The sample corpus keeps its promises: same bytes, right schemas, right answers, nothing leaks into training.
+
+The answers are worked out again here from the text of the questions, not with the code that wrote them.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+STAGES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
+FILES = [f"{stage}{ending}" for stage in STAGES for ending in ("", "_heldout")]
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+FORM = re.compile(r"<think>\n(.+)\n</think>\n<answer>\n(.+)\n</answer>", re.DOTALL)
+DIGITS = "零一二三四五六七八九"
+NUMBER = re.compile(f"[{DIGITS}]{{2}}|[0-9] [0-9]")
+LEADS = ("请问，", "只用一个词回答：", "请用英语回答：")
+NOTE_FORMS = (
+    r"([^，；：。]+)放在([^，；。]+)",
+    r"([^，；：。]+)锁在([^，；。]+)号柜",
+    r"([^，；：。]+)记在([^，；。]+)页",
+)
+
+
+@cache
+def rows(name):
+    return [json.loads(line) for line in (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@cache
+def world():
+    spec = importlib.util.spec_from_file_location("sample_world", SAMPLE / "world.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def said(row, role):
+    return [message["content"] for message in row["conversations"] if message["role"] == role]
+
+
+@cache
+def all_text(*names):
+    return "\n".join(row["text"] if "text" in row else "\n".join(m["content"] for m in row["conversations"])
+                     for name in names for row in rows(name))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- the files
+
+
+def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_the_hash_seed(tmp_path):
+    environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment,
+                   capture_output=True)  # fmt: skip
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FILES)
+    for name in FILES:
+        new, old = ((folder / f"{name}.jsonl").read_bytes() for folder in (tmp_path, SAMPLE))
+        assert hashlib.sha256(new).hexdigest() == hashlib.sha256(old).hexdigest(), name
+
+
+def test_the_corpus_is_at_most_three_megabytes_and_mostly_chinese():
+    assert sum(path.stat().st_size for path in SAMPLE.iterdir() if path.is_file()) <= 3_000_000
+    letters = re.findall("[一-鿿]|[A-Za-z]", re.sub("<.*?>", "", all_text(*FILES)))
+    chinese = sum(len(letter.encode()) for letter in letters if letter > "z")
+    assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_follow_the_schema_of_their_stage(name):
+    for row in rows(name):
+        if name.startswith("pretrain"):
+            assert isinstance(row["text"], str) and row["text"].strip()
+            continue
+        roles = [message["role"] for message in row["conversations"]]
+        assert all(message["content"].strip() for message in row["conversations"])
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2) and turns
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("_heldout")])
+def test_held_out_rows_name_their_task_and_answer_and_never_occur_in_training(name):
+    key = "text" if name.startswith("pretrain") else "conversations"
+    training = {json.dumps(row[key], ensure_ascii=False) for row in rows(name.removesuffix("_heldout"))}
+    for row in rows(name):
+        assert row["task"] and json.dumps(row[key], ensure_ascii=False) not in training
+        if key == "conversations":
+            last = said(row, "assistant")[-1]
+            assert row["answer"] == (FORM.fullmatch(last)[2] if name.startswith("r1") else last)
+
+
+def test_each_format_is_first_met_in_the_stage_that_teaches_it():
+    assert not any(mark in all_text("pretrain") for mark in ("您好", "Hello", "请记", *TAGS))
+    assert not any(tag in all_text("sft_512", "sft_1024") for tag in TAGS)
+
+
+# ------------------------------------------------------------------------------------------------- the facts
+
+
+@cache
+def question_forms():
+    """(pattern of a question, attribute) for every wording; the group is the person's name or a pronoun."""
+    return [(re.compile(re.escape(wording).replace(r"\{n\}", "(.+?)")), attr)
+            for attr, table in world().ATTRS.items() for wording in table["ask"] + table["ask_en"]]  # fmt: skip
+
+
+@cache
+def chinese_name():
+    people = [entry.strip().split(":") for entry in world().PEOPLE.split(",") if entry.strip()]
+    return {name: chinese for chinese, english, _ in people for name in (chinese, english)}
+
+
+def english_name():
+    return {chinese: name for name, chinese in chinese_name().items() if name != chinese}
+
+
+def asked(row):
+    """Every (person, attribute, leading words) that a conversation asks about."""
+    found, person = [], None
+    for question in said(row, "user"):
+        lead = next((lead for lead in LEADS if question.startswith(lead)), "")
+        question = question.removeprefix(lead).removeprefix("那")
+        for pattern, attr in question_forms():
+            if match := pattern.fullmatch(question):
+                person = chinese_name().get(match[1], person)  # a pronoun means the person before
+                found.append((person, attr, lead))
+    return found
+
+
+def held_facts():
+    """{(person, attribute): {the value in Chinese, in English}} of the held-out questions."""
+    facts = {}
+    for row in rows("sft_512_heldout"):
+        if row["task"] in ("fact", "fact_en"):
+            ((person, attr, _),) = asked(row)
+            facts.setdefault((person, attr), set()).add(row["value"])
+    return facts
+
+
+def test_a_held_out_fact_is_neither_asked_nor_told_in_any_training_conversation():
+    trained = {
+        (person, attr) for name in ("sft_512", "sft_1024") for row in rows(name) for person, attr, _ in asked(row)
+    }
+    text = all_text("sft_512", "sft_1024", "r1_1024")
+    assert len(held_facts()) >= 50
+    for (person, attr), values in held_facts().items():
+        assert (person, attr) not in trained
+        for wording in world().ATTRS[attr]["zh"] + world().ATTRS[attr]["en"]:
+            for name in (person, english_name()[person]):
+                assert not any(wording.format(n=name, v=value) in text for value in values)
+
+
+def test_every_person_and_every_attribute_of_a_held_out_fact_is_asked_about_in_other_combinations():
+    trained = {(person, attr) for row in rows("sft_512") for person, attr, _ in asked(row)}
+    for person, attr in held_facts():
+        assert sum(other == person for other, _ in trained) >= 4
+        assert sum(other == attr for _, other in trained) >= 15
+    assert {attr for _, attr in held_facts()} == set(world().ATTRS)
+
+
+def test_every_held_out_fact_is_told_in_pretraining_in_at_least_three_wordings():
+    text = all_text("pretrain")
+    for (person, attr), values in held_facts().items():
+        told = [wording for wording in world().ATTRS[attr]["zh"]
+                if any(wording.format(n=person, v=value) in text for value in values)]  # fmt: skip
+        assert len(told) >= 3, (person, attr)
+    for row in rows("sft_512_heldout"):
+        if row["task"] == "fact_en":  # asked in English: told in English too
+            ((person, attr, _),) = asked(row)
+            told = [wording.format(n=english_name()[person], v=row["value"]) for wording in world().ATTRS[attr]["en"]]
+            assert any(sentence in text for sentence in told), told
+
+
+def test_answers_about_one_fact_never_contradict_each_other():
+    answers = {}
+    for name in FILES[2:6]:
+        for row in rows(name):
+            for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True):
+                single = {"conversations": [{"role": "user", "content": question}]}
+                for person, attr, lead in asked(single):
+                    if person is not None and not lead.startswith(LEADS[1:]):
+                        answers.setdefault((person, attr, answer[0] < "z"), set()).add(answer)
+    assert len(answers) > 400
+    assert all(len(versions) == 1 for versions in answers.values())
+
+
+# ---------------------------------------------------------------------------------- instructions and notes
+
+
+def test_held_out_instructions_use_arguments_never_used_in_training():
+    questions = {question for row in rows("sft_512") for question in said(row, "user")}
+    answers = {answer for row in rows("sft_512") for answer in said(row, "assistant")}
+    led = {item for row in rows("sft_512") for item in asked(row)}
+    tasks = set()
+    for row in rows("sft_512_heldout"):
+        (question,), task = said(row, "user")[-1:], row["task"]
+        if task in ("fact", "fact_en", "recall"):
+            continue
+        tasks.add(task)
+        assert question not in questions
+        if task in ("one_word", "in_english"):
+            assert asked(row)[0] not in led
+        elif task not in ("count", "pick"):  # whose answers are too few to be new
+            assert row["answer"] not in answers
+    assert len(tasks) == 10
+
+
+@pytest.mark.parametrize("name", ["sft_512", "sft_512_heldout"])
+def test_instructions_about_words_are_followed_to_the_letter(name):
+    seen = set()
+    for row in rows(name):
+        for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True):
+            listed = question.partition("：")[2].rstrip("。").split("、")
+            if match := re.fullmatch("请把“(.+)”说(.)遍。", question):
+                expected = "，".join([match[1]] * "零一两三四".index(match[2])) + "。"
+            elif match := re.fullmatch(r'Say the word "(\w+)" (\d) times\.', question):
+                expected = ", ".join([match[1]] * int(match[2])) + "."
+            elif question.startswith("请把这些词倒过来说："):
+                expected = "、".join(reversed(listed)) + "。"
+            elif question.startswith("数一数"):
+                expected = f"一共有{DIGITS[len(listed)]}样。"
+            elif match := re.match("请说出第(.)个词：", question):
+                expected = listed[DIGITS.index(match[1]) - 1] + "。"
+            elif question.startswith("请按先后排好："):
+                order = [entry.split(":")[0] for entry in world().MONTHS.split()]
+                expected = "、".join(sorted(listed, key=order.index)) + "。"
+            else:
+                continue
+            seen.add(question[:4])
+            assert answer == expected
+    assert len(seen) >= 6
+
+
+def notes(row):
+    """The (thing, value) pairs a conversation is asked to remember, and the number of the turn that asks it."""
+    for number, question in enumerate(said(row, "user")):
+        if question.startswith("请帮我记住："):
+            body = question.removeprefix("请帮我记住：")
+            return number, {match for form in NOTE_FORMS for match in re.findall(form, body)}
+    return None, set()
+
+
+def test_held_out_notes_pair_things_and_values_never_paired_in_training():
+    training = {pair for name in ("sft_512", "sft_1024") for row in rows(name) for pair in notes(row)[1]}
+    training |= set(re.findall("把([^，。]+?)放在([^，。]+)", all_text("pretrain")))
+    held = {pair for name in ("sft_512_heldout", "sft_1024_heldout") for row in rows(name) for pair in notes(row)[1]}
+    assert len(held) > 100 and not held & training
+
+
+@pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
+def test_the_last_answer_of_a_long_conversation_repeats_a_note_from_the_start_or_from_just_before(name):
+    places = []
+    for row in rows(name):
+        turn, pairs = notes(row)
+        last, count = said(row, "assistant")[-1], len(said(row, "user"))
+        assert sum(thing in last and value in last for thing, value in pairs) == 1
+        kind = next(form for form in NOTE_FORMS if re.search(form, last))
+        assert 3 <= sum(bool(re.search(kind, f"{t}放在{v}，{t}锁在{v}号柜，{t}记在{v}页")) for t, v in pairs) <= 8
+        assert turn in (0, count - 5)
+        assert row.get("task") in (None, "far" if turn == 0 else "near")
+        places.append(turn == 0)
+    assert 0.5 < sum(places) / len(places) < 0.8
+
+
+# --------------------------------------------------------------------------------------------- the reasoning
+
+
+def value(digits):
+    return int("".join(str(DIGITS.index(d)) if d in DIGITS else d for d in digits if d != " "))
+
+
+def signed_numbers(question):
+    """The numbers of a sum or a story, negative where something goes away."""
+    numbers, before = [], 0
+    for match in NUMBER.finditer(question):
+        words, before = question[before : match.start()], match.end()
+        away = re.search("-|卖掉|走掉|运走|用去|送给", words) or words.endswith("小")
+        numbers.append(-value(match[0]) if away else value(match[0]))
+    return numbers
+
+
+def solve(question):
+    """The answer of a problem and its operands, from the words of the question alone."""
+    if weights := re.findall(r"([^，。]+?)重(..)斤", question):
+        names, numbers = zip(*((name, value(digits)) for name, digits in weights), strict=True)
+        best = max(numbers) if question.endswith("谁最重？") else min(numbers)
+        return names[numbers.index(best)], ("three", frozenset(numbers))
+    if question.endswith("排好。"):
+        numbers = [value(digits) for digits in NUMBER.findall(question)]
+        ordered = sorted(numbers, reverse="从大到小" in question)
+        return "、".join(f"{DIGITS[n // 10]}{DIGITS[n % 10]}" for n in ordered), ("three", frozenset(numbers))
+    compared = re.findall(r"([^，。]+)比([^，。]+)([高矮重轻快慢])[，。]", question)
+    compared += [(a, b, word) for a, word, b in re.findall(r"(\w+ \w+) is (\w+) than (\w+ \w+)\.", question)]
+    if compared:
+        less = "矮轻慢shorteryoungerslower"
+        above = [(b, a) if word in less else (a, b) for a, b, word in compared]
+        (middle,) = {a for a, _ in above} & {b for _, b in above}
+        top, bottom = (next(a for a, b in above if b == middle), next(b for a, b in above if a == middle))
+        wanted = re.search("谁最(.)|the (short|young|slow)?\\w+\\?", question)
+        answer = bottom if (wanted[1] or "高") in "矮轻慢" or wanted[2] else top
+        return answer, ("order", tuple(chinese_name()[name] for name in (top, middle, bottom)))
+    numbers = signed_numbers(question)
+    assert len(numbers) == 3
+    digits = str(sum(numbers))
+    spelt = " ".join(digits) if re.match("Compute|What", question) else "".join(DIGITS[int(d)] for d in digits)
+    return spelt, ("sum", tuple(sorted(numbers)))
+
+
+@pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
+def test_reasoning_is_well_formed_and_its_answer_is_right(name):
+    for row in rows(name):
+        (question,), (content,) = said(row, "user"), said(row, "assistant")
+        match = FORM.fullmatch(content)
+        assert match and all(content.count(tag) == 1 for tag in TAGS)
+        assert match[2] == solve(question)[0], question
+
+
+@pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
+def test_every_equation_and_comparison_in_the_thinking_is_right(name):
+    digit = f"[{DIGITS}0-9]"
+    count = 0
+    for row in rows(name):
+        thought = FORM.fullmatch(said(row, "assistant")[0])[1]
+        for left, right in re.findall(rf"((?:{digit}| \d|[ +-])+?) ?= ?({digit}(?: ?{digit})?)", thought):
+            terms = re.findall(rf"[+-]?{digit}+", left.replace(" ", ""))
+            total = sum((-1 if term[0] == "-" else 1) * value(term.lstrip("+-")) for term in terms)
+            assert total == value(right), thought
+            count += 1
+        for left, sign, right in re.findall(rf"({digit})([<>])({digit})", thought):
+            assert (value(left) < value(right)) == (sign == "<")
+    assert count > 300
+
+
+def test_held_out_operands_never_occur_in_a_training_problem():
+    training, held = ([solve(said(row, "user")[0])[1] for row in rows(name)] for name in FILES[6:])
+    assert len(set(training)) == len(training) and len(set(held)) == len(held)
+    assert not set(training) & set(held)
+
+
+# -------------------------------------------------------------------------------------------------- lengths
+
+
+@pytest.fixture
+def encode(monkeypatch):
+    if not (ROOT / "spongebob_tokenizer" / "tokenizer.json").exists():
+        pytest.skip("no tokenizer yet")
+    monkeypatch.syspath_prepend(ROOT)
+    from dataset import SFTDataset, load_tokenizer
+
+    data = SFTDataset(load_tokenizer(ROOT / "spongebob_tokenizer"))
+    return lambda chats: [len(document.ids) for document in data.encode(chats)]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("pretrain")])
+def test_conversations_have_the_length_of_their_stage(encode, name):
+    lengths = encode([row["conversations"] for row in rows(name)])
+    if name.startswith("sft_1024"):
+        before = encode([row["conversations"][:-1] for row in rows(name)])  # the answer begins after these
+        assert min(before) > 512 and max(lengths) <= 1024
+    else:
+        assert max(lengths) <= 512
+
+
+@pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
+def test_far_notes_lie_more_than_five_hundred_tokens_before_the_last_question(encode, name):
+    far = [row["conversations"] for row in rows(name) if notes(row)[0] == 0]
+    until_question = encode([chat[:-1] for chat in far])
+    until_note_read = encode([chat[:1] + [{"role": "assistant", "content": "。"}] for chat in far])
+    assert min(b - a for a, b in zip(until_note_read, until_question, strict=True)) > 520
