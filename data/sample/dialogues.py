@@ -1,18 +1,12 @@
 """Conversations of the two SFT stages: questions, instructions, and notes to remember."""
 
-from reasoning import spell
-from texts import FACTS, FOLK, HELD_FACTS, VOCABULARY, is_held, read_pairs, story, tell
-from world import ATTRS, DISHES, MONTHS, PLACES, THINGS, TOPICS, TOWN_QA
+from texts import FACTS, FOLK, HELD_FACTS, VOCABULARY, draw_pairs, is_held, read_pairs, story, tell
+from world import ATTRS, DISHES, MONTHS, NOTES, TOWN_QA
 
 SYSTEM = "你是贝壳湾的向导，回答要简短、有礼貌。"
 HELLO = {"zh": "您好，", "en": "Hello, "}
 MONTH_NAMES = [zh for zh, _ in read_pairs(MONTHS)]
 TIMES = "零一两三四五"
-NOTES = {  # kind: (what is kept, statement, question)
-    "place": (THINGS, "{t}放在{v}", "{t}放在哪里？"),
-    "locker": (THINGS, "{t}锁在{v}号柜", "{t}锁在几号柜？"),
-    "page": (TOPICS, "{t}记在{v}页", "{t}记在几页？"),
-}
 
 
 def row(turns, system=None, **extra):
@@ -45,7 +39,7 @@ def question_rows(rng):
         if rng.random() < 0.8
     ]
     rows += [row(ask(person, attr, rng, "en")) for person, attr in facts if rng.random() < 0.7]
-    for _ in range(160):
+    for _ in range(140):
         chosen = rng.sample(facts, rng.randint(2, 4))
         rows.append(row(sum((ask(person, attr, rng) for person, attr in chosen), [])))
     for _ in range(100):
@@ -135,22 +129,13 @@ def instruction_row(rng, held, number):
 
 
 def draw_note(rng, held, kinds):
-    """A request to remember some things of each kind, and the (question, answer) pairs it allows."""
+    """A request to remember some things of each kind, and two questions of each kind with their answers."""
     said, asked = [], []
     for kind in kinds:
-        kept, statement, question = NOTES[kind]
-        pairs, count = {}, rng.randint(3, 4)
-        while len(pairs) < count:
-            thing = rng.choice(kept)
-            value = rng.choice(PLACES) if kind == "place" else spell(rng.randint(10, 99))
-            if is_held(f"{kind}:{thing}:{value}") == held and thing not in pairs and value not in pairs.values():
-                pairs[thing] = value
-        lines = [statement.format(t=thing, v=value) for thing, value in pairs.items()]
+        pairs = draw_pairs(rng, held, kind)
+        lines = [line for _, line in pairs]
         said.append("，".join(lines))
-        answers = [
-            [question.format(t=thing), f"{HELLO['zh']}{line}。"] for thing, line in zip(pairs, lines, strict=True)
-        ]
-        asked += rng.sample(answers, 2)
+        asked += rng.sample([[question, f"{HELLO['zh']}{line}。"] for question, line in pairs], 2)
     rng.shuffle(asked)
     return ["请帮我记住：" + "；".join(said) + "。", HELLO["zh"] + "我记住了。"], sum(asked, [])
 

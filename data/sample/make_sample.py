@@ -19,17 +19,17 @@ from reasoning import draw_problem
 from texts import FOLK, PRETRAIN_KINDS, is_held
 
 PRETRAIN_BYTES = {
-    "bio": 200_000,
-    "story": 270_000,
-    "diary": 60_000,
-    "recipe": 40_000,
-    "town": 30_000,
-    "counting": 100_000,
-    "neighbours": 25_000,
-    "storing": 60_000,
+    "bio": 190_000,
+    "story": 170_000,
+    "diary": 50_000,
+    "recipe": 35_000,
+    "town": 25_000,
+    "counting": 90_000,
+    "neighbours": 20_000,
+    "storing": 190_000,
     "glossary": 15_000,
-    "bio_en": 60_000,
-    "story_en": 40_000,
+    "bio_en": 95_000,
+    "story_en": 25_000,
 }
 LONG_SIZE = (1250, 1550)  # bytes of small talk in a long conversation
 
@@ -68,7 +68,7 @@ def sft_512(rng):
     """Questions, instructions and notes recalled at short distance."""
     seen = set()
     train, heldout = question_rows(rng), held_question_rows(rng)
-    for make, count, held_count in ((instruction_row, 800, 60), (recall_row, 220, 40)):
+    for make, count, held_count in ((instruction_row, 800, 80), (recall_row, 360, 40)):
         for rows, held, wanted in ((train, False, count), (heldout, True, held_count)):
             source = fresh(make, rng, held, seen)
             rows += [next(source) for _ in range(wanted)]
@@ -84,7 +84,7 @@ def sft_1024(rng):
     )
 
 
-def r1_1024(rng, count=1950, held_count=150):
+def r1_1024(rng, count=1900, held_count=150):
     """Problems with their chain of thought; no operands twice, the held-out ones by their key."""
     train, heldout, seen = [], [], set()
     while len(train) < count or len(heldout) < held_count:

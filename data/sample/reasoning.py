@@ -134,10 +134,10 @@ def sum_problem(rng, names, lang, told):
 
 def compare(p, a, q, b, sign, word):
     """Compare two weights digit by digit; return the words, the winner and its weight."""
-    first_wins = (a - b) * sign > 0
+    winner, weight = (p, a) if (a - b) * sign > 0 else (q, b)
     x, y, place = (a // 10, b // 10, "十位") if a // 10 != b // 10 else (a % 10, b % 10, "十位相同，个位")
-    winner, weight = (p, a) if first_wins else (q, b)
-    return f"比{p}和{q}：{place}{spell(x)}{'>' if x > y else '<'}{spell(y)}，{winner}{word}。", winner, weight
+    words = f"比{p}{spell(a)}和{q}{spell(b)}：{place}{spell(x)}{'>' if x > y else '<'}{spell(y)}，{winner}{word}。"
+    return words, winner, weight
 
 
 def weigh_problem(rng, names):
@@ -174,17 +174,16 @@ def order_problem(rng, trio, lang):
     key = "order:" + ">".join(person["zh"] for person in trio)
     more, most, less, least = rng.choice(ORDERS[lang])
     link = "{}比{}{}" if lang == "zh" else "{0} is {2} than {1}"
-    said = [link.format(x, y, more) if rng.random() < 0.6 else link.format(y, x, less) for x, y in ((a, b), (b, c))]
-    rng.shuffle(said)
+    pairs = rng.sample([(a, b), (b, c)], 2)
+    said = [link.format(x, y, more) if rng.random() < 0.6 else link.format(y, x, less) for x, y in pairs]
+    first, second = (link.format(x, y, more) for x, y in pairs)
     wanted, answer = rng.choice([(most, a), (least, c)])
     if lang == "zh":
         question = f"{said[0]}，{said[1]}。三个人里谁最{wanted}？"
-        thought = f"{a}比{b}{more}，{b}比{c}{more}。从{more}到{less}是{a}、{b}、{c}。最{wanted}的是{answer}。"
+        thought = f"{first}，{second}。中间是{b}。从{more}到{less}是{a}、{b}、{c}。最{wanted}的是{answer}。"
     else:
         question = f"{said[0]}. {said[1]}. Who is the {wanted}?"
-        thought = (
-            f"{a} is {more} than {b}, {b} is {more} than {c}. The order is {a}, {b}, {c}. The {wanted} is {answer}."
-        )
+        thought = f"{first}. {second}. In the middle is {b}. The order is {a}, {b}, {c}. The {wanted} is {answer}."
     return key, question, thought, answer
 
 
@@ -192,7 +191,7 @@ def draw_problem(rng, people):
     """Draw one problem of any kind as (task, key, question, thought, answer)."""
     trio = rng.sample(people, 3)
     names = [person["zh"] for person in trio]
-    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [32, 8, 26, 10, 8, 11, 5])[0]
+    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [26, 10, 22, 11, 10, 15, 6])[0]
     if task == "weigh":
         return task, *weigh_problem(rng, names)
     if task == "sort":

@@ -12,12 +12,12 @@ from world import (
     EVENTS,
     EVENTS_EN,
     MONTHS,
+    NOTES,
     NOUNS,
     OPENINGS,
     OPENINGS_EN,
     PEOPLE,
     PLACES,
-    THINGS,
     TOWN_QA,
 )
 
@@ -204,16 +204,26 @@ def neighbours(rng, held, number):
     return f"{lead}{'、'.join(names)}。{tell(rng.choice(sharing), attr, rng)}"
 
 
+def draw_pairs(rng, held, kind):
+    """Three or four things and where each of them is, as (question, statement); held-out pairs apart."""
+    kept, statement, question = NOTES[kind]
+    pairs, count = {}, rng.randint(3, 4)
+    while len(pairs) < count:
+        thing = rng.choice(kept)
+        value = rng.choice(PLACES) if kind == "place" else spell(rng.randint(10, 99))
+        if is_held(f"{kind}:{thing}:{value}") == held and thing not in pairs and value not in pairs.values():
+            pairs[thing] = value
+    return [(question.format(t=thing), statement.format(t=thing, v=value)) for thing, value in pairs.items()]
+
+
 def storing(rng, held, number):
-    """Things are put somewhere and fetched again: what is said once is needed later."""
-    person, count = FOLK[number % len(FOLK)], rng.randint(2, 3)
-    pairs = list(zip(rng.sample(THINGS, count), rng.sample(PLACES, count), strict=True))
-    if any(is_held(f"place:{thing}:{place}") for thing, place in pairs):
-        return storing(rng, held, number)
-    put = "，".join(f"把{thing}放在{place}" for thing, place in pairs)
-    back = "，".join(f"去{place}拿{thing}" for thing, place in rng.sample(pairs, count))
-    event = rng.choice(EVENTS).format(a=person["zh"], b=rng.choice(["邻居", "客人"]))
-    return f"{person['zh']}{put}。{event}后来，{person['zh']}{back}。"
+    """A notebook that is read again later: what was said once is needed once more."""
+    name, other = (person["zh"] for person in draw_couple(rng, held, FOLK[number % len(FOLK)]))
+    lines = [line for _, line in draw_pairs(rng, held, rng.choice(list(NOTES)))]
+    first, again, once_more = ("，".join(rng.sample(lines, len(lines))) for _ in range(3))
+    event = rng.choice(["", rng.choice(EVENTS).format(a=name, b=other)])
+    end = rng.choice([f"{other}跟着念：{once_more}。", f"{other}都记下了。"])
+    return f"{name}的本子上写着：{first}。{event}后来{other}来问，{name}回答：{again}。{end}"
 
 
 def glossary(rng, held, number):

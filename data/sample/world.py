@@ -20,8 +20,6 @@ PEOPLE = """
 曹米粒:Cao Mili:她,袁夏至:Yuan Xiazhi:他,蒋冬梅:Jiang Dongmei:她,韩松涛:Han Songtao:他,
 杜若兰:Du Ruolan:她,魏清泉:Wei Qingquan:他,余海棠:Yu Haitang:她,潘谷雨:Pan Guyu:他,
 谢云朵:Xie Yunduo:她,彭立春:Peng Lichun:他,邓彩霞:Deng Caixia:她,崔北斗:Cui Beidou:他,
-贺白帆:He Baifan:他,龙小溪:Long Xiaoxi:她,田麦穗:Tian Maisui:她,石启明:Shi Qiming:他,
-孟晚霞:Meng Wanxia:她,姚红叶:Yao Hongye:她,秦望潮:Qin Wangchao:他,尹飞雪:Yin Feixue:她,
 """
 
 MONTHS = (
@@ -249,3 +247,9 @@ PLACES = split("钟楼 盐仓 凉亭 茶馆 邮局 磨坊 船坞 学校 灯塔 �
 TOPICS = split(
     "潮汐表 鱼价单 菜谱 船期表 借书单 歌词 修船账 花种单 来信地址 值班表 药方 货物单 天气记录 礼物单 座位表 棋谱"
 )
+
+NOTES = {  # kind: (what is kept, where it is, how that is asked)
+    "place": (THINGS, "{t}放在{v}", "{t}放在哪里？"),
+    "locker": (THINGS, "{t}锁在{v}号柜", "{t}锁在几号柜？"),
+    "page": (TOPICS, "{t}记在{v}页", "{t}记在几页？"),
+}

@@ -1,0 +1,26 @@
+# Everything here is also written as plain commands in README.md, for machines without make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint sample
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+install: .venv/installed
+
+demo: .venv/installed
+	PYTHON=$(BIN)/python bash runs/demo.sh
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
