@@ -100,8 +100,10 @@ def parse_line(line: bytes) -> dict:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRow(f"not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    except RecursionError:
+        raise BadRow("not JSON (nested too deeply)") from None
+    except ValueError as error:  # no JSON, or a number of more than 4,300 digits
+        raise BadRow(f"not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
         raise BadRow(f"expected an object, found {type(row).__name__}")
     return row

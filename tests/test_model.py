@@ -1,0 +1,130 @@
+"""The model keeps what training relies on: causality, isolated documents, exact saving."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import model as model_module
+from Config import LLMConfig
+from engine.loss import TokenLoss
+from model import SpongeBob
+
+SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 64}  # fmt: skip
+
+
+def tiny(**changes) -> SpongeBob:
+    torch.manual_seed(0)
+    return SpongeBob(
+        LLMConfig(**{"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 100} | changes)
+    )
+
+
+def test_the_future_is_invisible():
+    model, ids = tiny().eval(), torch.randint(3, 100, (2, 40))
+    changed = ids.clone()
+    changed[:, 25] = (changed[:, 25] + 1) % 100
+    before, after = model(ids).logits, model(changed).logits
+    assert torch.equal(before[:, :25], after[:, :25])
+    assert not torch.equal(before[:, 25:], after[:, 25:])
+
+
+@pytest.mark.parametrize("by_document", [True, False], ids=["one by one", "masked"])
+def test_packed_equals_padded_in_loss_and_gradients(by_document, monkeypatch):
+    monkeypatch.setattr(model_module, "_runs_by_document", lambda x: by_document)
+    lengths = [13, 20, 7, 24]  # two rows of 33 and 31 positions, packed into rows of 40
+    documents = [torch.randint(3, 100, (n + 1,)) for n in lengths]
+    packed = [torch.zeros(2, 40, dtype=torch.long) for _ in range(2)]
+    classes, bounds = torch.zeros(2, 40, dtype=torch.uint8), []
+    for row, group in enumerate(((0, 1), (2, 3))):
+        at = 0
+        for document in group:
+            n = lengths[document]
+            packed[0][row, at : at + n], packed[1][row, at : at + n] = documents[document][:-1], documents[document][1:]
+            classes[row, at : at + n] = 1
+            bounds.append(row * 40 + at)
+            at += n
+        bounds.append(row * 40 + at)
+    padded = [torch.zeros(4, 40, dtype=torch.long) for _ in range(2)]
+    padded_classes = torch.zeros(4, 40, dtype=torch.uint8)
+    for row, (n, document) in enumerate(zip(lengths, documents, strict=True)):
+        padded[0][row, :n], padded[1][row, :n], padded_classes[row, :n] = document[:-1], document[1:], 1
+
+    one, other = TokenLoss(tiny()), TokenLoss(tiny())
+    sums = one(*packed, classes, torch.tensor([*bounds, 80, 80], dtype=torch.int32))
+    expected = other(*padded, padded_classes)
+    torch.testing.assert_close(sums, expected)
+    sums[0].backward()
+    expected[0].backward()
+    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
+def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
+    model, ids = tiny(rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
+    model.save_pretrained(tmp_path)
+    torch.save({"ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected.pt")
+    program = (
+        "import torch, model; from transformers import AutoModelForCausalLM; import sys;"
+        "saved = torch.load(sys.argv[1] + '/expected.pt');"
+        "found = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval();"
+        "assert type(found).__name__ == 'SpongeBob';"
+        "assert found.output.weight is found.tok_embeddings.weight;"
+        "assert torch.equal(found(saved['ids']).logits, saved['logits'])"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.rope_parameters["rope_type"] == (
+        "llama3" if scaling else "default"
+    )
+
+
+def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
+    whole, chunked = TokenLoss(tiny(), tag_weight=5), TokenLoss(tiny(), tag_weight=5, chunk=7)
+    ids, labels = torch.randint(3, 100, (2, 2, 40))
+    labels[0, 5] = 2
+    classes = torch.randint(0, 3, (2, 40), dtype=torch.uint8)
+    a, b = whole(ids, labels, classes), chunked(ids, labels, classes)
+    torch.testing.assert_close(a, b)
+    a[0].backward()
+    b[0].backward()
+    for mine, theirs in zip(whole.parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_tag_weight_multiplies_the_tags_alone():
+    model = tiny()
+    ids, labels = torch.randint(3, 100, (2, 1, 30))
+    classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
+    nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
+    weighted, plain, tags, text = TokenLoss(model, tag_weight=10)(ids, labels, classes)
+    torch.testing.assert_close(weighted, nats[10:22].sum() + 10 * nats[22:].sum())
+    torch.testing.assert_close(plain, nats[10:].sum())
+    torch.testing.assert_close(tags, nats[22:].sum())
+    torch.testing.assert_close(text, plain)
+
+
+def test_contributions_to_the_residual_stream_start_small():
+    model = SpongeBob(LLMConfig(dim=128, n_layers=8, n_heads=4))
+    assert model.layers[0].attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.layers[0].attention.wo.weight.std().item() == pytest.approx(0.005, rel=0.1)
+    assert model.layers[7].feed_forward.w2.weight.std().item() == pytest.approx(0.005, rel=0.1)
+
+
+@pytest.mark.parametrize("shape, words", [
+    ({"dim": 65}, "dim=65"), ({"n_heads": 4, "n_kv_heads": 3}, "n_heads=4"), ({"n_layer": 3}, "n_layer"),
+    ({"dropout": 1.5}, "dropout=1.5"), ({"n_layers": 0}, "n_layers=0"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
+])  # fmt: skip
+def test_a_contradictory_shape_is_refused_with_its_numbers(shape, words):
+    with pytest.raises(ValueError, match=words):
+        LLMConfig(**shape)
+
+
+def test_the_default_shape_is_the_published_one():
+    config = LLMConfig()
+    assert (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size) == (512, 8, 8, 2, 6400)
+    assert sum(parameter.numel() for parameter in SpongeBob(config).parameters()) == 25_829_888

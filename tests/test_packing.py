@@ -1,0 +1,228 @@
+"""Packing loses nothing, repeats nothing and mixes nothing, and the step alone says what is read."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset
+from engine.packing import Batches, Pieces, count, cut_conversations, pack, split_documents
+from engine.tokens import TokenCache
+
+ROW_LEN = 16
+
+
+def cache_of(ids, classes, lengths) -> TokenCache:
+    offsets = np.concatenate([[0], lengths]).astype(np.int64).cumsum()
+    return TokenCache(None, np.array(ids, np.uint16), np.array(classes, np.uint8), offsets, offsets[1:], {"end_id": 2})
+
+
+def made(lengths) -> TokenCache:
+    """Documents of the tokens 1, 2, 3, ... over all of them: each token tells where it is from."""
+    classes = np.full(sum(lengths), LOSS)
+    classes[np.cumsum([0, *lengths[:-1]])] = NO_LOSS
+    return cache_of(np.arange(sum(lengths)) + 1, classes, lengths)
+
+
+def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, **split) -> Batches:
+    pieces = split_documents(cache, np.arange(len(cache)), row_len)
+    return Batches(
+        cache, pack(pieces, row_len, 0), batch_size=batch_size, rows_per_step=rows_per_step, seed=seed, **split
+    )
+
+
+def epoch(batches: Batches, number: int = 0) -> list:
+    first = number * batches.steps_per_epoch
+    return [batch for step in range(first, first + batches.steps_per_epoch) for batch in batches.step(step)]
+
+
+def row_order(batches: Batches, number: int = 0) -> list[int]:
+    first = number * batches.steps_per_epoch
+    return [int(row) for step in range(first, first + batches.steps_per_epoch) for row in batches.row_numbers(step)]
+
+
+@pytest.fixture
+def corpus():
+    """Some 70 documents of 2 to 40 tokens, so more than twice the row."""
+    return made(np.random.Generator(np.random.Philox(1)).integers(2, 41, 71).tolist())
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------- packing
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(1, n), max_size=60))))
+def test_pack_loses_no_prediction_and_repeats_none(case):
+    row_len, lengths = case
+    pieces = Pieces(np.arange(len(lengths)) * 100, np.array(lengths, dtype=np.int64))
+    rows = pack(pieces, row_len, seed=3)
+    contents = [rows.order[begin:end] for begin, end in zip(rows.bounds[:-1], rows.bounds[1:], strict=True)]
+    assert len(contents) == len(rows) and all(0 < pieces.lengths[content].sum() <= row_len for content in contents)
+    packed = Counter((int(pieces.starts[i]), int(pieces.lengths[i])) for content in contents for i in content)
+    assert packed == Counter(zip(pieces.starts.tolist(), lengths, strict=True))
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(1, 12), st.lists(st.integers(2, 40), min_size=1, max_size=20), st.integers(1, 3))
+def test_every_label_comes_exactly_once_an_epoch_and_is_the_next_token_of_its_document(row_len, lengths, batch_size):
+    cache = made(lengths)
+    found = []
+    for batch in epoch(batches_of(cache, row_len, batch_size, 2 * batch_size)):
+        real = batch.classes != NO_LOSS
+        found += batch.labels[real].tolist()
+        assert torch.equal(batch.labels[real], batch.inputs[real] + 1)
+        assert not batch.inputs[~real].any() and not batch.labels[~real].any()
+    firsts = cache.ids[cache.offsets[:-1]].tolist()  # no label is the first token of a document
+    assert sorted(found) == sorted(set(cache.ids.tolist()) - set(firsts))
+
+
+def test_only_the_documents_asked_for_are_packed(corpus):
+    chosen = np.array([3, 8, 50])
+    pieces = split_documents(corpus, chosen, ROW_LEN)
+    labels = [start + 1 + i for start, length in zip(pieces.starts, pieces.lengths, strict=True) for i in range(length)]
+    assert sorted(labels) == [at for d in chosen for at in range(corpus.offsets[d] + 1, corpus.offsets[d + 1])]
+
+
+def test_rows_are_at_least_98_percent_full():
+    lengths = np.random.Generator(np.random.Philox(0)).lognormal(5, 0.8, 20_000).astype(int) + 2
+    starts = np.concatenate([[0], lengths]).cumsum()
+    cache = TokenCache(None, None, None, starts, None, {})
+    assert pack(split_documents(cache, np.arange(len(lengths)), 512), 512, 0).density >= 0.98
+
+
+def test_equal_lengths_meet_by_the_seed_and_not_in_file_order():
+    pieces = Pieces(np.arange(100), np.full(100, 4))
+    orders = [pack(pieces, 16, seed).order.tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2] and orders[0] != sorted(orders[0])
+
+
+# ------------------------------------------------------------------------------------------- conversations
+
+
+@pytest.fixture
+def chats(tokenizer):
+    """Three exchanges each; returns the cache, and decode(pieces, i) -> what piece i holds, last label included."""
+    turn = "user", "assistant"
+    long = [
+        {"role": turn[i % 2], "content": f"{'</s>' if i % 2 == 0 else ''} turn {i} " + "word " * 9} for i in range(6)
+    ]
+    documents = SFTDataset(tokenizer).encode([long, [{"role": "system", "content": "s"}, *long[:2]]])
+    ids, classes = (np.concatenate(part) for part in zip(*documents, strict=True))
+    cache = cache_of(ids, classes, [len(document.ids) for document in documents])
+
+    def decode(pieces, i):
+        tokens = cache.ids[pieces.starts[i] : pieces.starts[i] + pieces.lengths[i] + 1]
+        return tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+
+    return cache, decode
+
+
+def answer_ends(cache) -> np.ndarray:
+    """The predictions of the first conversation up to the end of each of its answers."""
+    ids, classes = cache.ids[: cache.offsets[1]], cache.classes[: cache.offsets[1]]
+    return np.flatnonzero((ids == 2) & (classes == LOSS))
+
+
+@pytest.mark.parametrize("exchanges", [1, 2, 3])
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, exchanges, room):
+    cache, decode = chats
+    row_len = answer_ends(cache)[exchanges - 1] + (min(room, 0) if exchanges == 3 else room)
+    pieces = cut_conversations(cache, np.arange(2), row_len)
+    text = decode(pieces, 0)
+    assert text.count("<s>assistant\n") == exchanges and text.endswith(
+        f"turn {2 * exchanges - 1} " + "word " * 9 + "</s>"
+    )
+    assert pieces.lengths[0] <= row_len and pieces.cut == 1
+    assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
+    assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
+
+
+def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_none_is_dropped(chats):
+    cache, decode = chats
+    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
+    only = np.arange(1)
+    tail = cut_conversations(cache, only, first_learned + 3)
+    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == 1
+    assert decode(tail, 0).endswith("<s>assistant\n turn 1 word")
+    assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
+    nothing = cut_conversations(cache, only, first_learned - 1)
+    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == 1
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+def test_the_documents_table_holds_where_each_begins_and_is_padded_with_the_size(corpus):
+    batches = batches_of(corpus, batch_size=3, rows_per_step=6)
+    assert len(batches.rows) % 6  # so there are empty rows, too
+    for batch in epoch(batches):
+        begins = []
+        for at, token in enumerate(batch.inputs.flatten().tolist()):
+            goes_on = at % ROW_LEN and (token == before + 1 or token == before == 0)
+            begins += [] if goes_on else [at]
+            before = token
+        padding = len(batch.documents) - len(begins)
+        assert batch.documents.tolist() == begins + [batch.inputs.numel()] * padding and padding >= 1
+        assert batch.documents.dtype == torch.int32 and len(batch.documents) == batches.table_size
+
+
+def test_batches_are_a_function_of_seed_epoch_and_step_alone(corpus):
+    first, again = batches_of(corpus, seed=5), batches_of(corpus, seed=5)
+    steps = range(2 * first.steps_per_epoch + 1)
+    in_order = {step: first.step(step) for step in steps}
+    assert all(same(again.step(step), in_order[step]) for step in (*reversed(steps), 3))
+
+
+def test_every_row_comes_once_an_epoch_in_an_order_of_epoch_and_seed(corpus):
+    batches, other = batches_of(corpus, seed=5), batches_of(corpus, seed=6)
+    orders = [row_order(batches, 0), row_order(batches, 1), row_order(other, 0)]
+    everything = list(range(len(batches.rows)))
+    assert all(sorted(order) == everything for order in orders)
+    assert len({tuple(order) for order in [*orders, everything]}) == 4
+    unseeded = batches_of(corpus, seed=None)
+    assert row_order(unseeded, 0) == row_order(unseeded, 1) == everything
+
+
+def test_two_ranks_read_the_rows_of_one(corpus):
+    alone = batches_of(corpus, batch_size=2, rows_per_step=8)
+    ranks = [batches_of(corpus, batch_size=2, rows_per_step=8, rank=rank, world=2) for rank in (0, 1)]
+    assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch} and len(alone.rows) % 8
+    for step in range(alone.steps_per_epoch):
+        expected = alone.step(step)
+        micro = [batch for pair in zip(*(each.step(step) for each in ranks), strict=True) for batch in pair]
+        assert same(micro[: len(expected)], expected)
+        assert not any(batch.inputs.any() or batch.classes.any() for batch in micro[len(expected) :])
+
+
+def test_the_last_partial_step_is_filled_with_empty_rows_of_class_0(corpus):
+    rows = len(batches_of(corpus).rows)
+    batches = batches_of(corpus, batch_size=rows - 1, rows_per_step=2 * (rows - 1))
+    assert batches.steps_per_epoch == 1
+    full, last = batches.step(0)
+    assert full.inputs[:, 0].all() and full.inputs.shape == last.inputs.shape == (rows - 1, ROW_LEN)
+    assert last.inputs[0, 0] and last.classes[0, 0] == LOSS
+    assert not any(part[1:].any() for part in (last.inputs, last.labels, last.classes))
+
+
+def test_rows_that_do_not_divide_and_no_rows_are_refused(corpus):
+    with pytest.raises(ValueError, match="10 rows a step do not divide into 2 ranks x 3 rows"):
+        batches_of(corpus, batch_size=3, rows_per_step=10, world=2)
+    with pytest.raises(ValueError, match="no rows"):
+        Batches(corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), batch_size=1, rows_per_step=1, seed=0)
+
+
+def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes():
+    cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
+    sizes = torch.zeros(14, dtype=torch.int32)
+    sizes[10:] = torch.tensor([1000, 1, 10, 100])
+    counted = count(batches_of(cache, row_len=6, batch_size=1, rows_per_step=2).step(0), 3.0, sizes)
+    assert (counted.weight, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    assert (counted + counted).positions == 12

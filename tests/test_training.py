@@ -1,0 +1,305 @@
+"""Training through the stages' real main(), and the numbers of a step."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import distill
+import pretrain
+import SFT
+from dataset import PretrainDataset, load_tokenizer
+from engine import checkpoint, flags, loop, optim, packing, runtime, stage
+from engine.loss import TokenLoss
+from engine.tokens import open_or_build
+from Config import LLMConfig
+from model import SpongeBob
+
+ROOT = Path(__file__).parents[1]
+SHAPE = ["--dim", "64", "--n_layers", "2", "--n_heads", "4", "--n_kv_heads", "2"]
+SHORT = ["--batch_size", "2", "--max_seq_len", "64", "--accumulation_steps", "2", "--max_steps", "6", "--warmup_iters", "2",
+         "--log_step", "2", "--eval_step", "4", "--save_step", "3", "--num_workers", "1", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with the three kinds of data, as a user might have."""
+    monkeypatch.chdir(tmp_path)
+    texts = [
+        {"text": f"第{i}天，海边的小镇下了{'雨' if i % 3 else '雪'}，" + "船都回来了。" * (i % 9)} for i in range(200)
+    ]
+    chats = [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"},
+                                {"role": "assistant", "content": f"是{i + 1}。"}]} for i in range(200)]  # fmt: skip
+    thoughts = [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"}, {"role": "assistant",
+                "content": f"<think>\n加一\n</think>\n<answer>\n{i + 1}\n</answer>"}]} for i in range(200)]  # fmt: skip
+    for name, rows in (("pretrain", texts), ("sft_512", chats), ("sft_1024", chats), ("r1_1024", thoughts)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+def weights(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(path, *without) -> list[dict]:
+    dropped = {"seconds", "tokens_per_second", *without}
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in dropped} for line in path.read_text("utf-8").splitlines()
+    ]
+
+
+def test_all_stages_run_and_chain_without_renames(folder):
+    pretrain.main([*SHAPE, *SHORT])
+    SFT.main(SHORT)
+    SFT.main(["--long", *SHORT])
+    distill.main(SHORT)
+    distill.main(["--long", *SHORT])
+    for name, parent in (("SFT", "pretrain"), ("SFT_long", "SFT"), ("distill", "SFT"), ("distill_long", "SFT_long")):
+        meta = json.loads((folder / f"results/{name}.json").read_text("utf-8"))
+        assert Path(meta["parent"]).name == f"{parent}.pth"
+        assert meta["val_loss"] < meta["before"]["val_loss"]
+        assert meta["config"]["dim"] == 64
+        assert (folder / f"results/{name}.png").stat().st_size > 1000
+    last = rows(folder / "results/distill.metrics.jsonl")[-1]
+    assert {"loss", "weighted_loss", "tag_loss", "val_tag_loss", "sample"} <= last.keys()
+    assert weights("results/pretrain.pth")["tok_embeddings.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("cut", ["3", "5"], ids=["at a save", "between log rows"])
+def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, monkeypatch):
+    dropout = ["--dropout", "0.1"]  # draws on the random state
+    pretrain.main([*SHAPE, *SHORT, *dropout, "--name", "whole"])
+    options = [*SHAPE, *SHORT, *dropout, "--name", "cut", "--save_step", cut]
+    real, calls = loop.train_step, []
+
+    def dies(*arguments):
+        if len(calls) == int(cut):
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(options)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    pretrain.main([*options, "--resume"])
+    assert same(weights("results/whole.pth"), weights("results/cut.pth"))
+    states = [checkpoint.load_newest_state(folder / f"results/{name}.state")["optimizers"] for name in ("whole", "cut")]
+    for mine, theirs in zip(*(state[0]["state"].values() for state in states), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and torch.equal(mine["exp_avg_sq"], theirs["exp_avg_sq"])
+    assert rows(folder / "results/whole.metrics.jsonl") == rows(folder / "results/cut.metrics.jsonl")
+
+
+def test_resuming_says_what_there_is(folder, capsys):
+    pretrain.main([*SHAPE, *SHORT, "--resume"])
+    assert "no state" in capsys.readouterr().out
+    pretrain.main([*SHAPE, *SHORT, "--resume"])
+    assert "nothing left to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.5"):
+        pretrain.main([*SHAPE, *SHORT, "--resume", "--learning_rate", "0.5"])
+    pretrain.main([*SHAPE, *SHORT, "--resume", "--log_step", "1"])  # harmless
+
+
+def test_a_damaged_newest_state_is_named_and_the_one_before_used(folder, capsys):
+    pretrain.main([*SHAPE, *SHORT])
+    newest = sorted((folder / "results/pretrain.state").iterdir())[-1]
+    content = bytearray((newest / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "state.pt").write_bytes(content)
+    before = weights("results/pretrain.pth")
+    pretrain.main([*SHAPE, *SHORT, "--resume"])
+    said = capsys.readouterr().out
+    assert str(newest.name) in said and "after step 3 of 6" in said
+    assert same(before, weights("results/pretrain.pth"))
+
+
+def test_nothing_is_overwritten_unasked(folder):
+    pretrain.main([*SHAPE, *SHORT])
+    with pytest.raises(ValueError, match="--resume.*--name.*--overwrite"):
+        pretrain.main([*SHAPE, *SHORT])
+    pretrain.main([*SHAPE, *SHORT, "--overwrite"])
+
+
+def test_a_missing_parent_says_which_command_makes_it(folder):
+    for main, argv, command in ((SFT.main, [], "python pretrain.py"), (SFT.main, ["--long"], "python SFT.py"),
+                                (distill.main, [], "python SFT.py"), (distill.main, ["--long"], "python SFT.py --long")):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"Make it with: {command} \("):
+            main([*argv, *SHORT])
+
+
+def test_a_users_mistake_is_one_line_and_code_2(folder):
+    for argv, words in ((["--data_path", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--batch_size", "0"], "--batch_size 0"),
+                        (["--warmup_iters", "99", "--max_steps", "5"], "warmup_iters=99"), (["--dim", "30"], "dim=30")):  # fmt: skip
+        done = subprocess.run([sys.executable, ROOT / "pretrain.py", *argv], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert words in done.stderr.splitlines()[-1]
+
+
+def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = pretrain.parse(["--learning_rate", "0.5"])
+    said = capsys.readouterr().out.splitlines()
+    assert args.on_sample and args.data_path == [flags.SAMPLE / "pretrain.jsonl"]
+    assert args.learning_rate == 0.5 and args.max_steps == 60  # what was typed stays
+    assert len(said) == 2 and "bundled sample" in said[0]
+    assert "modelscope download --dataset Harris/pretrainSpongeBob pretrain.jsonl --local_dir ." in said[1]
+
+
+# ------------------------------------------------------------------------------------------------ one step
+
+
+def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=0, world=1) -> loop.Run:
+    """A run on the fixture's chat data (uneven masks), without files around it."""
+    torch.manual_seed(1)
+    from dataset import SFTDataset
+
+    tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
+    cache = open_or_build([folder / "r1_1024.jsonl"], SFTDataset, tokenizer)
+    data = packing.prepare(cache, packing.cut_conversations, max_seq_len=128, val_fraction=0.1, seed=0)
+    model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
+    rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world)
+    batches = packing.Batches(
+        cache, data.training, batch_size=batch_size, rows_per_step=rows_per_step, seed=3, rank=rank, world=world
+    )
+    optimizers = optim.build(model, name="adamw", learning_rate=1e-2, weight_decay=0.1)
+    return loop.Run(rt, model, TokenLoss(model, tag_weight=10), optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
+                    tokenizer, torch.zeros(6400, dtype=torch.int32), [], 2, 5, 10.0, grad_clip, 1, 0, 0, 0)  # fmt: skip
+
+
+def test_accumulation_equals_one_big_batch_with_uneven_masks(folder):
+    whole, parts = a_run(folder, batch_size=12, rows_per_step=12), a_run(folder, batch_size=3, rows_per_step=12)
+    results = []
+    for run in (whole, parts):
+        batches, counts = loop.load_step(run, 0)
+        assert len(batches) == (1 if run is whole else 4)
+        sums, norm, _ = loop.train_step(run, batches, counts.weight)
+        results.append((sums / counts.weight, norm, run.model.state_dict()))
+    (loss, norm, one), (loss_parts, norm_parts, other) = results
+    torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
+    run = a_run(folder, batch_size=3, rows_per_step=12)
+    batches, counts = loop.load_step(run, 0)
+    nats = tokens = 0.0
+    for batch in batches:
+        logits = run.model(batch.inputs, batch.documents).logits
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
+        nats += each[batch.classes.flatten() > 0].sum().item()
+        tokens += (batch.classes > 0).sum().item()
+    sums, _, _ = loop.train_step(run, batches, counts.weight)
+    assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
+    run = a_run(folder, batch_size=2, rows_per_step=1000 * 2)
+    total = len(run.batches.rows)
+    assert run.batches.steps_per_epoch == 1
+    batches, counts = loop.load_step(run, 0)
+    assert len(batches) == math.ceil(total / 2)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    sums, norm, _ = loop.train_step(run, batches, counts.weight)
+    one = a_run(folder, batch_size=total, rows_per_step=total)
+    _, expected, _ = loop.train_step(one, one.batches.step(0), counts.weight)
+    torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
+    assert not same(before, run.model.state_dict())
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_save(folder, monkeypatch):
+    real, calls = loop.train_step, []
+
+    def poisoned(run, *arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            run.model.norm.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+        return real(run, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(ValueError, match="not finite"):
+        pretrain.main([*SHAPE, *SHORT, "--name", "bad", "--save_step", "1", "--log_step", "6"])
+    saved = weights("results/bad.pth")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    assert json.loads((folder / "results/bad.json").read_text("utf-8"))["step"] == 3
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
+    run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=1e-3)
+    clipped = []
+    run.optimizers[0].register_step_pre_hook(
+        lambda optimizer, *_: clipped.append(
+            torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm()
+        )
+    )
+    batches, counts = loop.load_step(run, 0)
+    _, norm, _ = loop.train_step(run, batches, counts.weight)
+    assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_norms_and_embeddings_do_not_decay_and_adamw_is_torchs(folder):
+    model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
+    groups = optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)[0].param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decays) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if "norm" in name or "tok_embeddings" in name else 0.1), name
+
+
+TWO_RANKS = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from test_training import a_run
+from engine import loop, runtime
+rt = runtime.start(device="cpu", dtype="float32")
+run = a_run(Path({folder!r}), batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world)
+run.runtime, run.loss = rt, runtime.wrap(run.loss, rt, parallel={parallel!r})
+from engine import optim
+run.optimizers = optim.build(run.model, name="adamw", learning_rate=1e-2, weight_decay=0.1)
+figures = []
+for step in range(2):
+    batches, counts = loop.load_step(run, step)
+    counts = rt.total(counts)
+    sums, norm, _ = loop.train_step(run, batches, counts.weight)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    figures += [rt.all_reduce(sums)[0].item() / counts.weight, norm.item()]
+if rt.main:
+    print("FIGURES", *figures)
+runtime.finish()
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel):
+    run, expected = a_run(folder, batch_size=3, rows_per_step=12), []
+    for step in range(2):
+        batches, counts = loop.load_step(run, step)
+        sums, norm, _ = loop.train_step(run, batches, counts.weight)
+        expected += [sums[0].item() / counts.weight, norm.item()]
+    script = folder / "ranks.py"
+    script.write_text(
+        TWO_RANKS.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder), parallel=parallel)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = [
+        float(word)
+        for word in next(line for line in done.stdout.splitlines() if line.startswith("FIGURES")).split()[1:]
+    ]
+    assert figures == pytest.approx(expected, rel=1e-3)
