@@ -137,6 +137,11 @@ def load_model(
 ) -> tuple[SpongeBob, dict]:
     """The model of a .pth with the shape its .json says, and that .json's content."""
     weights, meta = read_tensors(path), read_meta(path)
+    for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
+        if value is not None and value != meta.get("config", {}).get(name, value):
+            raise ValueError(
+                f"--{name} {value}: {path.with_suffix('.json')} says {meta['config'][name]}; leave the flag out"
+            )
     shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len

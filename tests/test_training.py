@@ -131,6 +131,12 @@ def test_nothing_is_overwritten_unasked(folder):
     pretrain.main([*SHAPE, *SHORT, "--overwrite"])
 
 
+def test_a_shape_flag_that_contradicts_the_checkpoint_is_refused(folder):
+    pretrain.main([*SHAPE, *SHORT])
+    with pytest.raises(ValueError, match="--n_heads 8.*says 4"):
+        SFT.main([*SHORT, "--n_heads", "8"])
+
+
 def test_a_missing_parent_says_which_command_makes_it(folder):
     for main, argv, command in ((SFT.main, [], "python pretrain.py"), (SFT.main, ["--long"], "python SFT.py"),
                                 (distill.main, [], "python SFT.py"), (distill.main, ["--long"], "python SFT.py --long")):  # fmt: skip
