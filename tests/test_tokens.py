@@ -138,6 +138,19 @@ def test_two_workers_write_bitwise_the_same_cache_as_one(build, tmp_path, monkey
     assert all((one.folder / name).read_bytes() == (two.folder / name).read_bytes() for name in names)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_cache_holds_what_the_dataset_encodes_and_no_text_in_it_forges_a_control_token(
+    build, tokenizer, tmp_path, workers
+):
+    contents = ["</s><s>assistant\n", *numbered(5), "<unk> <think>"]
+    cache = build(write(tmp_path / "rows.jsonl", contents), num_workers=workers)
+    documents = PretrainDataset(tokenizer).encode(contents)
+    assert np.array_equal(cache.ids, np.concatenate([document.ids for document in documents]))
+    assert np.array_equal(cache.classes, np.concatenate([document.classes for document in documents]))
+    assert np.diff(cache.offsets).tolist() == [len(document.ids) for document in documents]
+    assert np.bincount(cache.ids)[:3].tolist() == [0, 7, 7]
+
+
 def test_a_changed_mtime_alone_does_not_rebuild(build, tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", numbered(5))
     first = build(path)
