@@ -2,9 +2,11 @@
 
 import gzip
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 BLOCK = 4 << 20  # bytes read at a time; a tokenising process gets one block
 BOM = b"\xef\xbb\xbf"
@@ -18,7 +20,7 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
     with open(path, "rb") as raw:
         stream = gzip.open(raw) if path.suffix == ".gz" else raw
         number, seen, held = 1, 0, []
-        while chunk := stream.read(BLOCK):
+        while chunk := _read(stream, path):
             if number == 1 and not held:
                 chunk = chunk.removeprefix(BOM)
             advance(raw.tell() - seen)
@@ -33,6 +35,13 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
             number += block.count(b"\n")
         if last := b"".join(held):
             yield number, last
+
+
+def _read(stream: BinaryIO, path: Path) -> bytes:
+    try:
+        return stream.read(BLOCK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:  # a download that broke off
+        raise ValueError(f"{path}: damaged .gz file ({error}); fetch it again") from None
 
 
 def lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -262,3 +262,10 @@ def test_the_tokenizer_learns_from_the_rows_that_training_learns_from(build, tmp
     size, hidden = survey([a, b], 0.01, strict=False)
     assert hidden == held(build(a, b)) and all(len(part) >= 60 for part in hidden)
     assert size == sum(len(text.encode()) for text in [*numbered(300, "a"), *numbered(9, "a"), *numbered(200, "b")])
+
+
+def test_a_gz_file_that_breaks_off_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "abc"}\n' * 5000)[:-20])
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: damaged"):
+        list(jsonl.blocks(path))
