@@ -18,7 +18,7 @@ class LLMConfig(PretrainedConfig):
         max_seq_len: tokens of context the model is trained for; RoPE itself has no limit.
         rope_theta: base of the rotary wavelengths (arXiv:2104.09864).
         rope_scaling: None, or Llama 3.1's stretching of the long wavelengths:
-            {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}.
+            rope_type "llama3", factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
         dropout: probability that an element of a block's output is dropped in training.
         rope_parameters: what a saved config.json holds instead of rope_scaling.
     """

@@ -4,8 +4,8 @@
     python distill.py --long   # results/SFT_long.pth -> results/distill_long.pth
 
 The same as SFT but for one thing: <think></think><answer></answer> cost several tokens each, so the tokens of
-those tags weigh --tag_weight times as much as any other word of the assistant. The weighted sum is divided by the sum of
-the weights, so the rate means the same as in SFT; the log shows the weighted, the plain and the tags' own loss.
+those tags weigh --tag_weight times as much as any other word of the assistant. The weighted sum is divided by the
+sum of the weights, so the rate means the same as in SFT; the log shows the weighted, the plain and the tags' own loss.
 """
 
 import argparse

@@ -68,7 +68,7 @@ def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
 
 
 def rope_table(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of every angle, (B or 1, T, 1, D/2). Computed, not stored: a buffer would not survive from_pretrained."""
+    """cos and sin of every angle, (B or 1, T, 1, D/2). Not stored: a buffer would not survive from_pretrained."""
     angles = positions.float()[:, :, None, None] * rope_frequencies(config, positions.device)
     return angles.cos(), angles.sin()
 
@@ -216,9 +216,9 @@ class SpongeBob(PreTrainedModel):
     ) -> Tensor:
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
-        `documents` (N + 1,) int32: see `attention`. Documents keep the row's positions: RoPE sees only distances, so where a
-        document begins makes no difference. With `cache`, `positions` (B, T) says where each token stands in its row;
-        every earlier position is visible, every later one is not, also inside a chunk of several tokens.
+        `documents` (N + 1,) int32: see `attention`. Documents keep the row's positions: RoPE sees only distances, so
+        where a document begins makes no difference. With `cache`, `positions` (B, T) says where each token stands in
+        its row; every earlier position is visible, every later one is not, also inside a chunk of several tokens.
         """
         rows, length = input_ids.shape
         if positions is None:

@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--max_bytes {args.max_bytes} must be at least 1")
     if (folder / "tokenizer.json").exists() and not args.overwrite:
         raise ValueError(
-            f"{folder}/tokenizer.json exists, and weights trained with it need it: choose another --save_dir, or --overwrite"
+            f"{folder}/tokenizer.json exists, and its weights need it: choose another --save_dir, or --overwrite"
         )
 
     paths = source_files(

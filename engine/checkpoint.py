@@ -103,7 +103,7 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: no LLaMA weights with Meta's names in it ({error})") from None
     heads, theta = n_heads or 8, rope_theta or 1e6
-    print(f"{path}: no .json beside it, so the shape is read off the tensors; {heads} heads and RoPE theta {theta:g} are "
+    print(f"{path}: no .json beside it, the shape is read off the tensors; {heads} heads and RoPE theta {theta:g} are "
           f"{'given' if n_heads and rope_theta else 'assumed (--n_heads, --rope_theta)'}")  # fmt: skip
     return {
         "dim": dim, "n_layers": len(layers), "n_heads": heads, "n_kv_heads": kv_dim * heads // dim,
@@ -160,9 +160,7 @@ def shape_json(config: LLMConfig) -> dict:
 def check_tokenizer(path: Path, meta: dict, fingerprint: str, tokenizer_dir: str) -> None:
     """6400 rows fit any 6400-token vocabulary and give silent garbage with the wrong one."""
     if "tokenizer" not in meta:
-        print(
-            f"warning: {path} does not say which tokenizer it was trained with; {tokenizer_dir} is used (--tokenizer_dir)"
-        )
+        print(f"warning: {path} does not say which tokenizer it needs; {tokenizer_dir} is used (--tokenizer_dir)")
     elif meta["tokenizer"] != fingerprint:
         raise ValueError(
             f"{path} was trained with tokenizer {meta['tokenizer']}, {tokenizer_dir} is {fingerprint}: "
@@ -175,7 +173,7 @@ def check_tokenizer(path: Path, meta: dict, fingerprint: str, tokenizer_dir: str
 
 def random_states() -> dict:
     """Every generator of this process, as plain values and tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is meant)
     states = {
         "python": list(random.getstate()[1]),
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
@@ -189,7 +187,7 @@ def random_states() -> dict:
 def set_random_states(states: dict) -> None:
     random.setstate((3, tuple(states["python"]), None))
     keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -209,8 +209,9 @@ def training(args: argparse.Namespace) -> dict:
     }
     return {"flags": shown} | select(
         args, "on_sample", "name", "save_dir", "resume", "overwrite", "batch_size", "accumulation_steps", "epochs",
-        "max_steps", "max_minutes", "learning_rate", "schedule", "warmup_iters", "optimizer", "weight_decay", "grad_clip",
-        "loss_chunk", "compile", "parallel", "seed", "log_step", "eval_step", "save_step", "tracker", "wandb_project",
+        "max_steps", "max_minutes", "learning_rate", "schedule", "warmup_iters", "optimizer", "weight_decay",
+        "grad_clip", "loss_chunk", "compile", "parallel", "seed", "log_step", "eval_step", "save_step",
+        "tracker", "wandb_project",
     )  # fmt: skip
 
 

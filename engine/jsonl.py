@@ -18,7 +18,7 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
     `advance` is called with the bytes of the file (compressed, if it is) that were read since the last call.
     """
     with open(path, "rb") as raw:
-        stream = gzip.open(raw) if path.suffix == ".gz" else raw
+        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         number, seen, held = 1, 0, []
         while chunk := _read(stream, path):
             if number == 1 and not held:

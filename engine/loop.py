@@ -143,9 +143,9 @@ def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
     """The row of a log step. Reading it waits for the device; a step that was not finite ends the run here."""
     if not finite:
         raise ValueError(
-            f"a loss or gradient between steps {progress.step - run.log_step} and {progress.step} was not finite; it was "
-            "kept from the weights and nothing was saved since. Try a lower --learning_rate, more --warmup_iters, or "
-            "--dtype float32; --resume goes on from the last state"
+            f"a loss or gradient between steps {progress.step - run.log_step} and {progress.step} was not finite; it "
+            "was kept from the weights and nothing was saved since. Try a lower --learning_rate, more --warmup_iters, "
+            "or --dtype float32; --resume goes on from the last state"
         )
     nats = dict(zip(SUMS, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
     counts = progress.window_counts

@@ -33,7 +33,7 @@ class TokenLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, inputs: Tensor, labels: Tensor, classes: Tensor, documents: Tensor | None = None) -> Tensor:
-        """A Batch's tensors -> (4,) fp32 sums of nats: weighted (the objective), plain, tags alone, text without </s>."""
+        """A Batch's tensors -> (4,) fp32 sums of nats: weighted (the objective), plain, tags, text without </s>."""
         hidden, labels, classes = (
             self.model.hidden_states(inputs, documents).flatten(0, 1),
             labels.flatten(),

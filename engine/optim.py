@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules. A schedule is a pure function of the step: nothing to save, nothing to lose."""
+"""Optimizers and learning-rate schedules. A schedule is a pure function of the step: nothing to save."""
 
 import math
 from collections.abc import Callable

@@ -39,9 +39,7 @@ def load_parent(
             f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {tokenizer.get_vocab_size()}"
         )
     if meta.get("sample") and not on_sample:
-        print(
-            f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data first"
-        )
+        print(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
     return model, meta
 
 
@@ -184,8 +182,8 @@ def _plan(model: SpongeBob, rt: runtime.Runtime, batches: Batches, steps: int, t
     return (
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer take "
         f"{parameters * 16 / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
-        f"plan   {steps:,} steps of {batches.rows_per_step} rows x {batches.rows.row_len} tokens ({micro} micro-batches of "
-        f"{batches.batch_size} rows on each of {rt.world} processes), {steps / batches.steps_per_epoch:.2f} epochs"
+        f"plan   {steps:,} steps of {batches.rows_per_step} rows x {batches.rows.row_len} tokens ({micro} micro-batches"
+        f" of {batches.batch_size} rows on each of {rt.world} processes), {steps / batches.steps_per_epoch:.2f} epochs"
     )
 
 

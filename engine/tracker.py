@@ -113,8 +113,9 @@ def _open_service(service: str, path: Path, project: str, config: dict | None, r
         if service == "swanlab":
             import swanlab
 
-            run = swanlab.init(project=project, experiment_name=name, config=config, logdir=str(path.parent / "swanlog"),
-                               mode="cloud" if os.environ.get("SWANLAB_API_KEY") else "local")  # fmt: skip
+            mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"
+            folder = str(path.parent / "swanlog")
+            run = swanlab.init(project=project, experiment_name=name, config=config, logdir=folder, mode=mode)
             numbers = lambda values: {key: value for key, value in values.items() if not isinstance(value, str)}
             return (
                 lambda values, step: swanlab.log(numbers(values), step=step),

@@ -13,17 +13,37 @@ import torch
 import distill
 import pretrain
 import SFT
-from dataset import PretrainDataset, load_tokenizer
-from engine import checkpoint, flags, loop, optim, packing, runtime, stage
+from Config import LLMConfig
+from dataset import load_tokenizer
+from engine import checkpoint, flags, loop, optim, packing, runtime
 from engine.loss import TokenLoss
 from engine.tokens import open_or_build
-from Config import LLMConfig
 from model import SpongeBob
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ["--dim", "64", "--n_layers", "2", "--n_heads", "4", "--n_kv_heads", "2"]
-SHORT = ["--batch_size", "2", "--max_seq_len", "64", "--accumulation_steps", "2", "--max_steps", "6", "--warmup_iters", "2",
-         "--log_step", "2", "--eval_step", "4", "--save_step", "3", "--num_workers", "1", "--device", "cpu"]  # fmt: skip
+SHORT = [
+    "--batch_size",
+    "2",
+    "--max_seq_len",
+    "64",
+    "--accumulation_steps",
+    "2",
+    "--max_steps",
+    "6",
+    "--warmup_iters",
+    "2",
+    "--log_step",
+    "2",
+    "--eval_step",
+    "4",
+    "--save_step",
+    "3",
+    "--num_workers",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture
@@ -138,8 +158,12 @@ def test_a_shape_flag_that_contradicts_the_checkpoint_is_refused(folder):
 
 
 def test_a_missing_parent_says_which_command_makes_it(folder):
-    for main, argv, command in ((SFT.main, [], "python pretrain.py"), (SFT.main, ["--long"], "python SFT.py"),
-                                (distill.main, [], "python SFT.py"), (distill.main, ["--long"], "python SFT.py --long")):  # fmt: skip
+    for main, argv, command in (
+        (SFT.main, [], "python pretrain.py"),
+        (SFT.main, ["--long"], "python SFT.py"),
+        (distill.main, [], "python SFT.py"),
+        (distill.main, ["--long"], "python SFT.py --long"),
+    ):
         with pytest.raises(ValueError, match=rf"Make it with: {command} \("):
             main([*argv, *SHORT])
 
@@ -183,8 +207,9 @@ def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=
         cache, data.training, batch_size=batch_size, rows_per_step=rows_per_step, seed=3, rank=rank, world=world
     )
     optimizers = optim.build(model, name="adamw", learning_rate=1e-2, weight_decay=0.1)
-    return loop.Run(rt, model, TokenLoss(model, tag_weight=10), optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
-                    tokenizer, torch.zeros(6400, dtype=torch.int32), [], 2, 5, 10.0, grad_clip, 1, 0, 0, 0)  # fmt: skip
+    loss, no_bytes = TokenLoss(model, tag_weight=10), torch.zeros(6400, dtype=torch.int32)
+    return loop.Run(rt, model, loss, optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
+                    tokenizer, no_bytes, [], 2, 5, 10.0, grad_clip, 1, 0, 0, 0)  # fmt: skip
 
 
 def test_accumulation_equals_one_big_batch_with_uneven_masks(folder):
