@@ -350,8 +350,6 @@ def test_held_out_operands_never_occur_in_a_training_problem():
 
 @pytest.fixture
 def encode(monkeypatch):
-    if not (ROOT / "spongebob_tokenizer" / "tokenizer.json").exists():
-        pytest.skip("no tokenizer yet")
     monkeypatch.syspath_prepend(ROOT)
     from dataset import SFTDataset, load_tokenizer
 
