@@ -170,6 +170,7 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
         print(f"{args.data_file} is not here: training on the bundled sample {SAMPLE / args.data_file} with {changed}")
         print(f"for the full corpus: {download_command(args.data_file)} (or --download)")
     args.data_path = args.data_path or [SAMPLE / args.data_file if args.on_sample else Path(args.data_file)]
+    args.on_sample = all(SAMPLE in Path(path).resolve().parents for path in args.data_path)  # named or not
     args.tracker = "wandb" if args.use_wandb else args.tracker
     return args
 
