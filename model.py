@@ -82,24 +82,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
 
 
-def _runs_by_document(x: Tensor) -> bool:
-    """Whether `attention` takes the documents one by one here, or needs a mask over the whole row.
+def attends_by_document(device: torch.device, dtype: torch.dtype, compiled: bool) -> bool:
+    """Whether `attention` takes packed documents as they are here, or needs a mask over whole rows.
 
     Eager CPU code loops over them; a compiled one cannot, their number changes. CUDA has a kernel for half precision
     from Ampere on.
     """
-    if x.device.type == "cpu":
-        return not torch.compiler.is_compiling()
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return x.is_cuda and dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability() >= (8, 0)
+    if device.type == "cpu":
+        return not compiled
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def document_mask(documents: Tensor, rows: int, length: int) -> Tensor:
-    """(B, 1, T, T), True where a query may look: at its own document, not at its future."""
+def document_of(documents: Tensor, rows: int, length: int) -> Tensor:
+    """(B, T) int64: which of `documents` (see `attention`) each position belongs to."""
     positions = torch.arange(rows * length, device=documents.device, dtype=documents.dtype)
-    owner = torch.searchsorted(documents, positions, right=True).view(rows, 1, length)
-    same = owner[..., :, None] == owner[..., None, :]
-    return same & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return torch.searchsorted(documents, positions, right=True).view(rows, length) - 1
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
@@ -216,19 +214,20 @@ class SpongeBob(PreTrainedModel):
     ) -> Tensor:
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
-        `documents` (N + 1,) int32: see `attention`. Documents keep the row's positions: RoPE sees only distances, so
-        where a document begins makes no difference. With `cache`, `positions` (B, T) says where each token stands in
+        `documents` (N + 1,) int32: see `attention`. With `cache`, `positions` (B, T) says where each token stands in
         its row; every earlier position is visible, every later one is not, also inside a chunk of several tokens.
         """
-        rows, length = input_ids.shape
-        if positions is None:
-            positions = torch.arange(length, device=input_ids.device)[None]  # (1, T)
-        mask = None
+        x, mask = self.tok_embeddings(input_ids), None  # (B, T, C)
+        if documents is not None:
+            owner = document_of(documents, *input_ids.shape)
+            positions = torch.arange(owner.numel(), device=x.device).view_as(owner) - documents[owner]
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            if not attends_by_document(x.device, dtype, torch.compiler.is_compiling()):
+                mask, documents = (owner[:, None, :, None] == owner[:, None, None, :]).tril(), None  # (B, 1, T, T)
+        elif positions is None:
+            positions = torch.arange(input_ids.shape[1], device=x.device)[None]  # (1, T)
         if cache is not None:
-            mask = torch.arange(cache.length, device=input_ids.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        x = self.tok_embeddings(input_ids)  # (B, T, C)
-        if documents is not None and not _runs_by_document(x):
-            mask, documents = document_mask(documents, rows, length), None
+            mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
         context = Context(*rope_table(self.config, positions), mask, documents, cache, positions)
         for layer in self.layers:
             x = layer(x, context)

@@ -200,7 +200,10 @@ def select(args: argparse.Namespace, *names: str) -> dict:
 
 def data(args: argparse.Namespace) -> dict:
     """For stage.open_data."""
-    return select(args, "data_path", "cache_dir", "num_workers", "strict_data", "max_seq_len", "val_fraction", "seed")
+    return select(
+        args, "data_path", "cache_dir", "num_workers", "strict_data", "max_seq_len", "batch_size", "compile",
+        "val_fraction", "seed",
+    )  # fmt: skip
 
 
 def training(args: argparse.Namespace) -> dict:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from engine import generate, optim
-from engine.loss import SUMS
-from engine.packing import Batch, Batches, Counts, count
+from engine.loss import SUMS, Counts, count
+from engine.packing import Batch, Batches
 from engine.runtime import Runtime, gradient_sync
 from engine.tracker import Tracker
 from model import SpongeBob

@@ -4,15 +4,44 @@ Sums, because a mean of micro-batch means weighs short answers more than long on
 of the whole step over all micro-batches and ranks.
 """
 
+from dataclasses import astuple, dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dataset import LOSS, NO_LOSS, TAG
+from engine.packing import Batch
 from model import SpongeBob
 
 SUMS = ("weighted", "plain", "tags", "text")  # the order of TokenLoss's sums
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step divides by and reports, summed over its micro-batches and all ranks."""
+
+    weight: float = 0.0  # sum of loss weights
+    tokens: int = 0  # learned tokens
+    tags: int = 0  # of them tag tokens
+    bytes: int = 0  # of text that the learned tokens stand for
+    positions: int = 0  # real tokens read
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+def count(batches: list[Batch], tag_weight: float, token_bytes: Tensor) -> Counts:
+    """The counts of one rank's micro-batches, on the CPU before they travel."""
+    tokens = tags = size = positions = 0
+    for batch in batches:
+        learned = batch.classes != NO_LOSS
+        tokens += int(learned.sum())
+        tags += int((batch.classes == TAG).sum())
+        size += int(token_bytes[batch.labels[learned]].sum())
+        positions += int((batch.labels != 0).sum())
+    return Counts(tokens - tags + tag_weight * tags, tokens, tags, size, positions)
 
 
 class TokenLoss(nn.Module):

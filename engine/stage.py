@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 
 from dataset import fingerprint, token_bytes
 from engine import checkpoint, loop, optim, packing, runtime
-from engine.loss import TokenLoss
-from engine.packing import Batches, Counts, StageData
+from engine.loss import Counts, TokenLoss
+from engine.packing import Batches, StageData
 from engine.tracker import Tracker
-from model import SpongeBob
+from model import SpongeBob, attends_by_document
 
 # The command that makes each checkpoint a stage can start from.
 MADE_BY = {
@@ -54,6 +54,7 @@ def run(
     """Train `model` on `data` and leave <save_dir>/<name>.pth, .json, .state/, .metrics.jsonl and .png."""
     weights, states = Path(save_dir) / f"{name}.pth", Path(save_dir) / f"{name}.state"
     _check_output(weights, states, resume, overwrite)
+    batch_size //= data.multiple  # of longer rows, with as many positions
     rows_per_step = batch_size * accumulation_steps * rt.world
     split = {"rank": rt.rank, "world": rt.world, "batch_size": batch_size}
     batches = Batches(data.cache, data.training, rows_per_step=rows_per_step, seed=seed, **split)
@@ -66,7 +67,7 @@ def run(
     identity = {
         "stage": stage, "config": checkpoint.shape_json(model.config), "data": data.cache.meta["sources"],
         "tokenizer": fingerprint(tokenizer), "rows_per_step": rows_per_step, "steps": steps, "seed": seed,
-        "max_seq_len": data.training.row_len, "learning_rate": learning_rate, "schedule": schedule,
+        "row_len": data.training.row_len, "learning_rate": learning_rate, "schedule": schedule,
         "warmup_iters": warmup_iters, "optimizer": optimizer, "weight_decay": weight_decay, "grad_clip": grad_clip,
         "tag_weight": tag_weight, "dtype": str(rt.dtype), "held_out": len(data.validation),
     }  # fmt: skip
@@ -220,7 +221,19 @@ def _summary(progress: loop.Progress, weights: Path, steps: int) -> str:
 
 
 def open_data(
-    dataset, tokenizer, rt, *, data_path, cache_dir, num_workers, strict_data, max_seq_len, val_fraction, seed
+    dataset,
+    tokenizer,
+    rt,
+    *,
+    data_path,
+    cache_dir,
+    num_workers,
+    strict_data,
+    max_seq_len,
+    batch_size,
+    compile,
+    val_fraction,
+    seed,
 ) -> StageData:
     """Token cache (the main process builds it, the others open it), held-out split and packed rows."""
     from engine.tokens import open_or_build
@@ -230,4 +243,8 @@ def open_data(
             data_path, dataset, tokenizer, cache_dir=cache_dir, num_workers=num_workers, strict=strict_data
         )
     fit = packing.split_documents if dataset.splits else packing.cut_conversations
-    return packing.prepare(cache, fit, max_seq_len=max_seq_len, val_fraction=val_fraction, seed=seed)
+    # A mask over a whole row costs the square of its length.
+    in_line = batch_size if attends_by_document(rt.device, rt.dtype, compile) else 1
+    return packing.prepare(
+        cache, fit, max_seq_len=max_seq_len, batch_size=in_line, val_fraction=val_fraction, seed=seed
+    )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
-from engine.packing import Batches, Pieces, count, cut_conversations, pack, split_documents
+from engine.loss import count
+from engine.packing import Batches, Pieces, cut_conversations, pack, pack_dense, split_documents
 from engine.tokens import TokenCache
 
 ROW_LEN = 16
@@ -94,7 +95,28 @@ def test_rows_are_at_least_98_percent_full():
     lengths = np.random.Generator(np.random.Philox(0)).lognormal(5, 0.8, 20_000).astype(int) + 2
     starts = np.concatenate([[0], lengths]).cumsum()
     cache = TokenCache(None, None, None, starts, None, {})
-    assert pack(split_documents(cache, np.arange(len(lengths)), 512), 512, 0).density >= 0.98
+    rows = pack_dense(split_documents(cache, np.arange(len(lengths)), 512), 512, 8, 0)
+    assert rows.density >= 0.98 and rows.row_len == 512
+
+
+def test_long_conversations_share_longer_rows_until_these_are_dense():
+    """More than half a row each: none fits beside another, and yet at most 2 % may be empty."""
+    lengths = np.random.Generator(np.random.Philox(0)).integers(513, 1025, 4_000)
+    pieces = Pieces(np.arange(len(lengths)), lengths)
+    assert pack(pieces, 1024, 0).density < 0.8
+    rows = pack_dense(pieces, 1024, 16, 0)
+    assert rows.density >= 0.98 and rows.max_seq_len == 1024 and rows.row_len in (8 * 1024, 16 * 1024)
+    assert pack_dense(pieces, 1024, 12, 0).row_len in (6 * 1024, 12 * 1024)  # what divides a batch
+    assert pack_dense(pieces, 1024, 1, 0).row_len == 1024
+
+
+def test_each_piece_goes_where_it_leaves_the_least_space():
+    rows = pack(Pieces(np.arange(5), np.array([9, 7, 3, 1, 1])), 10, 0)
+    assert [rows.pieces.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [
+        [9, 1],
+        [7, 3],
+        [1],
+    ]
 
 
 def test_equal_lengths_meet_by_the_seed_and_not_in_file_order():

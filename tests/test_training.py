@@ -201,7 +201,7 @@ def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=
 
     tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
     cache = open_or_build([folder / "r1_1024.jsonl"], SFTDataset, tokenizer)
-    data = packing.prepare(cache, packing.cut_conversations, max_seq_len=128, val_fraction=0.1, seed=0)
+    data = packing.prepare(cache, packing.cut_conversations, max_seq_len=128, batch_size=1, val_fraction=0.1, seed=0)
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
     rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world)
     batches = packing.Batches(
