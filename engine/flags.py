@@ -77,7 +77,12 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     )
 
     group = stage.add_argument_group("optimisation")
-    group.add_argument("--optimizer", choices=optim.OPTIMIZERS, default="adamw", help="update rule")
+    group.add_argument(
+        "--optimizer",
+        choices=optim.OPTIMIZERS,
+        default="adamw",
+        help="muon: for the hidden matrices; the rest, and all with adamw, by AdamW",
+    )
     group.add_argument("--learning_rate", type=float, help="peak rate")
     group.add_argument(
         "--schedule",
@@ -87,6 +92,9 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--warmup_iters", type=int, help="optimizer steps until the peak rate (0: none)")
     group.add_argument("--weight_decay", type=float, default=0.1, help="decay of the matrices, times the rate (0: off)")
+    group.add_argument(
+        "--z_loss", type=float, default=0.0, help="weight of log(Z)^2, which keeps logits small; 1e-4 is usual (0: off)"
+    )
     group.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm (0: no clipping)")
     group.add_argument("--seed", type=int, default=42, help="of weights, order of rows and dropout")
 
@@ -214,7 +222,7 @@ def training(args: argparse.Namespace) -> dict:
     return {"flags": shown} | select(
         args, "on_sample", "name", "save_dir", "resume", "overwrite", "batch_size", "accumulation_steps", "epochs",
         "max_steps", "max_minutes", "learning_rate", "schedule", "warmup_iters", "optimizer", "weight_decay",
-        "grad_clip", "loss_chunk", "compile", "parallel", "seed", "log_step", "eval_step", "save_step",
+        "grad_clip", "z_loss", "loss_chunk", "compile", "parallel", "seed", "log_step", "eval_step", "save_step",
         "tracker", "wandb_project",
     )  # fmt: skip
 

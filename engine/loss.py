@@ -51,12 +51,15 @@ class TokenLoss(nn.Module):
         model: the decoder.
         tag_weight: what a tag token's cross-entropy is multiplied with (1: as any other).
         end_id: </s>, which stands for no text: it is learned, but left out of bits per byte.
+        z_loss: weight of log(Z)^2 beside each cross-entropy, Z the sum behind the softmax: it keeps the logits from
+            drifting (arXiv:2204.02311, section 5; 0: off).
         chunk: positions whose logits exist at a time, 0 all. Each chunk is computed again in backward.
     """
 
-    def __init__(self, model: SpongeBob, *, tag_weight: float = 1.0, end_id: int = 2, chunk: int = 0):
+    def __init__(self, model: SpongeBob, *, tag_weight: float = 1.0, end_id: int = 2, z_loss: float = 0.0,
+                 chunk: int = 0):  # fmt: skip
         super().__init__()
-        self.model, self.end_id, self.chunk = model, end_id, chunk
+        self.model, self.end_id, self.z_loss, self.chunk = model, end_id, z_loss, chunk
         weights = torch.zeros(3)
         weights[LOSS], weights[TAG] = 1.0, tag_weight
         self.register_buffer("class_weights", weights, persistent=False)
@@ -78,7 +81,8 @@ class TokenLoss(nn.Module):
         return torch.stack([checkpoint(self._sums, *part, use_reentrant=False) for part in parts]).sum(0)
 
     def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-        nats = F.cross_entropy(self.model.output(hidden).float(), labels, reduction="none")  # (positions,)
+        logits = self.model.output(hidden).float()
+        nats = F.cross_entropy(logits, labels, reduction="none")  # (positions,)
         learned = classes != NO_LOSS
         masks = torch.stack([
             self.class_weights[classes.long()],
@@ -86,4 +90,7 @@ class TokenLoss(nn.Module):
             (classes == TAG).float(),
             (learned & (labels != self.end_id)).float(),
         ])  # (4, positions)  # fmt: skip
-        return masks @ nats
+        sums = masks @ nats
+        if self.z_loss:
+            sums = sums + F.pad(self.z_loss * (masks[:1] @ logits.logsumexp(-1).square()), (0, 3))  # weighted only
+        return sums

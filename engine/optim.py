@@ -1,12 +1,16 @@
 """Optimizers and learning-rate schedules. A schedule is a pure function of the step: nothing to save."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-OPTIMIZERS = ("adamw",)
+from engine.runtime import pick_dtype
+
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "wsd")
 
 
@@ -15,6 +19,8 @@ def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: fl
 
     adamw: arXiv:1711.05101, betas 0.9 and 0.95 as LLaMA. Matrices decay; norms do not, nor do embeddings: a rare
     token's row gets no gradient in most steps and would only shrink.
+    muon: the hidden matrices by Muon, scaled so that their steps are as long as AdamW's and one rate serves both
+    (arXiv:2502.16982, equation 4); embeddings and norms by AdamW.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is not known, expected one of {', '.join(OPTIMIZERS)}")
@@ -23,7 +29,69 @@ def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: fl
     matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings]
     others = [p for p in parameters if p.dim() < 2 or id(p) in embeddings]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)]
+    adamw = torch.optim.AdamW(groups[name == "muon" :], lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    if name == "adamw":
+        return [adamw]
+    return [Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon, with the matrices of one shape orthogonalised in one batch and in the device's fast dtype.
+
+    Momentum, nesterov, decay and rate are torch's, and so is the state. Torch's own loop computes in bf16 everywhere,
+    which CPUs without bf16 units emulate, and launches some 24 small kernels a matrix.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for shape, parameters in shapes.items():
+                if isinstance(parameters[0], DTensor):  # sharded: torch gathers them one by one
+                    return super().step()
+                update = torch.stack(self._with_momentum(parameters, group["momentum"]))
+                update = orthogonalise(update, group["ns_coefficients"], group["ns_steps"]).unbind()
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+
+    def _with_momentum(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+        """Nesterov: the gradients, moved towards their running mean."""
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, buffers, momentum)
+
+
+def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Each matrix of x (N, m, n) with its singular values brought near 1, by Newton-Schulz (kellerjordan.github.io).
+
+    One step takes x to p(G) x with the Gram matrix G = x x^T and p(G) = aI + bG + cG^2.
+    """
+    a, b, c = coefficients
+    shape, dtype = x.shape, x.dtype
+    x = x.mT if shape[1] > shape[2] else x  # the smaller Gram matrix
+    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(pick_dtype("auto", x.device))
+    gram = x @ x.mT
+    if x.dtype == torch.float32 and shape[1] != shape[2]:
+        # Every p(G) is a polynomial in the first G: iterate on m x m matrices and touch the long x once. Half precision
+        # has no such choice: the rounding of G grows twelvefold a step, with no x to start from again.
+        product = None
+        for _ in range(steps):
+            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            p.diagonal(dim1=1, dim2=2).add_(a)
+            product = p if product is None else p @ product
+            gram = p @ gram @ p
+        x = product @ x
+    else:
+        for _ in range(steps):
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            gram = x @ x.mT
+    return (x.mT if shape[1] > shape[2] else x).to(dtype)
 
 
 def schedule(name: str, *, peak: float, steps: int, warmup: int, decay_share: float = 0.2) -> Callable[[int], float]:

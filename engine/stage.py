@@ -48,7 +48,7 @@ def run(
     on_sample: bool, name: str, save_dir: str, resume: bool, overwrite: bool, flags: dict,
     batch_size: int, accumulation_steps: int, epochs: int, max_steps: int, max_minutes: float,
     learning_rate: float, schedule: str, warmup_iters: int, optimizer: str, weight_decay: float, grad_clip: float,
-    tag_weight: float, loss_chunk: int, compile: bool, parallel: str, seed: int,
+    tag_weight: float, z_loss: float, loss_chunk: int, compile: bool, parallel: str, seed: int,
     log_step: int, eval_step: int, save_step: int, tracker: str, wandb_project: str,
 ) -> None:  # fmt: skip
     """Train `model` on `data` and leave <save_dir>/<name>.pth, .json, .state/, .metrics.jsonl and .png."""
@@ -69,11 +69,11 @@ def run(
         "tokenizer": fingerprint(tokenizer), "rows_per_step": rows_per_step, "steps": steps, "seed": seed,
         "row_len": data.training.row_len, "learning_rate": learning_rate, "schedule": schedule,
         "warmup_iters": warmup_iters, "optimizer": optimizer, "weight_decay": weight_decay, "grad_clip": grad_clip,
-        "tag_weight": tag_weight, "dtype": str(rt.dtype), "held_out": len(data.validation),
+        "tag_weight": tag_weight, "z_loss": z_loss, "dtype": str(rt.dtype), "held_out": len(data.validation),
     }  # fmt: skip
     model.to(rt.device)
-    core = TokenLoss(model, tag_weight=tag_weight, end_id=data.cache.meta["end_id"], chunk=loss_chunk).to(rt.device)
-    wrapped = runtime.wrap(core, rt, compile=compile, parallel=parallel)
+    core = TokenLoss(model, tag_weight=tag_weight, end_id=data.cache.meta["end_id"], z_loss=z_loss, chunk=loss_chunk)
+    wrapped = runtime.wrap(core.to(rt.device), rt, compile=compile, parallel=parallel)
     optimizers = optim.build(model, name=optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
     scaler = rt.scaler()
 

@@ -107,6 +107,16 @@ def test_the_tag_weight_multiplies_the_tags_alone():
     torch.testing.assert_close(text, plain)
 
 
+def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
+    model = tiny()
+    ids, labels = torch.randint(3, 100, (2, 1, 30))
+    classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
+    squares = model(ids).logits[0].exp().sum(-1).log().square()
+    off, on = (TokenLoss(model, tag_weight=10, z_loss=z)(ids, labels, classes) for z in (0.0, 0.3))
+    torch.testing.assert_close(on[0] - off[0], 0.3 * (squares[10:22].sum() + 10 * squares[22:].sum()))
+    torch.testing.assert_close(on[1:], off[1:])
+
+
 def test_contributions_to_the_residual_stream_start_small():
     model = SpongeBob(LLMConfig(dim=128, n_layers=8, n_heads=4))
     assert model.layers[0].attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -1,0 +1,64 @@
+"""Muon is torch's Muon, faster; every weight has one optimizer."""
+
+import pytest
+import torch
+
+from Config import LLMConfig
+from engine import optim
+from model import SpongeBob
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16)], ids=["square", "wide", "tall"])
+def test_orthogonalising_applies_the_polynomial_to_the_singular_values_alone(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    u, sizes, v = torch.linalg.svd(x.double(), full_matrices=False)
+    sizes = sizes / sizes.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        sizes = COEFFICIENTS[0] * sizes + COEFFICIENTS[1] * sizes**3 + COEFFICIENTS[2] * sizes**5
+    expected = u @ torch.diag_embed(sizes) @ v
+    torch.testing.assert_close(optim.orthogonalise(x, COEFFICIENTS, 5).double(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_muon_makes_the_steps_of_torchs_muon():
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (8, 20), (8, 8), (20, 8))]
+    theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
+    settings = {"lr": 0.05, "weight_decay": 0.3, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = optim.Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        before = torch.cat([weight.detach().flatten() for weight in theirs])
+        for optimizer in optimizers:
+            optimizer.step()
+        mine, other = (torch.cat([weight.detach().flatten() for weight in part]) for part in (ours, theirs))
+        assert (mine - other).norm() < 0.02 * (other - before).norm()  # torch computes in bf16
+    mine, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    assert mine.keys() == other.keys() and all(mine[key].keys() == other[key].keys() for key in mine)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name):
+    model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
+    groups = [group for optimizer in optim.build(model, name=name, learning_rate=1e-3, weight_decay=0.1)
+              for group in optimizer.param_groups]  # fmt: skip
+    held = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(held) == sorted(id(weight) for weight in model.parameters())
+    decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
+    assert decayed == {
+        id(weight) for name, weight in model.named_parameters() if "layers" in name and weight.dim() == 2
+    }
+
+
+def test_one_rate_serves_both_optimizers():
+    """Muon's step has the root mean square of AdamW's, which is about 0.2 times the rate (arXiv:2502.16982)."""
+    torch.manual_seed(0)
+    for shape in ((64, 64), (16, 128), (128, 16)):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = torch.randn(shape)
+        optim.Muon([weight], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25)
