@@ -346,3 +346,17 @@ def test_every_flag_changes_something(name, flag, after):
 
 def test_no_entry_is_left_of_a_flag_that_is_gone():
     assert {name: set(cases) for name, cases in CASES.items()} == {name: set(flags_of(name)) for name in SCRIPTS}
+
+
+def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for script in (pretrain, SFT, distill):
+        assert script.parse([]).max_steps > 0
+        assert script.parse(["--epochs", "1"]).max_steps == script.parse(["--epochs=3"]).max_steps == 0
+        assert script.parse(["--epochs", "3", "--max_steps", "5"]).max_steps == 5
+
+
+def test_two_flags_that_name_different_trackers_are_refused():
+    with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
+        pretrain.parse(["--use_wandb", "--tracker", "tensorboard"])
+    assert pretrain.parse(["--use_wandb", "--tracker", "wandb"]).tracker == "wandb"
