@@ -159,7 +159,8 @@ def add_parent(stage: argparse.ArgumentParser) -> None:
 def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) -> argparse.Namespace:
     """Parse, and settle which data is read. Without the stage's file it is the bundled sample, said in two lines.
 
-    `sample` holds numbers that suit the sample; they replace defaults, never what the user typed.
+    `sample` holds numbers that suit the sample; they replace defaults, never what the user typed: who typed --epochs
+    does not want the sample's --max_steps, which would decide the length.
     """
     args = stage.parse_args(argv)
     for name, value in vars(args).items():
@@ -172,6 +173,8 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
         download(args.data_file)
     args.on_sample = args.data_path is None and not Path(args.data_file).exists()
     if args.on_sample:
+        typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+        sample = {name: value for name, value in sample.items() if name != "max_steps" or "--epochs" not in typed}
         stage.set_defaults(**sample)
         args = stage.parse_args(argv, argparse.Namespace(on_sample=True))
         changed = " ".join(f"--{name} {getattr(args, name)}" for name in sample)
@@ -179,6 +182,8 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
         print(f"for the full corpus: {download_command(args.data_file)} (or --download)")
     args.data_path = args.data_path or [SAMPLE / args.data_file if args.on_sample else Path(args.data_file)]
     args.on_sample = all(SAMPLE in Path(path).resolve().parents for path in args.data_path)  # named or not
+    if args.use_wandb and args.tracker not in ("none", "wandb"):
+        raise ValueError(f"--use_wandb means --tracker wandb, but --tracker {args.tracker} was given: choose one")
     args.tracker = "wandb" if args.use_wandb else args.tracker
     return args
 

@@ -75,7 +75,10 @@ class RowReport:
         self.rows += rows
         self.bad += len(bad)
         self.examples += [f"{path}:{number}: {reason}" for number, reason in bad][: 5 - len(self.examples)]
-        if bad and self.strict:
+        self.stop_if_strict()
+
+    def stop_if_strict(self) -> None:
+        if self.bad and self.strict:
             raise ValueError(f"{self.examples[0]} (--strict_data stops at the first bad row)")
 
     def finish(self) -> None:

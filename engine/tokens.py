@@ -55,13 +55,17 @@ class TokenCache:
         return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer) -> TokenCache:
-    """Open a finished cache folder; ValueError when it holds other rows, or was made with another tokenizer."""
+def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: bool = False) -> TokenCache:
+    """Open a finished cache folder; ValueError when it holds other rows, or was made with another tokenizer.
+
+    With `strict` also when bad rows were left out of it: a cache that was built without --strict_data is there already.
+    """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     for what, expected in _identity(dataset_class, tokenizer).items():
         if meta.get(what) != expected:
             raise ValueError(f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
                              "give the JSONL file instead, or the --tokenizer_dir it was made with")  # fmt: skip
+    RowReport(strict, meta["rows"], meta["bad"], meta["examples"]).stop_if_strict()
     ids = np.memmap(folder / "ids.bin", dtype=np.uint16, mode="r")
     classes = np.memmap(folder / "classes.bin", dtype=np.uint8, mode="r")
     offsets, hashes = np.load(folder / "offsets.npy", mmap_mode="r"), np.load(folder / "hashes.npy", mmap_mode="r")
@@ -81,7 +85,7 @@ def open_or_build(
 ) -> TokenCache:
     """The token cache of one or more JSONL files (read as `dataset_class` says), or of a finished cache folder."""
     if len(data_path) == 1 and (Path(data_path[0]) / "meta.json").is_file():
-        return open_cache(Path(data_path[0]), dataset_class, tokenizer)
+        return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
     paths = source_files(data_path)
     digests = [_content_digest(path, Path(cache_dir)) for path in paths]
     identity = _identity(dataset_class, tokenizer)
@@ -89,7 +93,7 @@ def open_or_build(
     folder = Path(cache_dir) / f"{paths[0].name.split('.')[0]}-{key}"
     if not (folder / "meta.json").is_file():
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
-    return open_cache(folder, dataset_class, tokenizer)
+    return open_cache(folder, dataset_class, tokenizer, strict)
 
 
 def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:

@@ -1,0 +1,362 @@
+"""Every flag changes something: none is only stored.
+
+Each flag is typed in a tiny run beside one without it, and the part of the outcome that it is for must differ: weights,
+log, files, answer, error. What needs a GPU, several processes, a compiler or a network is recorded at the door where
+the value arrives. A flag without an entry here fails.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+
+import distill
+import eval_model
+import pretrain
+import SFT
+import train_tokenizer
+from Config import LLMConfig
+from dataset import fingerprint, load_tokenizer
+from engine import checkpoint, flags, loss, optim, runtime, score, stage, tokens, tracker
+from model import SpongeBob
+
+SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
+LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"],
+                   "eval_model": ["pretrain", "SFT", "SFT_long", "distill", "distill_long"]}  # fmt: skip
+TRAINING_WORDS = (
+    "--tokenizer_dir tokenizer --device cpu --dtype float32 --num_workers 1 --batch_size 2 --accumulation_steps 1 "
+    "--max_seq_len 96 --val_fraction 0 --max_steps 3 --warmup_iters 1 --log_step 1 --eval_step 0 --save_step 0"
+)
+WORDS = {
+    "pretrain": f"{TRAINING_WORDS} --dim 32 --n_layers 1 --n_heads 4 --n_kv_heads 2",
+    "SFT": TRAINING_WORDS,
+    "distill": TRAINING_WORDS,
+    "train_tokenizer": "--save_dir learned --vocab_size 280",
+    "eval_model": "--tokenizer_dir tokenizer --device cpu --dtype float32 --max_new_tokens 8",  # a chat
+}
+
+
+class Case(NamedTuple):
+    value: str  # what is typed after the flag
+    changes: str  # the part of the outcome that must differ
+    given: str = ""  # typed both times
+    earlier: str | None = None  # typed in a run before, in the same folder
+
+
+TRAINING = {
+    "--data_path": Case("other.jsonl", "weights"),
+    "--download": Case("", "downloaded"),
+    "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
+    "--val_fraction": Case("0.2", "log"),
+    "--max_seq_len": Case("200", "weights"),
+    "--tokenizer_dir": Case("larger", "weights"),
+    "--cache_dir": Case("mine", "files"),
+    "--num_workers": Case("2", "workers", given="--cache_dir mine"),
+    "--epochs": Case("2", "steps", given="--max_steps 0"),
+    "--max_steps": Case("2", "steps"),
+    "--max_minutes": Case("1e-9", "steps"),
+    "--batch_size": Case("4", "weights"),
+    "--accumulation_steps": Case("2", "weights"),
+    "--optimizer": Case("another", "optimizer"),
+    "--learning_rate": Case("0.5", "weights"),
+    "--schedule": Case("linear", "weights"),
+    "--warmup_iters": Case("2", "weights"),
+    "--weight_decay": Case("0.5", "weights"),
+    "--grad_clip": Case("0.001", "weights"),
+    "--seed": Case("7", "weights"),
+    "--save_dir": Case("elsewhere", "files"),
+    "--name": Case("mine", "files"),
+    "--resume": Case("", "steps", given="--name mine", earlier="--max_minutes 1e-9"),
+    "--overwrite": Case("", "error", given="--name mine", earlier=""),
+    "--log_step": Case("2", "log"),
+    "--eval_step": Case("2", "log", given="--val_fraction 0.2"),
+    "--save_step": Case("1", "files"),
+    "--use_wandb": Case("", "service"),
+    "--tracker": Case("tensorboard", "service"),
+    "--wandb_project": Case("mine", "project", given="--use_wandb"),
+    "--device": Case("meta", "error"),  # which nobody trains on
+    "--dtype": Case("bfloat16", "weights"),
+    "--loss_chunk": Case("16", "chunks"),
+    "--compile": Case("", "compiled"),
+    "--parallel": Case("fsdp", "parallel"),
+    "--deterministic": Case("", "deterministic"),
+}
+SHAPE = {
+    "--dim": Case("16", "weights"),
+    "--n_layers": Case("2", "weights"),
+    "--n_heads": Case("2", "weights"),
+    "--n_kv_heads": Case("4", "weights"),
+    "--hidden_dim": Case("24", "weights"),
+    "--rope_theta": Case("100", "weights"),
+    "--dropout": Case("0.5", "weights"),
+}
+PARENT = {
+    "--init_from": Case("other.pth", "weights"),
+    "--n_heads": Case("4", "weights", given="--init_from bare.pth"),
+    "--rope_theta": Case("100", "weights", given="--init_from bare.pth"),
+    "--long": Case("", "files", given="--init_from other.pth"),
+    "--save_dir": Case("elsewhere", "files", given="--init_from other.pth"),
+    "--tokenizer_dir": Case("larger", "error"),
+}
+CASES = {
+    "pretrain": TRAINING | SHAPE,
+    "SFT": TRAINING | PARENT,
+    "distill": TRAINING | PARENT | {"--tag_weight": Case("1", "weights")},
+    "train_tokenizer": {
+        "--data_path": Case("other.jsonl", "vocabulary"),
+        "--save_dir": Case("elsewhere", "files"),
+        "--overwrite": Case("", "error", given="--save_dir tokenizer"),
+        "--vocab_size": Case("270", "vocabulary"),
+        "--max_bytes": Case("300", "vocabulary"),
+        "--tag_tokens": Case("", "vocabulary"),
+        "--val_fraction": Case("0.5", "vocabulary", given="--data_path many.jsonl"),
+        "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
+    },
+    "eval_model": {
+        "--model_mode": Case("2", "answer"),
+        "--long": Case("", "answer"),
+        "--ckpt": Case("other.pth", "answer"),
+        "--save_dir": Case("others", "answer"),
+        "--tokenizer_dir": Case("larger", "error"),
+        "--n_heads": Case("4", "answer", given="--ckpt bare.pth"),
+        "--rope_theta": Case("100", "answer", given="--ckpt bare.pth"),
+        "--max_seq_len": Case("16", "answer"),
+        "--temperature": Case("0", "answer"),
+        "--top_p": Case("0.1", "answer", given="--temperature 3"),
+        "--top_k": Case("1", "answer", given="--temperature 3"),
+        "--repetition_penalty": Case("100", "answer", given="--temperature 0 --max_new_tokens 32"),
+        "--max_new_tokens": Case("2", "answer"),
+        "--history_cnt": Case("0", "answer", given="--temperature 0"),
+        "--system": Case("hi", "answer", given="--temperature 0"),
+        "--no-stream": Case("", "flushes"),
+        "--seed": Case("7", "answer"),
+        "--device": Case("meta", "error"),
+        "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
+        "--prompt": Case("hi", "answer"),
+        "--export": Case("hf exported", "files"),
+        "--score": Case("sft_512.jsonl", "files"),
+        "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
+        "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------ what a user has
+
+
+def rows(count, word):
+    """Rows that every stage can read."""
+    for number in range(count):
+        answer = f"<think>\n{word}\n</think>\n<answer>\n{number}\n</answer>"
+        turns = [("system", "s"), ("user", f"{word} {number}?"), ("assistant", answer)]
+        conversations = [{"role": role, "content": content} for role, content in turns]
+        yield json.dumps({"text": f"{word} {number} " + "the sea " * (number % 5), "conversations": conversations})
+
+
+def model_of(seed):
+    torch.manual_seed(seed)
+    model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300))
+    for parameter in model.parameters():  # a fresh model answers the same whatever it is asked
+        parameter.data.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The folder a user starts from: data, two tokenizers, weights."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("pretrain", "sft_512", "sft_1024", "r1_1024"):
+        (home / f"{name}.jsonl").write_text("\n".join(rows(24, "snail")))
+    (home / "other.jsonl").write_text("\n".join(rows(24, "jellyfish")))
+    (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
+    (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
+    learned = train_tokenizer.train(rows(50, "snail"), 300, tag_tokens=False)
+    train_tokenizer.save(learned, home / "tokenizer")
+    learned.add_tokens(["jellyfish"])
+    train_tokenizer.save(learned, home / "larger")
+
+    def leave(path, model, stage):
+        known = {"stage": stage, "config": checkpoint.shape_json(model.config)}
+        known["tokenizer"] = fingerprint(load_tokenizer(home / "tokenizer"))
+        checkpoint.save_weights(path, checkpoint.cpu_weights(model), known)
+
+    leave(home / "other.pth", model_of(9), "SFT")
+    leave(home / "bare.pth", model_of(9), "SFT")
+    (home / "bare.json").unlink()
+    for seed, name in enumerate(LEFT_BY_EARLIER["eval_model"]):
+        leave(home / f"left/{name}.pth", model_of(seed), name.removesuffix("_long"))
+        leave(home / f"others/{name}.pth", model_of(seed + 100), name.removesuffix("_long"))
+    return home
+
+
+# ------------------------------------------------------------------------------------------------ outcomes
+
+
+class Screen(io.StringIO):
+    flushes = 0
+
+    def flush(self):
+        self.flushes += 1
+
+
+@contextlib.contextmanager
+def doors(monkeypatch, came):
+    """Note in `came` what arrives where there may be nothing behind."""
+    real_wrap, real_build, real_complete = runtime.wrap, optim.build, score.complete
+
+    def pool(workers, context, start, setup):  # threads are processes enough here
+        came["workers"] = workers
+        return ThreadPoolExecutor(workers, initializer=start, initargs=setup)
+
+    def service(name, path, project, *_):
+        came["service"], came["project"] = name, project
+        return lambda *_: None, lambda: None, None
+
+    def wrap(module, rt, *, compile, parallel):
+        came["parallel"] = parallel
+        return real_wrap(module, rt, compile=compile, parallel=parallel)
+
+    def build(model, *, name, **options):
+        came["optimizer"] = name
+        return real_build(model, name="adamw", **options)
+
+    def chunk(function, *parts, **_):
+        came["chunks"] = came.get("chunks", 0) + 1
+        return function(*parts)
+
+    def complete(model, prompts, **options):
+        came.setdefault("prompts", []).append(len(prompts))
+        return real_complete(model, prompts, **options)
+
+    def note(door):
+        return lambda *arguments, **_: came.__setitem__(door, arguments[-1] if arguments else True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "ProcessPoolExecutor", pool)
+        patch.setattr(tracker, "_open_service", service)
+        for module, slow in ((tracker, "draw"), (stage, "_trial"), (os, "fsync")):  # longer than such a training
+            patch.setattr(module, slow, lambda *_: None)
+        patch.setattr(runtime, "wrap", wrap)
+        patch.setattr(optim, "build", build)
+        patch.setattr(optim, "OPTIMIZERS", ("adamw", "another"))
+        patch.setattr(loss, "checkpoint", chunk)
+        patch.setattr(loss.TokenLoss, "compile", note("compiled"))
+        patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
+        patch.setattr(flags.subprocess, "run", note("downloaded"))
+        patch.setattr(score, "complete", complete)
+        patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))
+        yield
+
+
+def all_files():
+    return {os.path.join(folder, file) for folder, _, files in os.walk(".") for file in files}
+
+
+def outcome(name, runs, monkeypatch):
+    """What a script leaves behind, and what its last run says and reaches."""
+    before = all_files()
+    for words in runs:
+        error, screen, came = None, Screen(), {}
+        with doors(monkeypatch, came), contextlib.redirect_stdout(screen), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                SCRIPTS[name].main(words)
+            except ValueError as problem:
+                error = str(problem)
+    files = sorted(all_files() - before)
+    found = {"error": error, "files": files, "answer": screen.getvalue(), "flushes": screen.flushes, **came}
+    for path in map(Path, files):
+        if path.name == "tokenizer.json":
+            found["vocabulary"] = path.read_bytes()
+        elif path.suffix == ".pth":
+            weights = torch.load(path, weights_only=True)
+            found["weights"] = {name: (tensor.shape, tensor.numpy().tobytes()) for name, tensor in weights.items()}
+        elif path.name.endswith(".metrics.jsonl"):
+            log = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            found["steps"] = log[-1]["step"]
+            found["log"] = [{key: row[key] for key in row.keys() - {"seconds", "tokens_per_second"}} for row in log]
+    return found
+
+
+@pytest.fixture
+def after(home, tmp_path_factory, monkeypatch):
+    """after(script, run, run, ...) -> the outcome of the runs, each given as flags, in a new folder."""
+
+    def after(name, *runs):
+        folder = tmp_path_factory.mktemp(name) / "home"
+        shutil.copytree(home, folder)
+        for parent in LEFT_BY_EARLIER.get(name, ()):
+            for ending in (".pth", ".json"):
+                (folder / "results").mkdir(exist_ok=True)
+                shutil.copyfile(home / f"left/{parent}{ending}", folder / f"results/{parent}{ending}")
+        monkeypatch.chdir(folder)
+        words = WORDS[name].split()
+        if name in ("pretrain", "SFT", "distill"):
+            words += ["--cache_dir", str(home.parent / "cache")]  # one for all
+        return outcome(name, [[*words, *run.split()] for run in runs], monkeypatch)
+
+    return after
+
+
+def flags_of(name):
+    """The flags of a script: its parser is caught at the moment it would read the command line."""
+
+    class Caught(Exception):
+        pass
+
+    def catch(parser, *_):
+        raise Caught(parser)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", catch):
+        try:
+            SCRIPTS[name].main([])
+        except Caught as caught:
+            return [action.option_strings[-1] for action in caught.args[0]._actions if action.dest != "help"]
+
+
+ALL = [(name, flag) for name in SCRIPTS for flag in flags_of(name)]
+BASELINES = {}  # most flags are compared with the same run
+
+
+@pytest.mark.parametrize("name, flag", ALL)
+def test_every_flag_changes_something(name, flag, after):
+    assert flag in CASES[name], f"{name}.py {flag} is new: say in this file what it changes"
+    case = CASES[name][flag]
+    earlier = [] if case.earlier is None else [f"{case.given} {case.earlier}"]
+    without = (name, *earlier, case.given)
+    if without not in BASELINES:
+        BASELINES[without] = after(*without)
+    without, typed = BASELINES[without], after(name, *earlier, f"{case.given} {flag} {case.value}")
+    changed = typed.get(case.changes) != without.get(case.changes)
+    assert changed, f"{flag} {case.value} left the {case.changes} as without it"
+    if case.changes == "error":
+        assert flag in (typed["error"] or without["error"])
+    else:
+        assert typed["error"] is None
+
+
+def test_no_entry_is_left_of_a_flag_that_is_gone():
+    assert {name: set(cases) for name, cases in CASES.items()} == {name: set(flags_of(name)) for name in SCRIPTS}
+
+
+def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for script in (pretrain, SFT, distill):
+        assert script.parse([]).max_steps > 0
+        assert script.parse(["--epochs", "1"]).max_steps == script.parse(["--epochs=3"]).max_steps == 0
+        assert script.parse(["--epochs", "3", "--max_steps", "5"]).max_steps == 5
+
+
+def test_two_flags_that_name_different_trackers_are_refused():
+    with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
+        pretrain.parse(["--use_wandb", "--tracker", "tensorboard"])
+    assert pretrain.parse(["--use_wandb", "--tracker", "wandb"]).tracker == "wandb"
