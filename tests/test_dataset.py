@@ -70,7 +70,7 @@ def test_the_default_system_prompt_stands_first_only_when_the_conversation_does_
 
 @pytest.mark.parametrize("system", [[], ["system: You are Patrick."]], ids=["default system", "own system"])
 def test_only_the_assistant_is_trained_on_first_word_and_end_mark_included(tokenizer, system):
-    answers = ["Bikini Bottom.", "<think>\n嗯\n</think>\n<answer>\n二\n</answer>", "再见"]
+    answers = ["Bikini Bottom.", "<think>\n嗯\n</think>\n<answer>\n二\n</answer>", "  缩进", "\n\nx = 1"]
     turns = [turn for answer in answers for turn in (f"user: assistant\n问 {answer[:2]}", f"assistant: {answer}")]
     ids, classes = encode(tokenizer, chat(*system, *turns))
     assert decode(tokenizer, ids[classes != NO_LOSS]) == "".join(answer + "</s>" for answer in answers)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import tracemalloc
 from contextlib import nullcontext
 
 import numpy as np
@@ -149,6 +150,19 @@ def test_the_cache_holds_what_the_dataset_encodes_and_no_text_in_it_forges_a_con
     assert np.array_equal(cache.classes, np.concatenate([document.classes for document in documents]))
     assert np.diff(cache.offsets).tolist() == [len(document.ids) for document in documents]
     assert np.bincount(cache.ids)[:3].tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_does_not_grow_with_the_file(build, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(jsonl, "BLOCK", 100_000)
+    row = json.dumps({"notes": "x" * 50_000, "text": "a"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(row * 300, encoding="utf-8")  # 15 MB
+    tracemalloc.start()
+    try:
+        assert len(build(tmp_path / "rows.jsonl", num_workers=workers)) == 300
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000  # 5 MB are the tokenizer
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_changed_mtime_alone_does_not_rebuild(build, tmp_path, monkeypatch):

@@ -194,6 +194,16 @@ def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------------ one step
 
 
+@pytest.mark.parametrize("name", runtime.DTYPES)
+def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(name):
+    rt = runtime.start(device="cpu", dtype=name)
+    weight = torch.eye(8, requires_grad=True)
+    with rt.autocast():
+        product = weight @ weight
+    assert product.dtype == runtime.DTYPES[name] and weight.dtype == torch.float32
+    assert rt.scaler().is_enabled() == (name == "float16")
+
+
 def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=0, world=1) -> loop.Run:
     """A run on the fixture's chat data (uneven masks), without files around it."""
     torch.manual_seed(1)
