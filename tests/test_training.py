@@ -238,6 +238,21 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder):
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+def test_an_epoch_logs_the_same_in_micro_batches_its_last_and_smaller_step_included(folder):
+    small = ["--dim", "32", "--n_layers", "1", "--max_seq_len", "256", "--val_fraction", "0", "--max_steps", "0"]
+    logs, options = [], [*SHAPE, *SHORT, *small, "--warmup_iters", "0", "--log_step", "1", "--save_step", "0"]
+    for size, parts in (("8", "1"), ("2", "4")):
+        micro = ["--batch_size", size, "--accumulation_steps", parts, "--name", f"in_{parts}"]
+        pretrain.main([*options, *micro])
+        logs.append(rows(folder / f"results/in_{parts}.metrics.jsonl")[1:])
+    read = [row["tokens"] for row in logs[0]]
+    assert 0 < read[-1] - read[-2] < 0.8 * read[0]
+    for one, parts in zip(*logs, strict=True):
+        assert parts["tokens"] == one["tokens"]
+        assert parts["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert parts["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
 def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
     run = a_run(folder, batch_size=3, rows_per_step=12)
     batches, counts = loop.load_step(run, 0)
@@ -269,7 +284,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
     real, calls = loop.train_step, []
 
     def poisoned(run, *arguments):
-        calls.append(1)
+        calls.append(run.model)
         if len(calls) == 4:
             run.model.norm.register_forward_hook(lambda module, inputs, output: output * float("nan"))
         return real(run, *arguments)
@@ -277,8 +292,8 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(ValueError, match="not finite"):
         pretrain.main([*SHAPE, *SHORT, "--name", "bad", "--save_step", "1", "--log_step", "6"])
-    saved = weights("results/bad.pth")
-    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    for state in (weights("results/bad.pth"), calls[-1].state_dict()):
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
     assert json.loads((folder / "results/bad.json").read_text("utf-8"))["step"] == 3
 
 
