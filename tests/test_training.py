@@ -46,6 +46,9 @@ SHORT = [
 ]
 
 
+SMALL = ["--dim", "32", "--n_layers", "1", "--max_seq_len", "256", "--val_fraction", "0"]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working folder with the three kinds of data, as a user might have."""
@@ -119,6 +122,13 @@ def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, mo
     for mine, theirs in zip(*(state[0]["state"].values() for state in states), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and torch.equal(mine["exp_avg_sq"], theirs["exp_avg_sq"])
     assert rows(folder / "results/whole.metrics.jsonl") == rows(folder / "results/cut.metrics.jsonl")
+
+
+@pytest.mark.parametrize("save_step", ["0", "4", "100"])
+def test_the_end_of_a_run_is_saved_also_where_no_save_is_due(folder, save_step):
+    pretrain.main([*SHAPE, *SHORT, *SMALL, "--save_step", save_step])
+    assert json.loads((folder / "results/pretrain.json").read_text("utf-8"))["step"] == 6
+    assert checkpoint.load_newest_state(folder / "results/pretrain.state")["progress"]["step"] == 6
 
 
 def test_resuming_says_what_there_is(folder, capsys):
@@ -238,19 +248,17 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder):
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
-def test_an_epoch_logs_the_same_in_micro_batches_its_last_and_smaller_step_included(folder):
-    small = ["--dim", "32", "--n_layers", "1", "--max_seq_len", "256", "--val_fraction", "0", "--max_steps", "0"]
-    logs, options = [], [*SHAPE, *SHORT, *small, "--warmup_iters", "0", "--log_step", "1", "--save_step", "0"]
-    for size, parts in (("8", "1"), ("2", "4")):
-        micro = ["--batch_size", size, "--accumulation_steps", parts, "--name", f"in_{parts}"]
-        pretrain.main([*options, *micro])
-        logs.append(rows(folder / f"results/in_{parts}.metrics.jsonl")[1:])
-    read = [row["tokens"] for row in logs[0]]
-    assert 0 < read[-1] - read[-2] < 0.8 * read[0]
-    for one, parts in zip(*logs, strict=True):
-        assert parts["tokens"] == one["tokens"]
-        assert parts["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert parts["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+def test_an_epoch_in_one_step_logs_the_same_however_the_window_is_cut_and_however_much_of_it_is_left_over(folder):
+    few, logs = (folder / "pretrain.jsonl").read_text("utf-8").splitlines()[:40], []
+    (folder / "pretrain.jsonl").write_text("\n".join(few), encoding="utf-8")
+    for size, parts in (("8", "1"), ("2", "40"), ("4", "2")):
+        name = ["--name", f"{size}_x_{parts}", "--batch_size", size, "--accumulation_steps", parts]
+        pretrain.main([*SHAPE, *SHORT, *SMALL, "--max_steps", "0", "--warmup_iters", "0", *name])
+        logs.append(rows(folder / f"results/{name[1]}.metrics.jsonl")[-1])
+    for log in logs:
+        assert log["step"] == 1 and log["tokens"] == logs[0]["tokens"]
+        assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
+        assert log["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-4)
 
 
 def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
