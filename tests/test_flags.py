@@ -27,7 +27,7 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, loss, optim, runtime, score, stage, tokens, tracker
+from engine import checkpoint, flags, loss, runtime, score, stage, tokens, tracker
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
@@ -67,11 +67,12 @@ TRAINING = {
     "--max_minutes": Case("1e-9", "steps"),
     "--batch_size": Case("4", "weights"),
     "--accumulation_steps": Case("2", "weights"),
-    "--optimizer": Case("another", "optimizer"),
+    "--optimizer": Case("muon", "weights"),
     "--learning_rate": Case("0.5", "weights"),
     "--schedule": Case("linear", "weights"),
     "--warmup_iters": Case("2", "weights"),
     "--weight_decay": Case("0.5", "weights"),
+    "--z_loss": Case("0.1", "weights"),
     "--grad_clip": Case("0.001", "weights"),
     "--seed": Case("7", "weights"),
     "--save_dir": Case("elsewhere", "files"),
@@ -212,7 +213,7 @@ class Screen(io.StringIO):
 @contextlib.contextmanager
 def doors(monkeypatch, came):
     """Note in `came` what arrives where there may be nothing behind."""
-    real_wrap, real_build, real_complete = runtime.wrap, optim.build, score.complete
+    real_wrap, real_complete = runtime.wrap, score.complete
 
     def pool(workers, context, start, setup):  # threads are processes enough here
         came["workers"] = workers
@@ -225,10 +226,6 @@ def doors(monkeypatch, came):
     def wrap(module, rt, *, compile, parallel):
         came["parallel"] = parallel
         return real_wrap(module, rt, compile=compile, parallel=parallel)
-
-    def build(model, *, name, **options):
-        came["optimizer"] = name
-        return real_build(model, name="adamw", **options)
 
     def chunk(function, *parts, **_):
         came["chunks"] = came.get("chunks", 0) + 1
@@ -247,8 +244,6 @@ def doors(monkeypatch, came):
         for module, slow in ((tracker, "draw"), (stage, "_trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(runtime, "wrap", wrap)
-        patch.setattr(optim, "build", build)
-        patch.setattr(optim, "OPTIMIZERS", ("adamw", "another"))
         patch.setattr(loss, "checkpoint", chunk)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
