@@ -84,8 +84,9 @@ def load(args: argparse.Namespace, path: Path, tokenizer: Tokenizer) -> tuple[Sp
     return model.eval(), (meta.get("stage") or STAGES[args.model_mode]) != "pretrain"
 
 
-def write_scores(args: argparse.Namespace, path: Path, tokenizer: Tokenizer, rt: runtime.Runtime) -> None:
+def write_scores(args: argparse.Namespace, path: Path, tokenizer: Tokenizer) -> None:
     """Score the checkpoint, and the baseline on the same rows; print tables and keep the figures."""
+    rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed)
 
     def measure(path: Path) -> tuple[dict, dict]:
         model, chats = load(args, path, tokenizer)
@@ -120,12 +121,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"wrote {args.export[1]}")
         return
 
-    rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed)
     if args.score:
-        write_scores(args, path, tokenizer, rt)
+        write_scores(args, path, tokenizer)
         return
 
     model, chats = load(args, path, tokenizer)
+    rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed)  # seeded after the weights were drawn
     if args.system and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     sampling = flags.select(args, "temperature", "top_k", "top_p", "repetition_penalty")

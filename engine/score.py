@@ -14,6 +14,7 @@ checkpoints are compared row by row:
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -164,12 +165,10 @@ def figures(records: Sequence[dict]) -> dict[str, dict]:
         x, w, chance, count = np.array(list(_by_row(records, name).values())).T
         if not w.sum():
             continue
-        value = x.sum() / w.sum()
+        value, luck = float(x.sum() / w.sum()), float(chance.sum() / w.sum())
         low, high = wilson(value, len(x)) if is_share(name) else bootstrap(x, w)
-        luck = chance.sum() / w.sum()
-        found[name] = {
-            "value": value, "low": low, "high": high, "chance": None if np.isnan(luck) else luck, "n": int(count.sum()),
-        }  # fmt: skip
+        luck = None if math.isnan(luck) else luck
+        found[name] = {"value": value, "low": low, "high": high, "chance": luck, "n": int(count.sum())}
     return found
 
 
@@ -204,8 +203,8 @@ def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict
         both = [row for row in ours if row in theirs and ours[row][1] == theirs[row][1]]
         if both:
             after, before = (np.array([rows[row][:2] for row in both]).T for rows in (ours, theirs))
-            if w := after[1].sum():
-                values = {"before": before[0].sum() / w, "after": after[0].sum() / w, "n": len(both)}
+            if w := float(after[1].sum()):
+                values = {"before": float(before[0].sum()) / w, "after": float(after[0].sum()) / w, "n": len(both)}
                 found[name] = values | paired(after[0], before[0], after[1])
     return found
 

@@ -43,7 +43,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, w: np.ndarray) -> dict[str, flo
     low, high = bootstrap(difference, w)
     observed, moved = abs(difference.sum()), difference[difference != 0]
     extreme = sum(int((abs(flipped) >= observed * (1 - 1e-9)).sum()) for flipped in _flipped_sums(moved))
-    return {"difference": difference.sum() / w.sum(), "low": low, "high": high, "p": (1 + extreme) / (1 + FLIPS)}
+    return {"difference": float(difference.sum() / w.sum()), "low": low, "high": high, "p": (1 + extreme) / (1 + FLIPS)}
 
 
 def _flipped_sums(differences: np.ndarray) -> Iterator[np.ndarray]:
