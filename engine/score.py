@@ -1,150 +1,228 @@
-"""Figures for held-out rows: exact answers, the form of thoughts, bits per byte.
+"""Figures for held-out rows, whatever they hold; a row's schema says how it is scored.
 
-A conversation's last assistant turn is answered greedily, given everything before it, and compared with the row's own.
-A row of plain text is predicted, not continued.
+    {"text"}                            bits per byte, by language and by position          score_likelihood.py
+    {"conversations"}                   loss on answers, exact match, F1, by turn           score_answers.py
+    ... with <think> in an answer       well-formed, correct, cut off, length of thinking   score_judge.py
+    {"question", "choices", "answer"}   right by letter and by text                         score_choices.py
+
+Every row leaves a record, written as soon as its batch is done, so a stopped run goes on where it was and two
+checkpoints are compared row by row:
+
+    results/SFT.scores/<file>-<key>.jsonl   records; the key is made of weights, rows, tokenizer and settings
+    results/SFT.scores.json                 {file name: figures with interval and chance level}
 """
 
+import hashlib
 import json
 import math
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from tokenizers import Tokenizer
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from dataset import BadRow, PretrainDataset, SFTDataset, parse_line, token_bytes
-from engine import checkpoint, jsonl
-from engine.generate import complete
+from dataset import BadRow, PretrainDataset, SFTDataset, fingerprint, parse_line
+from engine import checkpoint, jsonl, score_answers, score_choices, score_likelihood
+from engine.score_answers import Turn
+from engine.score_choices import Question
+from engine.score_likelihood import Text
+from engine.score_statistics import bootstrap, paired, wilson
 from model import SpongeBob
 
-_NO_TAG = r"((?:(?!</?(?:think|answer)>).)*)"
-WELL_FORMED = re.compile(rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-COLUMNS = ("rows", "exact", "well_formed", "correct", "cut_off", "too_long", "bits_per_byte")
+VERSION = 1  # part of the records' key: raise it when a row would be scored differently than before
+SHARES = ("exact", "well_formed", "correct", "cut_off", "too_long")  # of right-or-wrong marks, and all of choices
 
 
-def read_rows(path: Path, limit: int) -> tuple[list[str], list[list[dict]]]:
-    """The first `limit` good rows (0: all) as (texts, conversations); bad ones are counted and named."""
-    texts, conversations, report = [], [], jsonl.RowReport()
+@dataclass(frozen=True)
+class Settings:
+    """What figures depend on beside weights and rows."""
+
+    rows: int = 200  # first good rows of each file (0: all)
+    max_new_tokens: int = 512
+    shots: tuple[int, ...] = (0, 5)  # examples before a multiple-choice question
+    chats: bool = True  # whether multiple choice is asked with roles
+    dtype: str = "float32"
+
+
+# -------------------------------------------------------------------------------------------------- records
+
+
+def read_items(path: Path, limit: int) -> list:
+    """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
+    items, rows, report = [], 0, jsonl.RowReport()
     for number, line in (pair for block in jsonl.blocks(path) for pair in jsonl.lines(*block)):
         bad = []
         try:
             row = parse_line(line)
+            task = str(row["task"]) if "task" in row else None
             if SFTDataset.field in row:
-                messages = SFTDataset.read(row)
-                last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-                conversations.append(messages[: last + 1])
+                items += score_answers.turns(number, SFTDataset.read(row), task)
+            elif "choices" in row:
+                items.append(score_choices.read_question(number, row))
             else:
-                texts.append(PretrainDataset.read(row))
+                items.append(Text(number, PretrainDataset.read(row), task))
+            rows += 1
         except BadRow as error:
             bad = [(number, str(error))]
         report.add(path, 1, bad)
-        if len(texts) + len(conversations) == limit:
+        if rows == limit and limit:
             break
     report.finish()
-    return texts, conversations
+    return items
 
 
-def normalised(text: str) -> str:
-    """What two answers are compared by: no width, case, spaces or closing full stop."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".。")
+def weights_digest(model: SpongeBob) -> str:
+    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def judge(answer: str, reference: str) -> dict[str, bool]:
-    """The figures of one answer: the tags' form and the text between them for a thought, else the exact words."""
-    if "<think>" not in reference:
-        return {"exact": answer.strip() == reference.strip()}
-    given, wanted = ANSWER.search(answer), ANSWER.search(reference)
-    figures = {"well_formed": WELL_FORMED.fullmatch(answer) is not None}
-    if wanted:
-        figures["correct"] = given is not None and normalised(given[1]) == normalised(wanted[1])
-    return figures
+def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
+    with open(path, "rb") as file:
+        rows = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    shape = checkpoint.shape_json(model.config)
+    identity = [VERSION, weights_digest(model), shape, rows, fingerprint(tokenizer), asdict(settings)]
+    key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
 
 
-def _batches(items: list, size: int, label: str) -> Iterator[list]:
-    """Batches of similar length; the longest come first, so that memory runs out now or never."""
-    items.sort(key=lambda item: len(item[0]), reverse=True)
-    with tqdm(total=len(items), desc=label, unit="row", leave=False, disable=None) as bar:
-        for start in range(0, len(items), size):
-            batch = items[start : start + size]
-            yield batch
-            bar.update(len(batch))
+def read_records(path: Path) -> dict[tuple, dict]:
+    """The whole records of a file by (row, turn); the torn last line of a stopped run is none."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("}\n")]
+    return {(record["row"], record.get("turn", 0)): record for record in records}
 
 
-def score_conversations(
-    model: SpongeBob, tokenizer: Tokenizer, rows: list[list[dict]], *, batch: int, max_new_tokens: int, label: str
-) -> dict:
-    """Shares over the rows each figure applies to; `cut_off` answers met the limit, `too_long` prompts were skipped."""
-    dataset, context, marks = SFTDataset(tokenizer), model.config.max_seq_len, []
-    items = [(dataset.prompt(messages[:-1]), messages[-1]["content"]) for messages in rows]
-    fitting = [item for item in items if len(item[0]) < context]
-    for part in _batches(fitting, batch, label):
-        prompts = [prompt for prompt, _ in part]
-        limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-        answers = complete(model, prompts, max_new_tokens=max(limits), end_id=dataset.eos, temperature=0)
-        for (_, reference), limit, ids in zip(part, limits, answers, strict=True):
-            answer = tokenizer.decode(ids[:limit], skip_special_tokens=False)
-            marks.append({"cut_off": len(ids) >= limit} | judge(answer, reference))
-    shares = {}
-    for name in ("exact", "well_formed", "correct", "cut_off"):
-        if values := [mark[name] for mark in marks if name in mark]:
-            shares[name] = sum(values) / len(values)
-    return {"conversations": len(marks), "too_long": len(items) - len(fitting)} | shares
+def score_file(
+    model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings, batch: int
+) -> tuple[list[dict], Path]:
+    """Score a file's rows, or what an earlier run left of them; the records, in file order, and where they lie."""
+    items = read_items(path, settings.rows)
+    target = records_path(model, tokenizer, path, folder, settings)
+    records = read_records(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records.values())
+    checkpoint.write_whole(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
+        for kind, scorer in _scorers(model, tokenizer, items, settings, batch).items():
+            # The longest come first, so that memory runs out now or never. Batches do not depend on what is done.
+            chosen = sorted((item for item in items if type(item) is kind), key=lambda item: -item.size)
+            for start in range(0, len(chosen), batch):
+                part = chosen[start : start + batch]
+                if not all((item.row, getattr(item, "turn", 0)) in records for item in part):
+                    made = scorer(part)
+                    with open(target, "a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+                    records |= {(record["row"], record.get("turn", 0)): record for record in made}
+                bar.update(len(part))
+    return [records[key] for key in sorted(records)], target
 
 
-@torch.inference_mode()
-def score_texts(model: SpongeBob, tokenizer: Tokenizer, texts: list[str], *, batch: int, label: str) -> dict:
-    """Bits a byte of text costs. A text longer than the context is read in pieces; control tokens cost nothing."""
-    device, context = model.tok_embeddings.weight.device, model.config.max_seq_len
-    size_of = torch.from_numpy(token_bytes(tokenizer)).to(device)
-    dataset, pieces = PretrainDataset(tokenizer), []
-    for document in dataset.encode(texts):
-        ids = torch.from_numpy(document.ids.astype("int64"))
-        pieces += [(ids[start : start + context + 1],) for start in range(0, len(ids) - 1, context)]
-    nats, size = 0.0, 0
-    for part in _batches(pieces, batch, label):
-        ids = pad_sequence([piece for (piece,) in part], batch_first=True, padding_value=dataset.eos).to(device)
-        labels = ids[:, 1:]
-        logits = model.output(model.hidden_states(ids[:, :-1])).float()  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        sizes = size_of[labels]  # 0 for control tokens, so for the padding too
-        nats += losses[sizes > 0].double().sum().item()
-        size += sizes.sum().item()
-    return {"texts": len(texts), "bytes": size, "bits_per_byte": nats / size / math.log(2)}
+def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> dict[type, Callable[[list], list[dict]]]:
+    scorers = {Text: partial(score_likelihood.score_texts, model, tokenizer, batch=batch)}
+    if conversations := [item for item in items if isinstance(item, Turn)]:
+        scorers[Turn] = partial(
+            score_answers.score_turns, model, tokenizer, batch=batch, max_new_tokens=settings.max_new_tokens,
+            frequent=score_answers.most_frequent(conversations),
+        )  # fmt: skip
+    if questions := [item for item in items if isinstance(item, Question)]:
+        scorers[Question] = partial(
+            score_choices.score_questions, model, tokenizer, batch=batch, chats=settings.chats, shots=settings.shots,
+            examples=questions[: max(settings.shots, default=0) + 1],
+        )  # fmt: skip
+    return scorers
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def _by_row(records: Sequence[dict], name: str) -> dict[int, np.ndarray]:
+    """{row: (x, w, chance x, answers)} of a figure: the unit of chance is the row."""
+    rows: dict[int, np.ndarray] = {}
+    for record in records:
+        if name in record["sums"]:
+            values = np.array([*record["sums"][name], record["chance"].get(name, np.nan), 1.0])
+            rows[record["row"]] = rows.get(record["row"], 0) + values
+    return rows
+
+
+def is_share(name: str) -> bool:
+    return name in SHARES or name.rsplit("_", 1)[0] in ("letter", "text", "text_norm")
+
+
+def figures(records: Sequence[dict]) -> dict[str, dict]:
+    """{figure: {"value", "low", "high", "chance", "n"}}; `chance` is None where guessing has no meaning."""
+    found = {}
+    for name in dict.fromkeys(name for record in records for name in record["sums"]):
+        x, w, chance, count = np.array(list(_by_row(records, name).values())).T
+        if not w.sum():
+            continue
+        value, luck = float(x.sum() / w.sum()), float(chance.sum() / w.sum())
+        low, high = wilson(value, len(x)) if is_share(name) else bootstrap(x, w)
+        luck = None if math.isnan(luck) else luck
+        found[name] = {"value": value, "low": low, "high": high, "chance": luck, "n": int(count.sum())}
+    return found
+
+
+def summary(records: Sequence[dict]) -> dict:
+    """All figures of a file: overall, by every group that has several, and by position."""
+    result = {"rows": len({record["row"] for record in records}), "figures": figures(records)}
+    for group in ("language", "task", "turn", "start"):
+        values = sorted({record["groups"][group] for record in records if group in record["groups"]})
+        if len(values) > 1:
+            result[f"by_{group}"] = {
+                str(value): figures([record for record in records if record["groups"].get(group) == value])
+                for value in values
+            }
+    curves: dict[str, dict[int, np.ndarray]] = {}
+    for record in records:
+        for name, points in record.get("curve", {}).items():
+            for position, sums in points.items():
+                curve = curves.setdefault(name, {})
+                curve[int(position)] = curve.get(int(position), 0) + np.array(sums)
+    if curves:
+        result["by_position"] = {
+            name: {str(position): x / w for position, (x, w) in sorted(curve.items())} for name, curve in curves.items()
+        }
+    return result
+
+
+def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict]:
+    """{figure: {"before", "after", "difference", "low", "high", "p", "n"}} over the rows that both have."""
+    found = {}
+    for name in dict.fromkeys(name for record in records for name in record["sums"]):
+        ours, theirs = _by_row(records, name), _by_row(baseline, name)
+        both = [row for row in ours if row in theirs and ours[row][1] == theirs[row][1]]
+        if both:
+            after, before = (np.array([rows[row][:2] for row in both]).T for rows in (ours, theirs))
+            if w := float(after[1].sum()):
+                values = {"before": float(before[0].sum()) / w, "after": float(after[0].sum()) / w, "n": len(both)}
+                found[name] = values | paired(after[0], before[0], after[1])
+    return found
 
 
 def score(
-    model: SpongeBob, tokenizer: Tokenizer, paths: Sequence[str | Path], *, rows: int, batch: int, max_new_tokens: int
-) -> dict[str, dict]:
-    """{file name: its figures} for JSONL files of either schema; the first `rows` rows of each (0: all)."""
+    model: SpongeBob, tokenizer: Tokenizer, paths: Sequence[str | Path], folder: Path, settings: Settings, batch: int
+) -> tuple[dict[str, dict], dict[str, list[dict]]]:
+    """({file name: summary}, {file name: records}) of JSONL files; the records lie in `folder`."""
     model.eval()
-    results = {}
+    results, records = {}, {}
     for path in jsonl.source_files(paths):
-        texts, conversations = read_rows(path, rows)
-        figures = {"rows": len(texts) + len(conversations)}
-        if conversations:
-            options = {"batch": batch, "max_new_tokens": max_new_tokens, "label": path.name}
-            figures |= score_conversations(model, tokenizer, conversations, **options)
-        if texts:
-            figures |= score_texts(model, tokenizer, texts, batch=batch, label=path.name)
-        results[path.name] = figures
-    return results
-
-
-def table(results: dict[str, dict]) -> str:
-    """One line a file, a dash where a figure does not apply."""
-    width = max(map(len, results))
-    lines = [" ".join([" " * width, *(f"{name:>13}" for name in COLUMNS)])]
-    for name, figures in results.items():
-        cells = [figures.get(column, "-") for column in COLUMNS]
-        cells = [f"{cell:13.4f}" if isinstance(cell, float) else f"{cell:>13}" for cell in cells]
-        lines.append(" ".join([f"{name:{width}}", *cells]))
-    return "\n".join(lines)
+        began = time.perf_counter()
+        records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
+        seconds = round(time.perf_counter() - began, 1)
+        results[path.name] = summary(records[path.name]) | {
+            "settings": asdict(settings), "seconds": seconds, "records": f"{folder.name}/{written.name}",
+        }  # fmt: skip
+    return results, records
 
 
 def save(path: Path, results: dict[str, dict]) -> None:

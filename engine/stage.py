@@ -16,22 +16,24 @@ from engine.packing import Batches, StageData
 from engine.tracker import Tracker
 from model import SpongeBob, attends_by_document
 
-# The command that makes each checkpoint a stage can start from.
+# The command that makes each checkpoint, in the order of the road.
 MADE_BY = {
     "pretrain": "python pretrain.py",
     "SFT": "python SFT.py",
     "SFT_long": "python SFT.py --long",
+    "distill": "python distill.py",
+    "distill_long": "python distill.py --long",
 }
 
 
 def load_parent(
     path: Path, tokenizer: Tokenizer, tokenizer_dir: str, *, on_sample: bool, max_seq_len: int,
-    n_heads: int | None = None, rope_theta: float | None = None,
+    n_heads: int | None = None, rope_theta: float | None = None, flag: str = "--init_from",
 ) -> tuple[SpongeBob, dict]:  # fmt: skip
     """The model an earlier stage left, and its .json; a missing one is an error that says which command makes it."""
     if not path.is_file():
         made_by = MADE_BY.get(path.stem, "an earlier stage, or a published checkpoint")
-        raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with --init_from)")
+        raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     model, meta = checkpoint.load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
     checkpoint.check_tokenizer(path, meta, fingerprint(tokenizer), tokenizer_dir)
     if model.config.vocab_size < tokenizer.get_vocab_size():

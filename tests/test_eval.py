@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import pickle
 import sys
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import eval_model
 from Config import LLMConfig
 from dataset import SFTDataset, fingerprint, load_tokenizer
-from engine import checkpoint, export, flags, score
+from engine import checkpoint, export, flags, talk
 from engine.generate import KVCache, choose, complete, generate, stream_text
 from model import SpongeBob
 
@@ -271,7 +270,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
         yield "半"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval_model, "stream_text", interrupted)
+    monkeypatch.setattr(talk, "stream_text", interrupted)
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
@@ -281,20 +280,20 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
-    seen, original = [], eval_model.Speaker.prompt
+    seen, original = [], talk.Speaker.prompt
 
     def spy(self, question, history=()):
         seen.append([asked for asked, _ in history])
         return original(self, question, history)
 
-    monkeypatch.setattr(eval_model.Speaker, "prompt", spy)
+    monkeypatch.setattr(talk.Speaker, "prompt", spy)
     type_in(monkeypatch, b"a\nb\nc\n")
     ask("--history_cnt", count, "--max_seq_len", 512)
     assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = eval_model.Speaker(model, TOKENIZER, True, None, 32, {})
+    speaker = talk.Speaker(model, TOKENIZER, True, None, 32, {})
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
     ids = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
@@ -312,7 +311,7 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = eval_model.Speaker(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
+    speaker = talk.Speaker(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
     ids = speaker.prompt("你好")
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
     assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
@@ -377,88 +376,3 @@ def test_the_exported_folder_loads_in_transformers_and_says_the_same(ask, tmp_pa
     assert tokenizer.decode(answer, skip_special_tokens=True) == TOKENIZER.decode(greedy(model, prompt[0].tolist()))
     with pytest.raises(ValueError, match="nothing is overwritten"):
         export.to_hf(model, TOKENIZER_DIR, folder)
-
-
-# ----------------------------------------------------------------------------------------------------- score
-
-GOOD = "<think>\n想\n</think>\n<answer>\n汪晴晴\n</answer>"
-
-
-@pytest.mark.parametrize("answer, well_formed, correct", [
-    (GOOD, True, True), (f"\n{GOOD} ", True, True), (GOOD.replace("汪晴晴", "汪晴晴。"), True, True),
-    (GOOD.replace("汪晴晴", "许朵朵"), True, False), (GOOD + "完", False, True),
-    ("<answer>汪晴晴</answer>", False, True),
-    (GOOD + GOOD, False, True), ("<think>" + GOOD, False, True), ("汪晴晴", False, False), ("", False, False),
-    ("<answer>汪晴晴</answer><think>想</think>", False, True), (GOOD.removesuffix("</answer>"), False, False),
-])  # fmt: skip
-def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
-    assert score.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
-
-
-def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
-    assert score.judge(" 是 \n", "是") == {"exact": True}
-    assert score.judge("是。", "是") == {"exact": False}
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def test_scores_of_a_hand_made_case_are_counted_and_merged_by_file(ask, results, monkeypatch, tmp_path):
-    chat = lambda *words: {
-        "conversations": [
-            {"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, words, strict=False)
-        ]
-    }
-    rows = [chat("甲", "一"), chat("乙", "二"), chat("问", "答", "丙", "三"), chat("丁", GOOD), chat("龘" * 300, "五")]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    said = {"甲": "一", "乙": "错", "丙": " 三", "丁": GOOD}
-
-    def answers(model, prompts, **_):
-        texts = [TOKENIZER.decode(ids, skip_special_tokens=False) for ids in prompts]
-        questions = [text.split("user\n")[-1].split("</s>")[0] for text in texts]
-        return [TOKENIZER.encode(said[question], add_special_tokens=False).ids for question in questions]
-
-    monkeypatch.setattr(score, "complete", answers)
-    out = ask("--score", tmp_path / "rows.jsonl", "--max_new_tokens", 100)
-    figures = json.loads((results / "SFT.scores.json").read_text(encoding="utf-8"))["rows.jsonl"]
-    assert figures == {
-        "rows": 5, "conversations": 4, "too_long": 1, "exact": 2 / 3, "well_formed": 1.0, "correct": 1.0, "cut_off": 0.0
-    }  # fmt: skip
-    assert "rows.jsonl" in out and "0.6667" in out
-
-    write_rows(tmp_path / "other.jsonl", rows)
-    ask("--score", tmp_path / "other.jsonl", "--score_rows", 1, "--max_new_tokens", 100)
-    merged = json.loads((results / "SFT.scores.json").read_text(encoding="utf-8"))
-    assert merged["rows.jsonl"] == figures and merged["other.jsonl"]["rows"] == 1
-
-
-def test_answers_that_meet_the_limit_are_cut_off(ask, results, tmp_path):
-    row = {"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]}
-    write_rows(tmp_path / "cut.jsonl", [row] * 3)
-    ask("--score", tmp_path / "cut.jsonl", "--max_new_tokens", 2)
-    figures = json.loads((results / "SFT.scores.json").read_text(encoding="utf-8"))["cut.jsonl"]
-    assert (figures["cut_off"], figures["exact"]) == (1.0, 0.0)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_model_that_knows_nothing_pays_log2_of_the_vocabulary_a_token(tmp_path, batch):
-    model = tiny()
-    model.tok_embeddings.weight.data.zero_()
-    texts = ["你好，世界", "long " * 200, "😀"]
-    write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
-    options = {"rows": 0, "batch": batch, "max_new_tokens": 4}
-    figures = score.score(model, TOKENIZER, [tmp_path / "texts.jsonl"], **options)["texts.jsonl"]
-    tokens = sum(len(TOKENIZER.encode(text, add_special_tokens=False).ids) for text in texts)
-    assert figures["bytes"] == sum(len(text.encode()) for text in texts)
-    assert figures["bits_per_byte"] == pytest.approx(math.log2(6400) * tokens / figures["bytes"], rel=1e-5)
-
-
-def test_bits_per_byte_do_not_depend_on_the_batch(model, tmp_path):
-    write_rows(tmp_path / "texts.jsonl", [{"text": "猫" * n} for n in (1, 30, 7, 300)])
-    figures = [
-        score.score(model, TOKENIZER, [tmp_path / "texts.jsonl"], rows=0, batch=batch, max_new_tokens=4)
-        for batch in (1, 4)
-    ]
-    each = [figure["texts.jsonl"]["bits_per_byte"] for figure in figures]
-    assert each[0] == pytest.approx(each[1], rel=1e-5)

@@ -27,7 +27,7 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, loss, runtime, score, stage, tokens, tracker
+from engine import checkpoint, flags, loss, runtime, score_answers, stage, tokens, tracker
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
@@ -148,6 +148,8 @@ CASES = {
         "--score": Case("sft_512.jsonl", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
         "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
+        "--shots": Case("1", "answer", given="--score questions.jsonl"),
+        "--baseline": Case("other.pth", "answer", given="--score sft_512.jsonl"),
     },
 }
 
@@ -180,6 +182,8 @@ def home(tmp_path_factory):
         (home / f"{name}.jsonl").write_text("\n".join(rows(24, "snail")))
     (home / "other.jsonl").write_text("\n".join(rows(24, "jellyfish")))
     (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
+    questions = [json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2}) for n in range(9)]
+    (home / "questions.jsonl").write_text("\n".join(questions))
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
     learned = train_tokenizer.train(rows(50, "snail"), 300, tag_tokens=False)
     train_tokenizer.save(learned, home / "tokenizer")
@@ -213,7 +217,7 @@ class Screen(io.StringIO):
 @contextlib.contextmanager
 def doors(monkeypatch, came):
     """Note in `came` what arrives where there may be nothing behind."""
-    real_wrap, real_complete = runtime.wrap, score.complete
+    real_wrap, real_complete = runtime.wrap, score_answers.complete
 
     def pool(workers, context, start, setup):  # threads are processes enough here
         came["workers"] = workers
@@ -248,7 +252,7 @@ def doors(monkeypatch, came):
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
         patch.setattr(flags.subprocess, "run", note("downloaded"))
-        patch.setattr(score, "complete", complete)
+        patch.setattr(score_answers, "complete", complete)
         patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))
         yield
 

@@ -61,17 +61,30 @@ def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_th
     environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment,
                    capture_output=True)  # fmt: skip
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FILES)
-    for name in FILES:
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([*FILES, "choices_heldout"])
+    for name in (*FILES, "choices_heldout"):
         new, old = ((folder / f"{name}.jsonl").read_bytes() for folder in (tmp_path, SAMPLE))
         assert hashlib.sha256(new).hexdigest() == hashlib.sha256(old).hexdigest(), name
 
 
 def test_the_corpus_is_at_most_three_megabytes_and_mostly_chinese():
-    assert sum(path.stat().st_size for path in SAMPLE.iterdir() if path.is_file()) <= 3_000_000
+    assert sum(path.stat().st_size for path in SAMPLE.glob("*.jsonl")) <= 3_000_000
     letters = re.findall("[一-鿿]|[A-Za-z]", re.sub("<.*?>", "", all_text(*FILES)))
     chinese = sum(len(letter.encode()) for letter in letters if letter > "z")
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
+
+
+def test_a_choice_asks_for_a_held_out_fact_and_only_the_right_one_is_told():
+    told = all_text("pretrain")
+    asked = rows("choices_heldout")
+    people = [entry.strip().split(":")[0] for entry in world().PEOPLE.split(",") if entry.strip()]
+    assert len(asked) >= 50 and {row["answer"] for row in asked} == {0, 1, 2, 3}
+    for row in asked:
+        assert len(set(row["choices"])) == 4
+        name = next(name for name in people if name in row["question"])
+        forms = world().ATTRS[row["subject"]]["zh"]
+        true = [any(form.format(n=name, v=choice) in told for form in forms) for choice in row["choices"]]
+        assert true == [at == row["answer"] for at in range(4)], row
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -77,6 +77,21 @@ def held_question_rows(rng):
     return rows
 
 
+def choice_rows(rng):
+    """The held-out facts as questions with four choices; the wrong ones are true of others."""
+    rows = []
+    for person in FOLK:
+        for attr in ATTRS:
+            if (person["zh"], attr) in HELD_FACTS:
+                right = FACTS[person["zh"], attr][0]
+                others = sorted({FACTS[other["zh"], attr][0] for other in FOLK} - {right, person["zh"]})
+                choices = [right, *rng.sample(others, 3)]
+                rng.shuffle(choices)
+                question = rng.choice(ATTRS[attr]["ask"]).format(n=person["zh"])
+                rows.append({"question": question, "choices": choices, "answer": choices.index(right), "subject": attr})
+    return rows
+
+
 def word_task(task, rng):
     """An instruction about one to five words, as (key, question, answer)."""
     words = rng.sample([zh for zh, _ in VOCABULARY], rng.randint(3, 5))

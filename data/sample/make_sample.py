@@ -5,7 +5,8 @@ Every stage has something that it alone can teach, so that each can be measured:
   sft_512    answering questions about those facts and following instructions
   sft_1024   answering beyond position 512, from evidence near by or far back
   r1_1024    reasoning step by step before the answer
-Each has a held-out file that asks for things never asked for in training.  The same
+Each has a held-out file that asks for things never asked for in training, and
+choices_heldout asks for the held-out facts with four choices.  The same
 seed gives the same bytes everywhere: no clock, no locale, no hash order, no tokenizer.
 """
 
@@ -14,7 +15,7 @@ import json
 import random
 from pathlib import Path
 
-from dialogues import held_question_rows, instruction_row, long_row, question_rows, recall_row, row
+from dialogues import choice_rows, held_question_rows, instruction_row, long_row, question_rows, recall_row, row
 from reasoning import draw_problem
 from texts import FOLK, PRETRAIN_KINDS, is_held
 
@@ -97,14 +98,21 @@ def r1_1024(rng, count=1900, held_count=150):
     return train, heldout
 
 
+def choices(rng):
+    """Nothing to train on: multiple choice is for scoring."""
+    return None, choice_rows(rng)
+
+
 def main(argv=None):
-    """Write all eight files into one folder."""
+    """Write all nine files into one folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write into")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024)):
+    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024, choices)):
         for rows, ending in zip(make(random.Random(seed)), ("", "_heldout"), strict=True):
+            if rows is None:
+                continue
             lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in rows]
             path = folder / f"{make.__name__}{ending}.jsonl"
             path.write_bytes("".join(lines).encode())
