@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def run(module: str, job: dict) -> dict:
         request, answer = Path(folder, "job.json"), Path(folder, "figures.json")
         request.write_text(json.dumps(job | {"folder": folder}), encoding="utf-8")
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        if job.get("device") == "cuda":
+            environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs Trainer would use all
         if job.get("threads"):
             environment["OMP_NUM_THREADS"] = str(job["threads"])
         command = [sys.executable, "-m", module, str(request), str(answer)]
@@ -58,18 +61,18 @@ def work(main: Callable[[dict], dict]) -> None:
 
 
 def peak_memory() -> dict:
-    """{"memory": MiB, "gpu": name or None}: of the GPU where one was used, else of this process."""
+    """{"memory": MiB}: of the GPU where one was used, else of this process."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
-        return {"memory": torch.cuda.max_memory_allocated() / 2**20, "gpu": torch.cuda.get_device_name()}
+        return {"memory": torch.cuda.max_memory_allocated() / 2**20}
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would begin with the size of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return {"memory": int(line.split()[1]) / 2**10, "gpu": None}
+        return {"memory": int(line.split()[1]) / 2**10}
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 2**10
-    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, "gpu": None}
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
 
 
 def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
@@ -141,8 +144,13 @@ def table(lines: list[list[str]]) -> list[str]:
 # ------------------------------------------------------------------------------------------------- results
 
 
-def machine(gpu: str | None = None) -> str:
-    """One line: where and with what a figure was measured."""
+def machine(device: str = "cpu") -> str:
+    """One line: where and with what a figure was measured. Call it before: the load should be that of others."""
+    gpu = ""
+    if device == "cuda":
+        import torch
+
+        gpu = f"{torch.cuda.get_device_name()}, "
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).is_file():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -155,7 +163,7 @@ def machine(gpu: str | None = None) -> str:
             versions.append(f"no {package}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{gpu + ', ' if gpu else ''}{cores} cores of {cpu}{load}; {platform.system()}; {', '.join(versions)}"
+    return f"{gpu}{cores} cores of {cpu}{load}; {platform.system()}; {', '.join(versions)}"
 
 
 def commit() -> str:
@@ -166,14 +174,14 @@ def commit() -> str:
         return "unknown"
 
 
-def publish(title: str, argv: list[str], lines: list[str], path: Path, before: str) -> None:
+def publish(title: str, module: str, argv: list[str], lines: list[str], path: Path, before: str) -> None:
     """Print the lines and append them to `path`, under the command, the commit and `before` (see `machine`)."""
     print("\n".join(["", *lines]))
     # Names of files, not where they lie.
-    command = " ".join(Path(part).name if os.sep in part and " " not in part else part for part in argv)
+    command = " ".join(shlex.quote(Path(part).name if Path(part).is_absolute() else part) for part in argv)
     if not path.exists():
         path.write_text("# Measured\n", encoding="utf-8")
     heading = f"## {title}, {datetime.now():%Y-%m-%d %H:%M}, commit {commit()}"
     with open(path, "a", encoding="utf-8") as file:
-        file.write("\n".join(["", heading, "", f"`{command}`", "", before, "", *lines, ""]))
+        file.write("\n".join(["", heading, "", f"`python -m {module} {command}`", "", before, "", *lines, ""]))
     print(f"\nappended to {path}")

@@ -137,7 +137,6 @@ def main(job: dict) -> dict:
     cache, training, heldout = rows.reopen(job, tokenizer)
     if job["rows"]:
         training = rows.spread_by_length(cache, training, job["rows"], job["seed"])
-    tokenizer.encode_special_tokens = False
     chat = job["kind"] == SFTDataset.__name__
     data = Rows(rows.texts(cache, training, tokenizer), job["tokenizer_dir"], job["max_seq_len"], chat)
     loader = DataLoader(data, job["batch_size"], shuffle=True, num_workers=job["loader_processes"])

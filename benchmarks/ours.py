@@ -2,12 +2,15 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pretrain
 import SFT
 from benchmarks import compare
 from dataset import SFTDataset
+from engine import flags
 
 
 def main(job: dict) -> dict:
@@ -36,13 +39,25 @@ def figures(log: Path) -> dict:
                for row in rows if "val_bits_per_byte" in row]  # fmt: skip
     timed = [row for row in rows if "tokens_per_second" in row]
     if len(timed) < 2:
-        raise ValueError(
-            f"only {len(timed)} rows in the log, the first of which warms up: more --rows, or fewer a batch"
-        )
+        raise ValueError(f"only {len(timed)} rows in the log, the first warms up: more --rows, or fewer a batch")
     first, last = timed[0], timed[-1]
     tokens, seconds = last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]
     speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu")}
     return speed | {"step_seconds": seconds / (last["step"] - first["step"]), "history": history}
+
+
+def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
+    """A checkpoint of that shape after one step on the bundled sample, for what cares only for its size."""
+    words = shape | {
+        "save_dir": folder, "cache_dir": folder / "cache", "tokenizer_dir": tokenizer_dir, "device": "cpu",
+        "data_path": flags.SAMPLE / "pretrain.jsonl", "max_steps": 1, "warmup_iters": 0, "batch_size": 1,
+        "accumulation_steps": 1, "val_fraction": 0,
+    }  # fmt: skip
+    argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=flags.ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"pretrain.py: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "pretrain.pth"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def reopen(job: dict, tokenizer: Tokenizer) -> tuple[TokenCache, np.ndarray, np.
 
 
 def spread_by_length(cache: TokenCache, documents: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the documents, drawn evenly over all lengths and shuffled: a few rows that stand for the whole file."""
+    """`count` of the documents, drawn evenly over all lengths and shuffled, so that a few stand for the file."""
     if count >= len(documents):
         return documents
     generator = np.random.default_rng(seed)

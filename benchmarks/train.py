@@ -17,12 +17,11 @@ with rows grouped by length, and `original`: the method of the original scripts 
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import compare, growth, parts, rows
+from benchmarks import compare, growth, ours, parts, rows
 from dataset import PretrainDataset, SFTDataset, load_tokenizer
 from engine import flags, runtime
 from engine.tokens import TokenCache
@@ -44,7 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_seq_len", type=int, default=512, help="tokens in a row")
     add("--batch_size", type=int, default=0, help="rows in a step, for everybody (0: 8, on cuda 128)")
     add("--rounds", type=int, default=0, help="times each contender is run (0: 3; 2 on cuda; 1 with --seconds)")
-    add("--rows", type=int, default=0, help="documents a round trains on (0: 50 batches, Trainer's largest group)")
+    add(
+        "--rows",
+        type=int,
+        default=0,
+        help="documents a round trains on (0: 50 batches, the most Trainer groups lengths in)",
+    )
     add("--peers", nargs="*", choices=PEERS, help="default: all; with --seconds only original")
     add("--ours", action="append", help="flags for our stage, in quotes; once for each way that is compared")
     add("--seconds", type=float, default=0, help="train this long and compare held-out bits per byte (0: speed only)")
@@ -101,19 +105,7 @@ def contenders(args: argparse.Namespace, job: dict) -> compare.Jobs:
     return jobs
 
 
-def make_parent(job: dict, folder: Path) -> str:
-    """A checkpoint for SFT.py to start from: one step of pretrain.py on the bundled sample."""
-    words = {**job["shape"], "save_dir": folder, "cache_dir": folder / "cache", "max_steps": 1, "warmup_iters": 0,
-             "batch_size": 1, "max_seq_len": 64, "data_path": flags.SAMPLE / "pretrain.jsonl", "val_fraction": 0,
-             "device": "cpu", "tokenizer_dir": job["tokenizer_dir"]}  # fmt: skip
-    argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
-    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=flags.ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"no parent for SFT.py: {done.stderr.strip().splitlines()[-1]}")
-    return str(folder / "pretrain.pth")
-
-
-def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) -> tuple[list[str], dict]:
+def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) -> list[str]:
     """The table of real tokens a second; each round has rows of its own."""
 
     def round_jobs(number: int) -> compare.Jobs:
@@ -125,10 +117,10 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
     columns = {"real tokens/s": "tokens_per_second", "peak memory, MiB": "memory"}
     if any(figures.get("mfu") for figures in next(iter(results.values()))):
         columns["MFU"] = "mfu"
-    return compare.compared(results, columns, "tokens_per_second"), results
+    return compare.compared(results, columns, "tokens_per_second")
 
 
-def race(args: argparse.Namespace, job: dict) -> tuple[list[str], dict]:
+def race(args: argparse.Namespace, job: dict) -> list[str]:
     """The table of held-out bits per byte after --seconds. A short run before tells how many steps to plan for."""
     if job["kind"] != PretrainDataset.__name__:
         raise ValueError('--seconds compares bits per byte of text: --data_path must hold rows with "text"')
@@ -152,7 +144,7 @@ def race(args: argparse.Namespace, job: dict) -> tuple[list[str], dict]:
         return jobs
 
     results = compare.in_turn(round_jobs, args.rounds)
-    return race_table(results, args.seconds, args.target_bpb), results
+    return race_table(results, args.seconds, args.target_bpb)
 
 
 def race_table(results: dict[str, list[dict]], budget: float, target: float) -> list[str]:
@@ -165,8 +157,8 @@ def race_table(results: dict[str, list[dict]], budget: float, target: float) -> 
         goal = target or peers[number].get("bpb", 0.0)
         for figures in (several[number] for several in results.values() if "failed" not in several[number]):
             figures["reached"] = next((seconds for seconds, _, bpb in figures["history"] if bpb <= goal), None)
-    columns = {"held-out bits/byte": "bpb", "at second": "used", "real tokens read": "read", "peak memory, MiB": "memory",
-               f"seconds to {target or 'the last row of this table'}": "reached"}  # fmt: skip
+    columns = {"held-out bits/byte": "bpb", "at second": "used", "real tokens read": "read"}
+    columns |= {"peak memory, MiB": "memory", f"seconds to {target or 'the last row'}": "reached"}
     return compare.compared(results, columns, "bpb")
 
 
@@ -176,21 +168,22 @@ def main(argv: list[str] | None = None) -> None:
     path, workers = Path(args.data_path), args.num_workers or os.cpu_count()
     cache, kind = rows.open_rows(path, tokenizer, Path(args.cache_dir), workers), rows.kind_of(path)
     job = base_job(args, cache, kind)
-    before = compare.machine()  # the load now is not our own yet
+    before = compare.machine(job["device"])
     with tempfile.TemporaryDirectory() as folder:
         if kind is SFTDataset:
-            job["parent"] = make_parent(job, Path(folder) / "parent")
+            job["parent"] = str(ours.one_step(job["shape"], args.tokenizer_dir, Path(folder) / "parent"))
         if args.grow:
             title, lines = "growth", growth.measure(args, job)
         elif args.profile:
             title, lines = "profile", parts.measure(args, job)
         elif args.seconds:
-            title, (lines, _) = f"race of {args.seconds:g} s", race(args, job)
+            title, lines = f"race of {args.seconds:g} s", race(args, job)
         else:
-            title, (lines, _) = "training speed", speed(args, cache, job, Path(folder))
+            title, lines = "training speed", speed(args, cache, job, Path(folder))
     shape = f"{job['dtype']} on {job['device']}, {args.n_layers} layers x {args.dim}, rows of {args.max_seq_len}"
     heading = f"{title}, {path.name}, {shape}, batch {args.batch_size}"
-    compare.publish(heading, ["python -m benchmarks.train", *(argv or sys.argv[1:])], lines, Path(args.results), before)
+    words = sys.argv[1:] if argv is None else argv
+    compare.publish(heading, "benchmarks.train", words, lines, Path(args.results), before)
 
 
 if __name__ == "__main__":
