@@ -158,13 +158,14 @@ def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
 def test_the_profile_finds_matmuls_attention_and_the_optimizer(job):
     figures = parts.main(job | {"steps": 2})
     assert {"matmul", "attention", "optimizer", "cross-entropy"} <= figures["parts"].keys()
+    assert 0 < figures["optimizers"] < sum(figures["parts"].values())
     assert figures["matmuls"] and all(row["plain"] > 0 < row["measured"] for row in figures["matmuls"])
 
 
 @pytest.mark.parametrize("extra", [[], ["--seconds", "5"], ["--profile"], ["--grow"]])
 def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypatch):
     figures = {"tokens_per_second": 5.0, "memory": 3.0, "step_seconds": 0.1, "history": [[1.0, 2, 3.0]]}
-    figures |= {"parts": {"matmul": 1.0}, "matmuls": []}
+    figures |= {"parts": {"matmul": 1.0}, "optimizers": 0.1, "matmuls": []}
     monkeypatch.setattr(compare, "run", lambda module, job: dict(figures))
     data = tmp_path / "some.jsonl"
     data.write_text(json.dumps({"text": "一"}) + "\n" + json.dumps({"text": "二"}) + "\n", encoding="utf-8")
