@@ -1,0 +1,187 @@
+"""Contenders in turn, A B A B, each in a process of its own, and what comes of it as a table.
+
+A machine's speed drifts by more than what is to be shown, so only figures of the same round are divided by each other;
+the median and the range of these ratios are what counts.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate")
+
+Jobs = dict[str, tuple[str, dict]]  # contender -> (module with main(job) -> figures, job)
+
+# ----------------------------------------------------------------------------------------------- processes
+
+
+def run(module: str, job: dict) -> dict:
+    """The figures of `module`.main(job) in a fresh process, or {"failed": why}. job["folder"] is a folder to write in.
+
+    `threads` in the job (0: as it comes) limits its threads.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder, "job.json"), Path(folder, "figures.json")
+        request.write_text(json.dumps(job | {"folder": folder}), encoding="utf-8")
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        if job.get("device") == "cuda":
+            environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs Trainer would use all
+        if job.get("threads"):
+            environment["OMP_NUM_THREADS"] = str(job["threads"])
+        command = [sys.executable, "-m", module, str(request), str(answer)]
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            errors="replace",
+        )  # fmt: skip
+        if process.returncode or not answer.is_file():
+            said = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+            return {"failed": said[-1] if said else f"exit code {process.returncode}"}
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def work(main: Callable[[dict], dict]) -> None:
+    """The other side of `run`: read the job, do it, write its figures and the peak of memory."""
+    request, answer = map(Path, sys.argv[1:])
+    try:
+        figures = main(json.loads(request.read_text(encoding="utf-8")))
+    except (ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    answer.write_text(json.dumps(figures | peak_memory()), encoding="utf-8")
+
+
+def peak_memory() -> dict:
+    """{"memory": MiB}: of the GPU where one was used, else of this process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return {"memory": torch.cuda.max_memory_allocated() / 2**20}
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would begin with the size of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return {"memory": int(line.split()[1]) / 2**10}
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 2**10
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+
+
+def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
+    """{contender: its figures of every round}; `jobs` gives the round's jobs, all of them run one after another."""
+    results: dict[str, list[dict]] = {}
+    for number in range(rounds):
+        for name, (module, job) in jobs(number).items():
+            figures = run(module, job)
+            results.setdefault(name, []).append(figures)
+            shown = {key: value for key, value in figures.items() if isinstance(value, (int, float, str))}
+            said = ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
+            print(f"round {number + 1} of {rounds}: {name}: {said}", flush=True)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """`median (smallest to largest)`, or a dash without values."""
+    values = list(values)
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return _short(float(values[0]))
+    return f"{_short(float(statistics.median(values)))} ({_short(float(min(values)))} to {_short(float(max(values)))})"
+
+
+def figures_of(results: list[dict], key: str) -> list[float]:
+    return [figures[key] for figures in results if figures.get(key) is not None]
+
+
+def ratios(ours: list[dict], peer: list[dict], key: str) -> list[float]:
+    """ours / peer, round by round; rounds in which one of them has no figure are left out."""
+    pairs = [(mine.get(key), theirs.get(key)) for mine, theirs in zip(ours, peer, strict=True)]
+    return [mine / theirs for mine, theirs in pairs if mine is not None and theirs]
+
+
+def compared(results: dict[str, list[dict]], columns: dict[str, str], key: str) -> list[str]:
+    """One line a contender: its `columns` (title -> figure), then how many times its `key` the first contender has.
+
+    Contenders that gave no figure say why.
+    """
+    first = next(iter(results))
+    lines = [["", *columns, f"{first} / this, of {key.replace('_', ' ')}"]]
+    for name, figures in results.items():
+        if failed := next((one["failed"] for one in figures if "failed" in one), None):
+            lines.append([name, *["-"] * len(columns), f"not measured: {failed}"])
+            continue
+        times = spread(ratios(results[first], figures, key)) if name != first else "1"
+        lines.append([name, *(spread(figures_of(figures, column)) for column in columns.values()), times])
+    return table(lines)
+
+
+def table(lines: list[list[str]]) -> list[str]:
+    """Markdown lines of equal width; the first one is the heading."""
+    lines = [[cell.replace("|", "/") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    heading, *body = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [heading, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+def machine(device: str = "cpu") -> str:
+    """One line: where and with what a figure was measured. Call it before: the load should be that of others."""
+    gpu = ""
+    if device == "cuda":
+        import torch
+
+        gpu = f"{torch.cuda.get_device_name()}, "
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{gpu}{cores} cores of {cpu}{load}; {platform.system()}; {', '.join(versions)}"
+
+
+def commit() -> str:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def publish(title: str, module: str, argv: list[str], lines: list[str], path: Path, before: str) -> None:
+    """Print the lines and append them to `path`, under the command, the commit and `before` (see `machine`)."""
+    print("\n".join(["", *lines]))
+    # Names of files, not where they lie.
+    command = " ".join(shlex.quote(Path(part).name if Path(part).is_absolute() else part) for part in argv)
+    if not path.exists():
+        path.write_text("# Measured\n", encoding="utf-8")
+    heading = f"## {title}, {datetime.now():%Y-%m-%d %H:%M}, commit {commit()}"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n".join(["", heading, "", f"`python -m {module} {command}`", "", before, "", *lines, ""]))
+    print(f"\nappended to {path}")

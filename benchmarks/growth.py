@@ -1,0 +1,70 @@
+"""How speed and memory of ours grow with width, depth, row length, batch and threads: a table and a picture."""
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmarks import compare
+
+HEAD = 64  # size of a head at every width; four query heads share a key-value head
+
+
+def variants(job: dict) -> list[tuple[str, int, dict]]:
+    """(what grows, its value, the job): one thing at a time, the rest as the flags say."""
+    cores, found = os.cpu_count() or 1, []
+    for dim in (256, 512, 768, 1024):
+        heads = dim // HEAD
+        found.append(("width", dim, {"shape": job["shape"] | {"dim": dim, "n_heads": heads, "n_kv_heads": heads // 4}}))
+    for layers in (2, 4, 8, 16):
+        found.append(("depth", layers, {"shape": job["shape"] | {"n_layers": layers}}))
+    tokens = job["max_seq_len"] * job["batch_size"]
+    for length in (128, 512, 1024, 2048):  # the same number of tokens in a step
+        found.append(("row length", length, {"max_seq_len": length, "batch_size": max(1, tokens // length)}))
+    for batch in (1, 4, 16, 32):
+        found.append(("batch", batch, {"batch_size": batch}))
+    for threads in sorted({1, 2, cores // 2, cores} & set(range(1, cores + 1))):
+        found.append(("threads", threads, {"threads": threads}))
+    return found
+
+
+def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
+    """The table's lines; the picture is written beside --results."""
+    if "parent" in job:
+        raise ValueError('--grow makes fresh models: --data_path must hold rows with "text"')
+    job |= {"flags": args.ours[0], "steps": steps if job["device"] == "cpu" else 20 * steps}
+    table, points = [["", "", "real tokens/s", "peak memory, MiB"]], []
+    for what, value, change in variants(job):
+        name = f"{what} {value}"
+        results = compare.in_turn(lambda _, n=name, c=change: {n: ("benchmarks.ours", job | c)}, args.rounds)[name]
+        speeds, memory = (compare.figures_of(results, key) for key in ("tokens_per_second", "memory"))
+        failed = next((f"not measured: {one['failed']}" for one in results if "failed" in one), None)
+        table.append([what, str(value), failed or compare.spread(speeds), compare.spread(memory)])
+        if not failed:
+            points.append((what, value, sorted(speeds)[len(speeds) // 2], max(memory)))
+    picture = Path(args.results).with_name("growth.png")
+    draw(points, picture)
+    return [*compare.table(table), "", f"![speed and memory]({picture.name})"]
+
+
+def draw(points: list[tuple[str, int, float, float]], path: Path) -> None:
+    """One panel for each thing that grows: tokens a second on the left axis, memory on the right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(what for what, *_ in points))
+    figure, panels = pyplot.subplots(1, max(1, len(names)), figsize=(3.2 * max(1, len(names)), 3), layout="constrained",
+                                     squeeze=False)  # fmt: skip
+    for name, axes in zip(names, panels[0], strict=False):
+        values, speeds, memory = zip(*(rest for what, *rest in points if what == name), strict=True)
+        axes.plot(values, speeds, "o-", color="tab:blue")
+        axes.set(xlabel=name, xscale="log", xticks=values, xticklabels=values, ylim=(0, None))
+        axes.minorticks_off()
+        axes.set_ylabel("real tokens/s", color="tab:blue")
+        right = axes.twinx()
+        right.plot(values, memory, "s--", color="tab:orange")
+        right.set_ylim(0, None)
+        right.set_ylabel("peak memory, MiB", color="tab:orange")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,45 @@
+"""Held-out bits per byte of any model, on the very pieces that the stages validate with."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from dataset import token_bytes
+from engine.packing import split_documents
+from engine.tokens import TokenCache
+
+
+class HeldOut:
+    """`HeldOut(...)(logits)` is the bits per byte of a model, given as (B, T) ids -> (B, T, V) logits.
+
+    Control tokens stand for no text: their cost is left out, as in the stages' val_bits_per_byte.
+    """
+
+    def __init__(self, cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer, row_len: int, device: str):
+        if not len(documents):
+            raise ValueError("no held-out rows: --val_fraction is 0 or the file has a single row")
+        pieces = split_documents(cache, documents, row_len)
+        spans = zip(pieces.starts, pieces.lengths, strict=True)
+        rows = [torch.from_numpy(cache.ids[start : start + n + 1].astype(np.int64)) for start, n in spans]
+        self.rows = sorted(rows, key=len)  # little padding
+        self.size_of = torch.from_numpy(token_bytes(tokenizer)).to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, logits: Callable[[Tensor], Tensor], batch_size: int = 16) -> float:
+        nats, size = 0.0, 0
+        for start in range(0, len(self.rows), batch_size):
+            # Padding (id 0, <unk>) comes behind the text, where causality hides it, and stands for no bytes.
+            ids = pad_sequence(self.rows[start : start + batch_size], batch_first=True).to(self.device)
+            labels = ids[:, 1:]
+            costs = F.cross_entropy(logits(ids[:, :-1]).float().flatten(0, 1), labels.flatten(), reduction="none")
+            sizes = self.size_of[labels].flatten()
+            nats += costs[sizes > 0].double().sum().item()
+            size += sizes.sum().item()
+        return nats / size / math.log(2)

@@ -1,0 +1,110 @@
+"""The peer everybody knows: transformers.Trainer and LlamaForCausalLM of the same shape, as well as they go."""
+
+import importlib.util
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks import compare, rows
+from benchmarks.heldout import HeldOut
+from Config import LLMConfig
+from dataset import NO_LOSS, load_tokenizer
+from engine.export import hf_config
+from engine.tokens import TokenCache
+
+
+class Collator:
+    """Pads to the longest row of a batch, and notes how many real predictions each batch makes."""
+
+    def __init__(self):
+        self.real: list[int] = []
+
+    def __call__(self, batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.real.append(sum(len(row["input_ids"]) - 1 for row in batch))
+        return {
+            "input_ids": pad_sequence([row["input_ids"] for row in batch], batch_first=True),
+            "labels": pad_sequence([row["labels"] for row in batch], batch_first=True, padding_value=-100),
+            "attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in batch], batch_first=True),
+        }
+
+
+class Clock(TrainerCallback):
+    """Seconds from the end of step `warm` on, which stand still while `score` is taken, twenty times a run."""
+
+    def __init__(self, collator: Collator, warm: int, seconds: float, score=None):
+        self.collator, self.warm, self.budget, self.score = collator, warm, seconds, score
+        self.seconds, self.began, self.history, self.step = 0.0, 0.0, [], 0
+
+    def tokens(self) -> int:
+        # By number: the loader is a batch ahead of the model.
+        return sum(self.collator.real[self.warm : self.step])
+
+    def on_train_begin(self, *_, **__):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        self.step = state.global_step
+        if self.step not in (self.warm, state.max_steps) and not self.score:
+            return
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        if self.step > self.warm:
+            self.seconds += time.perf_counter() - self.began
+        last = self.step == state.max_steps or (self.budget and self.seconds >= self.budget)
+        if self.score and (last or self.seconds >= self.budget * (len(self.history) + 1) / 20):
+            model.eval()
+            self.history.append([self.seconds, self.tokens(), self.score(lambda ids: model(input_ids=ids).logits)])
+            model.train()
+        control.should_training_stop = bool(last)
+        self.began = time.perf_counter()
+
+
+def tensors(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> list[dict[str, Tensor]]:
+    """The rows, tokenised beforehand and cut to max_seq_len, as datasets.map would leave them."""
+    found = []
+    for begin, end in zip(cache.offsets[documents], cache.offsets[documents + 1], strict=True):
+        piece = slice(begin, min(end, begin + max_seq_len))
+        ids = torch.from_numpy(cache.ids[piece].astype(np.int64))
+        learned = torch.from_numpy(cache.classes[piece] != NO_LOSS)
+        found.append({"input_ids": ids, "labels": torch.where(learned, ids, -100)})
+    return found
+
+
+def main(job: dict) -> dict:
+    """Train for job["steps"] steps; two of them are not timed unless held-out rows are scored (job["seconds"])."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("transformers.Trainer needs accelerate: pip install -r requirements-bench.txt")
+    tokenizer = load_tokenizer(job["tokenizer_dir"])
+    cache, training, heldout = rows.reopen(job, tokenizer)
+    data = tensors(cache, training, job["max_seq_len"])
+    steps = job["steps"] or len(data) // job["batch_size"]
+    # The sampler groups within at most 50 batches and at most a quarter of the rows; four copies let it have all 50.
+    data = data * (1 if job["seconds"] else 4)
+    config = LLMConfig(vocab_size=tokenizer.get_vocab_size(), max_seq_len=job["max_seq_len"], **job["shape"])
+    torch.manual_seed(job["seed"])
+    model = LlamaForCausalLM._from_config(hf_config(config), attn_implementation="sdpa")
+    warm, score = min(2, steps - 1), None
+    if job["seconds"]:
+        warm, score = 0, HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
+    collator = Collator()
+    clock = Clock(collator, warm, job["seconds"], score)
+    arguments = TrainingArguments(
+        output_dir=job["folder"], per_device_train_batch_size=job["batch_size"], max_steps=steps,
+        train_sampling_strategy="group_by_length" if job["grouped"] else "random", seed=job["seed"],
+        learning_rate=job["learning_rate"], lr_scheduler_type="cosine", warmup_steps=job["warmup_iters"],
+        optim="adamw_torch_fused", adam_beta2=0.95, weight_decay=0.1, max_grad_norm=1.0,
+        bf16=job["dtype"] == "bfloat16", fp16=job["dtype"] == "float16", use_cpu=job["device"] == "cpu",
+        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[clock]).train()
+    tokens, seconds = clock.tokens(), clock.seconds
+    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+    return figures | {"step_seconds": seconds / (clock.step - warm), "history": clock.history}
+
+
+if __name__ == "__main__":
+    compare.work(main)

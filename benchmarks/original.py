@@ -1,0 +1,183 @@
+"""The method of the original scripts, written anew and short: what training this model cost before the engine.
+
+Rows are tokenised in __getitem__ and padded to max_seq_len, attention multiplies out every score and adds a full mask,
+everything is fp32, eight micro-batches make a step, AdamW 5e-4 with a cosine. Rotary positions are complex numbers.
+
+Shapes: B rows, T positions of a row, H query heads, K key-value heads, D size of a head
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoTokenizer
+
+from benchmarks import compare, rows
+from benchmarks.heldout import HeldOut
+from Config import LLMConfig
+from dataset import BOS, EOS, SFTDataset, load_tokenizer
+
+
+class Rows(Dataset):
+    """(inputs, labels, mask), each (T,); of a conversation only the assistant's words are in the mask."""
+
+    def __init__(self, texts: list[str], tokenizer_dir: str, max_seq_len: int, chat: bool):
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        self.texts, self.length, self.chat = texts, max_seq_len + 1, chat
+        self.begin = self.tokenizer(f"{BOS}assistant\n", add_special_tokens=False).input_ids
+        self.end = self.tokenizer.convert_tokens_to_ids(EOS)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids = self.tokenizer(self.texts[index], add_special_tokens=False).input_ids[: self.length]
+        mask = self.answers(ids) if self.chat else [1] * len(ids)
+        padding = [0] * (self.length - len(ids))
+        ids, mask = torch.tensor(ids + padding), torch.tensor(mask + padding)
+        return ids[:-1], ids[1:], mask[1:]
+
+    def answers(self, ids: list[int]) -> list[int]:
+        """1 from behind each `<s>assistant` line to its end mark."""
+        mask, at = [0] * len(ids), 0
+        while at < len(ids):
+            if ids[at : at + len(self.begin)] != self.begin:
+                at += 1
+                continue
+            at += len(self.begin)
+            end = next((place for place in range(at, len(ids)) if ids[place] == self.end), len(ids) - 1)
+            mask[at : end + 1] = [1] * (end + 1 - at)
+            at = end + 1
+        return mask
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x.float() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+        rows, length, dim = x.shape
+        q = turned(self.wq(x).view(rows, length, self.heads, self.head_dim), turns)
+        k = turned(self.wk(x).view(rows, length, self.kv_heads, self.head_dim), turns)
+        v = self.wv(x).view(rows, length, self.kv_heads, self.head_dim)
+        k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=2) for t in (k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim) + mask  # (B, H, T, T)
+        out = F.softmax(scores.float(), dim=-1).type_as(q) @ v
+        return self.wo(out.transpose(1, 2).reshape(rows, length, dim))
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns[None, :, None]).flatten(3).type_as(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm, self.ffn_norm = (RMSNorm(config.dim, config.norm_eps) for _ in range(2))
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), turns, mask)
+        normed = self.ffn_norm(x)
+        return x + self.w2(F.silu(self.w1(normed)) * self.w3(normed))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        self.output.weight = self.embeddings.weight
+        length, wavelengths = config.max_seq_len, torch.arange(0, config.head_dim, 2) / config.head_dim
+        angles = torch.outer(torch.arange(length).float(), config.rope_theta**-wavelengths)
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
+        self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> logits (B, T, V)."""
+        length, x = ids.shape[1], self.embeddings(ids)
+        for block in self.blocks:
+            x = block(x, self.turns[:length], self.mask[:length, :length])
+        return self.output(self.norm(x))
+
+
+def main(job: dict) -> dict:
+    """Train for job["seconds"], or (0) through its rows once; the first micro-batch is not timed."""
+    torch.manual_seed(job["seed"])
+    tokenizer = load_tokenizer(job["tokenizer_dir"])
+    cache, training, heldout = rows.reopen(job, tokenizer)
+    if job["rows"]:
+        training = rows.spread_by_length(cache, training, job["rows"], job["seed"])
+    chat = job["kind"] == SFTDataset.__name__
+    data = Rows(rows.texts(cache, training, tokenizer), job["tokenizer_dir"], job["max_seq_len"], chat)
+    loader = DataLoader(data, job["batch_size"], shuffle=True, num_workers=job["loader_processes"])
+    config = LLMConfig(vocab_size=tokenizer.get_vocab_size(), max_seq_len=job["max_seq_len"], **job["shape"])
+    model = Decoder(config).to(job["device"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=job["learning_rate"])
+    if not job["seconds"]:
+        return train(model, optimizer, loader, job)
+    score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
+    forever = itertools.chain.from_iterable(itertools.repeat(loader))
+    return train(model, optimizer, forever, job, lambda: score(model))
+
+
+def train(model: Decoder, optimizer, batches: Iterator, job: dict, score=None) -> dict:
+    """The training loop; the clock stands still while `score` is taken, twenty times a run."""
+    seconds, tokens, history, budget, warm = 0.0, 0, [], job["seconds"], 0 if score else 1
+    for number, (inputs, labels, mask) in enumerate(batches):
+        began = time.perf_counter()
+        progress = seconds / budget if budget else 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = job["learning_rate"] * (0.1 + 0.5 * (1 + math.cos(math.pi * progress)))
+        real = int((labels != 0).sum())
+        inputs, labels, mask = (tensor.to(job["device"]) for tensor in (inputs, labels, mask))
+        losses = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), reduction="none")
+        loss = (losses * mask.flatten()).sum() / mask.sum()
+        (loss / job["accumulation"]).backward()
+        if (number + 1 - warm) % job["accumulation"] == 0:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if job["device"] == "cuda":
+            torch.cuda.synchronize()
+        if number < warm:
+            continue
+        seconds, tokens = seconds + time.perf_counter() - began, tokens + real
+        if score and seconds >= budget * (len(history) + 1) / 20:
+            history.append([seconds, tokens, score()])
+        if budget and seconds >= budget:
+            break
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": history}
+
+
+if __name__ == "__main__":
+    compare.work(main)

@@ -1,0 +1,64 @@
+"""This project as its users run it: the stage's own main() with flags, and the log that it leaves."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pretrain
+import SFT
+from benchmarks import compare
+from dataset import SFTDataset
+from engine import flags
+
+
+def main(job: dict) -> dict:
+    """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
+    folder = Path(job["folder"])
+    argv = {
+        "data_path": job["cache"], "save_dir": folder, "cache_dir": folder / "cache", "num_workers": 1,
+        "tokenizer_dir": job["tokenizer_dir"], "device": job["device"], "dtype": job["dtype"], "seed": job["seed"],
+        "max_seq_len": job["max_seq_len"], "batch_size": job["batch_size"], "accumulation_steps": 1,
+        "epochs": job["epochs"], "max_steps": job["steps"], "warmup_iters": job["warmup_iters"],
+        "val_fraction": job["val_fraction"], "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
+    }  # fmt: skip
+    if job["kind"] == SFTDataset.__name__:
+        stage, argv["init_from"] = SFT, job["parent"]
+    else:
+        stage = pretrain
+        argv |= job["shape"]
+    words = [str(word) for name, value in argv.items() for word in (f"--{name}", value)]
+    stage.main([*words, *shlex.split(job["flags"])])
+    return figures(next(folder.glob("*.metrics.jsonl")))
+
+
+def figures(log: Path) -> dict:
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
+               for row in rows if "val_bits_per_byte" in row]  # fmt: skip
+    timed = [row for row in rows if "tokens_per_second" in row]
+    if len(timed) < 2:
+        raise ValueError(f"only {len(timed)} rows in the log, the first warms up: more --rows, or fewer a batch")
+    first, last = timed[0], timed[-1]
+    tokens, seconds = last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]
+    speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu")}
+    return speed | {"step_seconds": seconds / (last["step"] - first["step"]), "history": history}
+
+
+def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
+    """A checkpoint of that shape after one step on the bundled sample, for what cares only for its size."""
+    words = shape | {
+        "save_dir": folder, "cache_dir": folder / "cache", "tokenizer_dir": tokenizer_dir, "device": "cpu",
+        "data_path": flags.SAMPLE / "pretrain.jsonl", "max_steps": 1, "warmup_iters": 0, "batch_size": 1,
+        "accumulation_steps": 1, "val_fraction": 0,
+    }  # fmt: skip
+    argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=flags.ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"pretrain.py: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "pretrain.pth"
+
+
+if __name__ == "__main__":
+    compare.work(main)

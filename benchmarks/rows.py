@@ -1,0 +1,66 @@
+"""The rows all contenders train on: read from one token cache, so that they are the same, the held-out ones too."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dataset import PretrainDataset, SFTDataset, parse_line
+from engine.jsonl import blocks, lines, source_files
+from engine.tokens import TokenCache, open_cache, open_or_build
+
+KINDS = {kind.__name__: kind for kind in (PretrainDataset, SFTDataset)}
+
+
+def kind_of(path: Path) -> type:
+    """PretrainDataset or SFTDataset, as the first row of a JSONL file or a token cache says."""
+    if (path / "meta.json").is_file():
+        return KINDS[json.loads((path / "meta.json").read_text(encoding="utf-8"))["dataset"]]
+    first = next((line for block in blocks(source_files([path])[0]) for _, line in lines(*block)), None)
+    if first is None:
+        raise ValueError(f"{path}: no rows")
+    return SFTDataset if SFTDataset.field in parse_line(first) else PretrainDataset
+
+
+def open_rows(path: Path, tokenizer: Tokenizer, cache_dir: Path, num_workers: int) -> TokenCache:
+    """The token cache of a JSONL file, or a finished cache folder."""
+    return open_or_build([path], kind_of(path), tokenizer, cache_dir=cache_dir, num_workers=num_workers)
+
+
+def reopen(job: dict, tokenizer: Tokenizer) -> tuple[TokenCache, np.ndarray, np.ndarray]:
+    """In a contender's process: the cache, the numbers of its training documents and of the held-out ones."""
+    cache = open_cache(Path(job["cache"]), KINDS[job["kind"]], tokenizer)
+    return cache, *cache.split(job["val_fraction"])
+
+
+def spread_by_length(cache: TokenCache, documents: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` of the documents, drawn evenly over all lengths and shuffled, so that a few stand for the file."""
+    if count >= len(documents):
+        return documents
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(documents)  # equal lengths at random
+    by_length = shuffled[np.argsort(np.diff(cache.offsets)[shuffled], kind="stable")]
+    places = (np.arange(count) + generator.random(count)) * len(documents) / count
+    return generator.permutation(by_length[places.astype(np.int64)])
+
+
+def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
+    """A token cache of some documents only."""
+    folder.mkdir(parents=True)
+    pieces = [slice(cache.offsets[document], cache.offsets[document + 1]) for document in documents]
+    np.concatenate([cache.ids[piece] for piece in pieces]).tofile(folder / "ids.bin")
+    np.concatenate([cache.classes[piece] for piece in pieces]).tofile(folder / "classes.bin")
+    lengths = np.diff(cache.offsets)[documents]
+    np.save(folder / "offsets.npy", np.concatenate([[0], lengths]).cumsum(dtype=np.int64))
+    np.save(folder / "hashes.npy", cache.hashes[documents])
+    source = {"name": cache.folder.name, "content": "a part", "documents": len(documents)}
+    meta = cache.meta | {"sources": [source], "tokens": int(lengths.sum()), "rows": len(documents)}
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def texts(cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The documents as text with their control tokens, as programs see them that tokenise while they train."""
+    ids = [cache.ids[cache.offsets[document] : cache.offsets[document + 1]].tolist() for document in documents]
+    return tokenizer.decode_batch(ids, skip_special_tokens=False)

@@ -1,0 +1,177 @@
+"""The benchmarks measure what they say: the same rows, the same model, real tokens only, the same held-out text."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, rows, train
+from benchmarks.heldout import HeldOut
+from Config import LLMConfig
+from dataset import PretrainDataset, SFTDataset
+from engine import checkpoint, export, flags
+from model import SpongeBob
+
+SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+NO_ACCELERATE = pytest.mark.skipif(
+    importlib.util.find_spec("accelerate") is None, reason="transformers.Trainer needs accelerate (requirements-bench)"
+)
+DOCUMENTS, BATCH = 24, 4
+
+
+@pytest.fixture(scope="module")
+def sample(tokenizer, tmp_path_factory):
+    return rows.open_rows(flags.SAMPLE / "pretrain.jsonl", tokenizer, tmp_path_factory.mktemp("sample"), 1)
+
+
+@pytest.fixture
+def job(sample, tmp_path):
+    """24 documents of one length, of which no two fit into a row: every batch of 4 makes as many real predictions."""
+    lengths = np.diff(sample.offsets)
+    length = int(np.bincount(lengths).argmax())
+    part = rows.write_part(sample, np.flatnonzero(lengths == length)[:DOCUMENTS], tmp_path / "rows")
+    (tmp_path / "run").mkdir()
+    return {
+        "cache": str(part), "kind": "PretrainDataset", "folder": str(tmp_path / "run"), "shape": SHAPE, "seed": 1,
+        "max_seq_len": length, "batch_size": BATCH, "device": "cpu", "dtype": "float32", "val_fraction": 0.0,
+        "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "epochs": 1,
+        "warmup_iters": 1, "log_step": 1, "eval_step": 0, "flags": "", "learning_rate": 5e-4, "accumulation": 2,
+        "loader_processes": 0, "grouped": True, "a batch": BATCH * (length - 1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "contender, warm", [(ours, 1), (original, 1), pytest.param(hf_trainer, 2, marks=NO_ACCELERATE)]
+)
+def test_real_predictions_are_counted_and_padding_and_the_warm_up_are_not(contender, warm, job):
+    job["max_seq_len"] += 5  # padding for those who pad to it
+    figures = contender.main(job)
+    assert figures["tokens"] == (DOCUMENTS // BATCH - warm) * job["a batch"]
+    assert figures["tokens_per_second"] == pytest.approx(figures["tokens"] / figures["seconds"])
+
+
+def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer):
+    history = ours.main(job | {"val_fraction": 0.5, "steps": 2, "max_seq_len": 24, "batch_size": 2})["history"]
+    model, _ = checkpoint.load_model(next(rows.Path(job["folder"]).glob("*.pth")))
+    llama = LlamaForCausalLM(export.hf_config(model.config)).eval()
+    llama.load_state_dict(export.hf_weights(checkpoint.cpu_weights(model), model.config))
+    cache, _, heldout = rows.reopen(job | {"val_fraction": 0.5}, tokenizer)
+    score = HeldOut(cache, heldout, tokenizer, 24, "cpu")
+    assert score(lambda ids: llama(input_ids=ids).logits) == pytest.approx(history[-1][2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "contender, change",
+    [(original, {"accumulation": 1}), pytest.param(hf_trainer, {"steps": 4}, marks=NO_ACCELERATE)],
+)
+def test_a_peer_that_races_leaves_its_held_out_figures(contender, change, job):
+    history = contender.main(job | change | {"seconds": 0.2, "val_fraction": 0.3, "learning_rate": 1e-2})["history"]
+    seconds, tokens, bits = zip(*history, strict=True)
+    assert list(seconds) == sorted(seconds) and tokens[-1] % job["a batch"] == 0 and 0 < min(bits) < 20
+
+
+def test_the_original_is_the_same_model_as_ours():
+    config = LLMConfig(**SHAPE, vocab_size=100, max_seq_len=16)
+    theirs, mine = original.Decoder(config).eval(), SpongeBob(config).eval()
+    names = {"embeddings": "tok_embeddings", "blocks": "layers", ".w1": ".feed_forward.w1", ".w2": ".feed_forward.w2",
+             ".w3": ".feed_forward.w3"}  # fmt: skip
+    weights = {}
+    for name, weight in theirs.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[name] = weight * 10  # fresh weights hardly differ from zero
+    theirs.load_state_dict({name: weight * 10 for name, weight in theirs.state_dict().items()})
+    mine.load_state_dict(weights)
+    ids = torch.randint(100, (2, 16))
+    torch.testing.assert_close(theirs(ids), mine(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pretrain.jsonl", "sft_512.jsonl"])
+def test_the_original_reads_the_rows_of_the_cache(name, tokenizer, tmp_path):
+    cache = rows.open_rows(flags.SAMPLE / name, tokenizer, tmp_path, 1)
+    chat = rows.kind_of(flags.SAMPLE / name) is SFTDataset
+    data = original.Rows(
+        rows.texts(cache, np.arange(20), tokenizer), str(flags.ROOT / "spongebob_tokenizer"), 512, chat
+    )
+    for number, (_, labels, mask) in zip(range(20), data, strict=True):
+        ids, classes = (x[cache.offsets[number] : cache.offsets[number + 1]] for x in (cache.ids, cache.classes))
+        # Ours never merges a header with what follows it; the original's whole texts might.
+        assert abs(int((labels != 0).sum()) + 1 - len(ids)) <= 2
+        assert tokenizer.decode(labels[mask == 1].tolist(), skip_special_tokens=False) == tokenizer.decode(
+            ids[classes > 0].tolist(), skip_special_tokens=False
+        )
+
+
+def test_a_few_rows_stand_for_the_file(sample, tokenizer, tmp_path):
+    everything = sample.split(0)[0]
+    chosen = rows.spread_by_length(sample, everything, 100, seed=3)
+    lengths = np.diff(sample.offsets)
+    assert len(set(chosen)) == 100 and lengths[chosen].mean() == pytest.approx(lengths.mean(), rel=0.03)
+    part = rows.open_cache(rows.write_part(sample, chosen, tmp_path / "part"), PretrainDataset, tokenizer)
+    assert rows.texts(part, np.arange(100), tokenizer) == rows.texts(sample, chosen, tokenizer)
+
+
+def test_ratios_are_taken_round_by_round_and_a_failure_says_why():
+    results = {
+        "ours": [{"speed": 10.0}, {"speed": 4.0}, {"speed": 9.0}],
+        "peer": [{"speed": 5.0}, {"speed": 1.0}, {"speed": 3.0}],
+        "gone": [compare.run("benchmarks.gone", {})] * 3,
+    }
+    heading, _, mine, peer, gone = compare.compared(results, {"tokens/s": "speed"}, "speed")
+    assert "3 (2 to 4)" in peer and "9 (4 to 10)" in mine
+    assert "not measured" in gone and "benchmarks.gone" in gone
+
+
+def test_a_race_is_judged_by_what_was_reached_in_time():
+    first = {"history": [[0.0, 0, 8.0], [5.0, 50, 4.0], [9.9, 99, 3.0], [12.0, 120, 2.0]], "memory": 1.0}
+    second = {"history": [[5.0, 10, 6.0], [10.1, 20, 4.0]], "memory": 1.0}
+    *_, mine, peer = train.race_table({"ours": [first], "original": [second]}, budget=10, target=0)
+    assert [cell.strip() for cell in mine.split("|")[2:7]] == ["3", "9.9", "99", "1", "5"]
+    assert [cell.strip() for cell in peer.split("|")[2:8]] == ["4", "10.1", "20", "1", "10.1", "0.75"]
+
+
+def test_all_encoders_write_the_same_ids(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = [f"第{number}天 it rained{' ' * (number % 3)}🐙</s>\n" for number in range(50)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    job = {"path": str(path), "mb": encode.text_bytes(path) / 1e6, "workers": 1, "folder": str(tmp_path),
+           "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer")}  # fmt: skip
+    assert len({encode.work(job | {"contender": name})["ids"] for name in encode.CONTENDERS}) == 1
+    assert job["mb"] * 1e6 == sum(len(text.encode()) for text in texts)
+
+
+def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
+    checkpoint.save_weights(tmp_path / "fresh.pth", checkpoint.cpu_weights(model), {
+        "stage": "pretrain", "config": checkpoint.shape_json(model.config), "tokenizer": None})  # fmt: skip
+    export.to_hf(model, flags.ROOT / "spongebob_tokenizer", tmp_path / "hf")
+    job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
+           "prompts": [[1, 300, 301], [1, 400, 401]], "dtype": "float32"}  # fmt: skip
+    figures = [decode.work(job | {"contender": name}) for name in decode.CONTENDERS]
+    assert figures[0]["ids"] == figures[1]["ids"]
+
+
+def test_the_profile_finds_matmuls_attention_and_the_optimizer(job):
+    figures = parts.main(job | {"steps": 2})
+    assert {"matmul", "attention", "optimizer", "cross-entropy"} <= figures["parts"].keys()
+    assert 0 < figures["optimizers"] < sum(figures["parts"].values())
+    assert figures["matmuls"] and all(row["plain"] > 0 < row["measured"] for row in figures["matmuls"])
+
+
+@pytest.mark.parametrize("extra", [[], ["--seconds", "5"], ["--profile"], ["--grow"]])
+def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypatch):
+    figures = {"tokens_per_second": 5.0, "memory": 3.0, "step_seconds": 0.1, "history": [[1.0, 2, 3.0]]}
+    figures |= {"parts": {"matmul": 1.0}, "optimizers": 0.1, "matmuls": []}
+    monkeypatch.setattr(compare, "run", lambda module, job: dict(figures))
+    data = tmp_path / "some.jsonl"
+    data.write_text(json.dumps({"text": "一"}) + "\n" + json.dumps({"text": "二"}) + "\n", encoding="utf-8")
+    argv = ["--data_path", str(data), "--cache_dir", str(tmp_path / "cache"), "--results", str(tmp_path / "R.md")]
+    train.main([*argv, "--num_workers", "1", "--device", "cpu", *extra])
+    written = (tmp_path / "R.md").read_text(encoding="utf-8")
+    assert "some.jsonl" in written and "torch" in written and compare.commit() in written
+    assert str(tmp_path) not in written and any(figure in written for figure in ("| 5 ", "| 3 ", "100.0%"))
+    assert ("--grow" not in extra) or (tmp_path / "growth.png").is_file()
