@@ -4,7 +4,7 @@
     python -m benchmarks.train --data_path sft_512.jsonl --rounds 5     # or a finished token cache folder
     python -m benchmarks.train --device cuda                            # one GPU, under five minutes
     python -m benchmarks.train --seconds 200 --data_path pretrain.jsonl --dim 256 --n_layers 6 --batch_size 16
-    python -m benchmarks.train --ours "" --ours "--optimizer muon"      # two ways of ours against the peers
+    python -m benchmarks.train --ours= --ours=--compile --ours="--optimizer muon"       # three ways of ours
     python -m benchmarks.train --grow       # speed and memory against width, depth, row length, batch, threads
     python -m benchmarks.train --profile    # the share of each part, and the distance to a plain matmul
 
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="documents a round trains on (0: 50 batches, the most Trainer groups lengths in)",
     )
     add("--peers", nargs="*", choices=PEERS, help="default: all; with --seconds only original")
-    add("--ours", action="append", help="flags for our stage, in quotes; once for each way that is compared")
+    add("--ours", action="append", help="flags for our stage, as --ours='--a 1 --b'; once for each way")
     add("--seconds", type=float, default=0, help="train this long and compare held-out bits per byte (0: speed only)")
     add("--target_bpb", type=float, default=0, help="bits per byte to time (0: what the last peer reaches)")
     add("--val_fraction", type=float, default=0.005, help="share of the rows held out with --seconds, at least 64 rows")
