@@ -60,7 +60,8 @@ def main(job: dict) -> dict:
     """A short run of the stage's main() under the profiler, then its matmuls again, one size at a time.
 
     On the CPU the seconds are those of operators; Python between them is not counted. The two micro-batches by which a
-    stage estimates its time are in it too.
+    stage estimates its time are in it too, and with --compile the operators of tracing ("views and the rest"); on CUDA
+    only kernels count.
     """
     cuda = job["device"] == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
