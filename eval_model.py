@@ -1,10 +1,11 @@
-"""The front door to any checkpoint: chat with it, ask it one thing, score it, export it.
+"""The front door to any checkpoint: chat with it, ask it one thing, score it, export it, report on all stages.
 
 python eval_model.py                              # chat with results/SFT.pth
 python eval_model.py --model_mode 2 --long        # results/distill_long.pth
 python eval_model.py --model_mode 0 --prompt 从前   # results/pretrain.pth continues a text
 python eval_model.py --score data/sample/sft_512_heldout.jsonl --baseline results/pretrain.pth
 python eval_model.py --export hf exported         # a folder for transformers
+python eval_model.py --report                     # all stages on one page: results/report.html
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from dataset import EOS, load_tokenizer
-from engine import export, flags, runtime, score, score_table, stage, talk
+from engine import export, flags, report, runtime, score, score_table, stage, talk
 from model import SpongeBob
 
 STAGES = ("pretrain", "SFT", "distill")
@@ -47,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", nargs="+", help="answer each of these texts, in one batch")
     add("--export", nargs=2, metavar=("FORMAT", "DIR"), help="write DIR for other programs; FORMAT is hf")
     add("--score", nargs="+", metavar="FILE", help="figures for JSONL files, into SAVE_DIR/CHECKPOINT.scores.json")
+    add("--report", nargs="?", const="", metavar="HTML", help="all stages on one page; default SAVE_DIR/report.html")
     add = parser.add_argument_group("scores").add_argument
     add("--baseline", metavar="CKPT", help="score this checkpoint on the same rows, and test the difference")
     add("--score_rows", type=int, default=200, help="first rows of each file that are scored (0: all)")
@@ -114,6 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdin, sys.stdout):  # bytes that are no text, a console without Chinese
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if args.report is not None:
+        print(f"wrote {report.write(Path(args.save_dir), Path(args.report or f'{args.save_dir}/report.html'))}")
+        return
+
     tokenizer = load_tokenizer(args.tokenizer_dir)
     path = Path(args.ckpt or f"{args.save_dir}/{STAGES[args.model_mode]}{'_long' * args.long}.pth")
     if args.export:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import random
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -30,6 +31,12 @@ class Runtime:
     def main(self) -> bool:
         """Whether this process speaks and writes files."""
         return self.rank == 0
+
+    def machine(self) -> str:
+        """What it ran on, in words."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+        cores = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+        return f"{self.world} x {name}, {cores}, torch {torch.__version__}, {str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> torch.autocast:
         """The weights stay fp32; matrix products run in the dtype that was asked for."""

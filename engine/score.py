@@ -98,7 +98,11 @@ def read_records(path: Path) -> dict[tuple, dict]:
         return {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     records = [json.loads(line) for line in lines if line.endswith("}\n")]
-    return {(record["row"], record.get("turn", 0)): record for record in records}
+    return {_key(record): record for record in records}
+
+
+def _key(record: dict) -> tuple[int, int]:
+    return record["row"], record.get("turn", 0)
 
 
 def score_file(
@@ -121,7 +125,7 @@ def score_file(
                     made = scorer(part)
                     with open(target, "a", encoding="utf-8") as file:
                         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
-                    records |= {(record["row"], record.get("turn", 0)): record for record in made}
+                    records |= {_key(record): record for record in made}
                 bar.update(len(part))
     return [records[key] for key in sorted(records)], target
 
@@ -196,16 +200,19 @@ def summary(records: Sequence[dict]) -> dict:
 
 
 def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict]:
-    """{figure: {"before", "after", "difference", "low", "high", "p", "n"}} over the rows that both have."""
-    found = {}
+    """{figure: {"before", "after", "difference", "low", "high", "p", "n"}} over the answers that both have, by row."""
+    earlier, found = {_key(record): record for record in baseline}, {}
     for name in dict.fromkeys(name for record in records for name in record["sums"]):
-        ours, theirs = _by_row(records, name), _by_row(baseline, name)
-        both = [row for row in ours if row in theirs and ours[row][1] == theirs[row][1]]
-        if both:
-            after, before = (np.array([rows[row][:2] for row in both]).T for rows in (ours, theirs))
-            if w := float(after[1].sum()):
-                values = {"before": float(before[0].sum()) / w, "after": float(after[0].sum()) / w, "n": len(both)}
-                found[name] = values | paired(after[0], before[0], after[1])
+        rows: dict[int, np.ndarray] = {}
+        for record in records:
+            before, after = (one.get("sums", {}).get(name) for one in (earlier.get(_key(record), {}), record))
+            if before and after and before[1] == after[1]:  # a longer context may hold more of an answer
+                rows[record["row"]] = rows.get(record["row"], 0) + np.array([before[0], *after])
+        if rows:
+            before, after, w = np.array(list(rows.values())).T
+            if total := float(w.sum()):
+                means = {"before": float(before.sum()) / total, "after": float(after.sum()) / total, "n": len(rows)}
+                found[name] = means | paired(after, before, w)
     return found
 
 

@@ -40,7 +40,7 @@ def load_parent(
         raise ValueError(
             f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {tokenizer.get_vocab_size()}"
         )
-    if meta.get("sample") and not on_sample:
+    if meta.get("on_sample") and not on_sample:
         print(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
     return model, meta
 
@@ -107,9 +107,10 @@ def run(
     def save(progress: loop.Progress) -> None:
         if rt.main:
             meta = {
-                "stage": stage, "parent": parent, "sample": on_sample, "config": identity["config"],
+                "stage": stage, "parent": parent, "on_sample": on_sample, "config": identity["config"],
                 "tokenizer": identity["tokenizer"], "step": progress.step, "steps": steps, "tokens": progress.tokens,
-                "seconds": round(progress.seconds, 1), **progress.validation, "before": progress.before, "flags": flags,
+                "seconds": round(progress.seconds, 1), **progress.validation, "before": progress.before,
+                "machine": rt.machine(), "flags": flags,
             }  # fmt: skip
             checkpoint.save_weights(weights, checkpoint.cpu_weights(model), meta)
             checkpoint.save_state(

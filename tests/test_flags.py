@@ -146,6 +146,7 @@ CASES = {
         "--prompt": Case("hi", "answer"),
         "--export": Case("hf exported", "files"),
         "--score": Case("sft_512.jsonl", "files"),
+        "--report": Case("page.html", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
         "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
         "--shots": Case("1", "answer", given="--score questions.jsonl"),

@@ -409,6 +409,15 @@ def test_a_checkpoint_compared_with_itself_differs_by_nothing_and_with_another_b
     assert change["answer_loss"]["n"] == 7
 
 
+def test_a_baseline_with_a_shorter_context_is_compared_on_the_answers_that_both_can_give(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "一", "乙" * 80, "二"), chat("丙", "三")])
+    _, records = measure(tiny(), path)
+    _, shorter = measure(tiny(max_seq_len=64), path)
+    change = score.compare(records, shorter)["answer_loss"]
+    assert change["n"] == 2 and change["difference"] == pytest.approx(0, abs=1e-6)
+    assert change["after"] == pytest.approx(np.mean([records[at]["sums"]["answer_loss"][0] / 2 for at in (0, 2)]))
+
+
 # ------------------------------------------------------------------------------------------- the front door
 
 
