@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine import checkpoint, generate, optim
 from engine.loss import SUMS, Counts, count
 from engine.packing import Batch, Batches
-from engine.runtime import Runtime, StopRequest, gradient_sync, is_sharded, whole
+from engine.runtime import Runtime, StopRequest, gradient_sync, is_sharded, reshard, whole
 from engine.settings import Output, Training
 from engine.tracker import Tracker
 from model import SpongeBob
@@ -131,6 +131,7 @@ def validate(run: Run) -> dict:
             counts += count([batch], run.training.tag_weight, run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
+    reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     counts = run.runtime.total(counts)
     figures = {

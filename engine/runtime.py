@@ -188,6 +188,12 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
+def reshard(module: nn.Module) -> None:
+    """FSDP keeps its outermost weights gathered after a forward pass, for a backward pass; here there was none."""
+    if hasattr(module, "reshard"):
+        module.reshard()
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that FSDP may have sharded; every rank has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
