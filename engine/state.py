@@ -104,10 +104,13 @@ def write(
 
 
 def _reason(error: BaseException) -> str:
-    """One line; what a process reported is wrapped in torch's own error."""
+    """One line; torch wraps what the disk said in errors of its own."""
     if isinstance(error, dcp.api.CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    return first_line(error)
+    cause = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return first_line(cause or error)
 
 
 def list_states(folder: Path) -> list[Path]:
