@@ -81,6 +81,10 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
 # -------------------------------------------------------------------------------------------------- reading
 
 
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def read_tensors(path: Path) -> dict:
     """A file of tensors and plain values. Pickled code is refused, whoever sent the file."""
     if not path.is_file():
@@ -88,7 +92,7 @@ def read_tensors(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
-        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
     return content

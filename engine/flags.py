@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
+from Config import PRESETS
 from engine import optim, runtime, settings, tracker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +24,8 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # one voice; errors are on stderr
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -148,6 +151,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
 def add_shape(stage: argparse.ArgumentParser) -> None:
     """The shape of a fresh model; later stages read it from the checkpoint they start from."""
     group = stage.add_argument_group("model")
+    group.add_argument("--preset", choices=PRESETS, help="a shape by name; the other flags of this group change it")
     group.add_argument("--dim", type=int, default=512, help="width of the residual stream")
     group.add_argument("--n_layers", type=int, default=8, help="blocks")
     group.add_argument("--n_heads", type=int, default=8, help="query heads")
@@ -176,6 +180,9 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
     does not want the sample's --max_steps, which would decide the length.
     """
     args = stage.parse_args(argv)
+    if getattr(args, "preset", None):
+        stage.set_defaults(**PRESETS[args.preset])
+        args = stage.parse_args(argv)
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seed" and value < 0:
             raise ValueError(f"--{name} {value} must not be negative")

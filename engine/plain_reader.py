@@ -7,6 +7,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from engine.checkpoint import first_line
+
 # What torch writes into .metadata. A pickle that names anything else is not opened.
 _METADATA = "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata MetadataIndex " \
             "StorageMeta _MEM_FORMAT_ENCODING"  # fmt: skip
@@ -46,7 +48,3 @@ class PlainReader(dcp.FileSystemReader):
         except Exception as error:  # a pickle can break in any way
             raise ValueError(f"{file}: not readable as the list of a state's tensors ({first_line(error)})") from None
         return metadata
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -14,17 +14,23 @@ def describe(run: Run) -> str:
     """Steps, size, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
     rt, batches = run.runtime, run.batches
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    memory = memory_needed(parameters, rt.world if runtime.is_sharded(run.model) else 1)
     needed = disk_needed(parameters, run.output.keep)
     if rt.main:
         check_disk(run, needed)
     micro = batches.rows_per_step // (batches.batch_size * rt.world)
     return (
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
-        f"take {parameters * 16 / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
+        f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step} rows x {batches.rows.row_len} tokens ({micro} "
         f"micro-batches of {batches.batch_size} rows on each of {rt.world} processes), "
         f"{run.steps / batches.steps_per_epoch:.2f} epochs"
     )
+
+
+def memory_needed(parameters: int, shards: int = 1) -> int:
+    """Bytes a process holds whatever the batch is: fp32 weights, gradients and AdamW's two moments, 4 each."""
+    return 16 * parameters // shards
 
 
 def disk_needed(parameters: int, keep: int) -> int:

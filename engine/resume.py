@@ -1,10 +1,12 @@
 """--resume: which state is continued, what may differ from the run that left it, and how it is put back."""
 
+import functools
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import checkpoint, optim, state
+from engine.checkpoint import first_line
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.runtime import Runtime
@@ -31,6 +33,20 @@ def find(output: Output, rt: Runtime) -> Saved | None:
     if not path.is_dir():
         raise ValueError(f"{path}: not seen by this process; all machines need a shared --save_dir")
     return Saved(path, state.read_rest(path))
+
+
+def _readable(use):
+    """A state that is not as this program writes it is a problem of that file: one line that names it."""
+
+    @functools.wraps(use)
+    def checked(saved: Saved, *arguments):
+        try:
+            return use(saved, *arguments)
+        except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ValueError(f"{saved.path}: cannot be put back ({reason})") from None
+
+    return checked
 
 
 def _choose(output: Output) -> Path | None:
@@ -76,6 +92,7 @@ def _named(path: Path, states: Path) -> Path:
     return path
 
 
+@_readable
 def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
     """Rows of one optimizer step over all ranks. With other ranks than before it stays, and each accumulates anew."""
     mine = training.batch_size * training.accumulation_steps
@@ -94,6 +111,7 @@ def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
     return rows
 
 
+@_readable
 def refuse_changes(saved: Saved, now: dict) -> None:
     """ValueError when flags differ that decide what a run computes; a longer run is one only if past rates differ."""
     before = saved.rest["identity"]
@@ -118,6 +136,7 @@ def _same_past(step: int, before: dict, now: dict) -> bool:
     return step <= now["steps"] and all(rates[0](done) == rates[1](done) for done in range(step))
 
 
+@_readable
 def restore(saved: Saved, run: Run) -> Progress:
     """Put everything back, in place, and return where the run stands."""
     rt, rest = run.runtime, saved.rest

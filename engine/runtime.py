@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.loss import Counts
+from engine.rendezvous import fresh_store
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,7 +111,10 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu") from None
     if not available.get(device.type, False):
         raise ValueError(
             f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
@@ -147,7 +151,10 @@ def start(*, device: str = "auto", dtype: str = "auto", seed: int = 0, determini
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store = fresh_store(rank, world)
+        joined = {"store": store, "rank": rank, "world_size": world} if store else {}
+        dist.init_process_group(backend, **joined)
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -23,8 +23,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from engine.checkpoint import problems_between, read_tensors, sync_folder, write_json, write_whole
-from engine.plain_reader import PlainReader, first_line
+from engine.checkpoint import first_line, problems_between, read_tensors, sync_folder, write_json, write_whole
+from engine.plain_reader import PlainReader
 
 # A run of one process writes its states with the same code, and torch finds that worth a warning a save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -180,10 +180,9 @@ def remove_leftovers(folder: Path) -> None:
 def read_rest(path: Path) -> dict:
     """run.pt of a state."""
     rest = read_tensors(path / "run.pt")
-    if missing := {"identity", "batch", "run_id", "progress", "scaler", "ranks"} - rest.keys():
-        raise ValueError(
-            f"{path / 'run.pt'}: no {', '.join(sorted(missing))} in it; this is not a state of this program"
-        )
+    kinds = {"identity": dict, "batch": dict, "run_id": object, "progress": dict, "scaler": dict, "ranks": list}
+    if odd := [name for name, kind in kinds.items() if not isinstance(rest.get(name), kind)]:
+        raise ValueError(f"{path / 'run.pt'}: {', '.join(odd)} missing or not as this program writes it")
     return rest
 
 
@@ -199,7 +198,10 @@ def restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer
         tensors[name] = (
             torch.empty_like(owner, dtype=dtype) if entry.size == owner.shape else torch.empty(entry.size, dtype=dtype)
         )
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    try:
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except dcp.api.CheckpointException as error:  # a BaseException
+        raise ValueError(f"{path}: its tensors cannot be read ({_reason(error)})") from None
     names = {parameter: name for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -101,6 +101,7 @@ SHAPE = {
     "--hidden_dim": Case("24", "weights"),
     "--rope_theta": Case("100", "weights"),
     "--dropout": Case("0.5", "weights"),
+    "--preset": Case("1B", "weights"),  # its hidden_dim is not typed
 }
 PARENT = {
     "--init_from": Case("other.pth", "weights"),

@@ -7,8 +7,8 @@ import pytest
 from harness import LATER, TINY, go
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("short", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("faults", settings.get_profile("short"), max_examples=500)
+settings.register_profile("short", max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("faults", settings.get_profile("short"), max_examples=100)
 settings.load_profile("faults" if os.environ.get("ALL_FAULTS") else "short")
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from harness import differences, ended, free_port, go, rows, tensors, torchrun, wait_for, workers
+from harness import LATER, differences, ended, free_port, go, rows, tensors, torchrun, wait_for, workers
 
 TWO = "--standalone", "--nproc_per_node=2"
 
@@ -43,20 +43,25 @@ def assert_close(one, other, stage="pretrain") -> None:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def calm(home, undisturbed):
+    """(flags of pretraining, its results) without dropout: ranks draw from generators of their own."""
+    argv = [*undisturbed["pretrain"][0], "--dropout", "0"]
+    assert go("pretrain", [*argv, "--save_dir", "calm"], home).code == 0
+    return argv, home / "calm"
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("stage", ["SFT", "distill"])
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_equal_one_with_uneven_masks(parallel, stage, home, undisturbed):
-    argv, whole = undisturbed[stage]
-    options = [*argv, "--accumulation_steps", "1", "--parallel", parallel, "--save_dir", f"{stage}-{parallel}"]
-    done = ended(torchrun(stage, options, home, *TWO))
-    assert done.code == 0, done.said
-    assert done.said.count("plan ") == 1  # one voice
-    assert_close(whole, home / f"{stage}-{parallel}", stage)
-
-
-def without_dropout(argv: list[str]) -> list[str]:
-    return [*argv, "--dropout", "0"]  # ranks draw from generators of their own
+def test_two_processes_equal_one_with_uneven_masks(stage, home, calm):
+    argv = [*LATER, "--init_from", "calm/pretrain.pth"]
+    assert go(stage, [*argv, "--save_dir", "one"], home).code == 0
+    for parallel in ("ddp", "fsdp"):
+        options = [*argv, "--accumulation_steps", "1", "--parallel", parallel, "--save_dir", f"two-{parallel}"]
+        done = ended(torchrun(stage, options, home, *TWO))
+        assert done.code == 0, done.said
+        assert done.said.count("plan ") == 1  # one voice
+        assert_close(home / "one", home / f"two-{parallel}", stage)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
@@ -74,12 +79,10 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_bits(paral
 
 @pytest.mark.faults
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_one_two_processes_end_as_two_would(parallel, home, undisturbed):
-    argv = without_dropout(undisturbed["pretrain"][0])
+def test_two_one_two_processes_end_as_two_would(parallel, home, calm):
+    argv, one = calm
     pair = [*argv, "--accumulation_steps", "1", "--parallel", parallel]
     name = f"changing-{parallel}"
-    done = ended(torchrun("pretrain", [*pair, "--save_dir", f"steady-{parallel}"], home, *TWO))
-    assert done.code == 0, done.said
     changing = ["--save_dir", name, "--resume"]
     stopped = ended(torchrun("pretrain", [*pair, *changing, "--max_minutes", "1e-9"], home, *TWO))
     assert "goes on from step 1" in stopped.said, stopped.said
@@ -87,23 +90,18 @@ def test_two_one_two_processes_end_as_two_would(parallel, home, undisturbed):
     assert alone.code == 75 and "had 2 processes and has 1" in alone.said and "now 2 micro-batches" in alone.said
     done = ended(torchrun("pretrain", [*pair, *changing], home, *TWO))
     assert done.code == 0 and "had 1 processes and has 2" in done.said, done.said
-    assert_close(home / f"steady-{parallel}", home / name)
+    assert_close(one, home / name)  # and one would
 
 
 @pytest.mark.faults
-def test_a_sharded_state_goes_on_under_ddp(home, undisturbed):
-    argv = [
-        *without_dropout(undisturbed["pretrain"][0]),
-        "--accumulation_steps",
-        "1",
-        "--save_dir",
-        "sharded",
-        "--resume",
-    ]
+def test_a_sharded_state_goes_on_under_ddp(home, calm):
+    argv = [*calm[0], "--save_dir", "sharded", "--resume"]
+    argv[argv.index("--accumulation_steps") + 1] = "1"
     assert ended(torchrun("pretrain", [*argv, "--parallel", "fsdp", "--max_minutes", "1e-9"], home, *TWO)).code != 0
     assert len(list((home / "sharded/pretrain.state/00000001/tensors").glob("*.distcp"))) == 2
     done = ended(torchrun("pretrain", argv, home, *TWO))
     assert done.code == 0 and "resuming after step 1 " in done.said, done.said
+    assert_close(calm[1], home / "sharded")
 
 
 def test_rows_that_do_not_divide_among_the_processes_are_refused_with_the_numbers(home, undisturbed):
