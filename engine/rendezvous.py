@@ -3,6 +3,9 @@
 torchrun lets all its attempts meet in one store (torch 2.13, c10d rendezvous). After a restart a fast process finds
 there the address that a dead one left, cannot connect, and the restart fails. So each meeting gets a corner of the
 store with a name of its own. The number of the attempt would not do: an agent that was replaced counts from zero.
+
+An agent that comes back cannot join that shared store at all: nobody tells it the address again. Runs on several machines
+therefore set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; each attempt then has a new store, kept by the first process.
 """
 
 import os
@@ -15,10 +18,13 @@ PATIENCE = 600  # seconds
 
 
 def fresh_store(rank: int, world: int) -> Store | None:
-    """A store in which nothing is left of earlier attempts; None where torch has a new one for each anyway."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    """A store in which nothing is left of earlier attempts; None for processes that torchrun did not start."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return TCPStore(*address, world, is_master=rank == 0)
+    store = TCPStore(*address, is_master=False)
     return PrefixStore(_invite(store, world) if rank == 0 else _join(store, rank), store)
 
 

@@ -204,7 +204,7 @@ def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeyp
     args = pretrain.parse(["--learning_rate", "0.5"])
     said = capsys.readouterr().out.splitlines()
     assert args.on_sample and args.data_path == [flags.SAMPLE / "pretrain.jsonl"]
-    assert args.learning_rate == 0.5 and args.max_steps == 60  # what was typed stays
+    assert args.learning_rate == 0.5 and args.max_steps == 40  # what was typed stays
     assert pretrain.parse(["--data_path", str(flags.SAMPLE / "pretrain.jsonl")]).on_sample  # named or not
     assert len(said) == 2 and "bundled sample" in said[0]
     assert "modelscope download --dataset Harris/pretrainSpongeBob pretrain.jsonl --local_dir . (or" in said[1]
