@@ -2,6 +2,13 @@
 
 from transformers import PretrainedConfig
 
+# Shapes by name; what is typed beside a preset wins. The names count the weights with 6,400 tokens (docs/scaling.md).
+PRESETS = {
+    "26M": {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 2},
+    "110M": {"dim": 768, "n_layers": 17, "n_heads": 12, "n_kv_heads": 4},
+    "1B": {"dim": 2048, "n_layers": 16, "n_heads": 32, "n_kv_heads": 8, "hidden_dim": 8192},
+}
+
 
 class LLMConfig(PretrainedConfig):
     """Shape of a LLaMA-3 style decoder. Misspelt names and contradictions are refused with their numbers.

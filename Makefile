@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint sample
+.PHONY: install demo test test-faults lint sample
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-faults: .venv/installed-dev
+	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

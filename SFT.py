@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return flags.parse(parser, argv, sample)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed, deterministic=args.deterministic)
     tokenizer = load_tokenizer(args.tokenizer_dir)
@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     model, _ = stage.load_parent(parent, tokenizer, **flags.start(args))
     data = stage.open_data(SFTDataset, tokenizer, rt, **flags.data(args))
 
-    stage.run(
-        model, data, rt=rt, tokenizer=tokenizer, stage="SFT", parent=str(parent), tag_weight=1.0, **flags.training(args)
-    )
+    return stage.run(model, data, rt=rt, tokenizer=tokenizer, stage="SFT", parent=str(parent), **flags.training(args))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return flags.parse(parser, argv, sample)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed, deterministic=args.deterministic)
     tokenizer = load_tokenizer(args.tokenizer_dir)
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     model, _ = stage.load_parent(parent, tokenizer, **flags.start(args))
     data = stage.open_data(SFTDataset, tokenizer, rt, **flags.data(args))
 
-    stage.run(
-        model, data, rt=rt, tokenizer=tokenizer, stage="distill", parent=str(parent), tag_weight=args.tag_weight,
-        **flags.training(args),
+    return stage.run(
+        model, data, rt=rt, tokenizer=tokenizer, stage="distill", parent=str(parent),
+        **flags.training(args, tag_weight=args.tag_weight),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return flags.parse(parser, argv, sample)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed, deterministic=args.deterministic)
     tokenizer = load_tokenizer(args.tokenizer_dir)
@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     model = SpongeBob(LLMConfig(vocab_size=tokenizer.get_vocab_size(), **shape))
 
-    stage.run(
-        model, data, rt=rt, tokenizer=tokenizer, stage="pretrain", parent=None, tag_weight=1.0, **flags.training(args)
-    )
+    return stage.run(model, data, rt=rt, tokenizer=tokenizer, stage="pretrain", parent=None, **flags.training(args))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,21 @@
-"""Files a run leaves: published weights (.pth + .json) and what resuming needs (.state/). Whole or not at all.
+"""The weights a run publishes, whole or not at all. What resuming needs is in state.py.
 
-results/pretrain.pth            bare state dict, fp32, Meta's names: any script that reads published weights loads it
-results/pretrain.json           shape, parent, tokenizer, validation figures, flags
-results/pretrain.state/00000100 the newest states: weights, optimizer, random states, progress
+results/pretrain.pth    bare state dict, fp32, Meta's names: any script that reads published weights loads it
+results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 """
 
 import json
 import os
-import random
 import re
-import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from Config import LLMConfig
+from engine.runtime import whole
 from model import SpongeBob
-
-KEPT_STATES = 2
-
 
 # -------------------------------------------------------------------------------------------------- writing
 
@@ -35,12 +28,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
     if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
@@ -52,11 +46,30 @@ def write_json(path: Path, content: dict) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def cpu_weights(model: SpongeBob) -> dict[str, Tensor]:
-    """The fp32 state dict on the CPU. The tied matrix stands there under both names, stored once."""
-    state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    state["output.weight"] = state["tok_embeddings.weight"]
-    return state
+def cpu_weights(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
+    """The fp32 state dict on the CPU. Under FSDP every rank has to call this; {} for those that do not keep it."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        full = whole(parameter.detach())
+        if kept:
+            weights[name] = full.cpu().float()
+    return tied(weights) if kept else {}
+
+
+def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
+    """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
+    weights, device = cpu_weights(model, kept), next(model.parameters()).device
+    if not kept:
+        return None
+    with torch.device("meta"):
+        copy = SpongeBob(model.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device).eval()
+
+
+def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the tied matrix under both of its names; a file stores it once."""
+    return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
@@ -68,6 +81,10 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
 # -------------------------------------------------------------------------------------------------- reading
 
 
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def read_tensors(path: Path) -> dict:
     """A file of tensors and plain values. Pickled code is refused, whoever sent the file."""
     if not path.is_file():
@@ -75,7 +92,7 @@ def read_tensors(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
-        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
     return content
@@ -111,24 +128,28 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     }  # fmt: skip
 
 
-def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> None:
-    """Strictly: every name and shape must fit. Only output.weight may be absent, it is the embedding."""
-    tied = weights.get("tok_embeddings.weight")
-    weights = {"output.weight": tied, **weights} if tied is not None else weights
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+def problems_between(path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: list[str] = ()) -> None:
+    """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
     problems += [
         f"{name} is {found[name]}, expected {expected[name]}"
         for name in expected.keys() & found.keys() if expected[name] != found[name]
     ]  # fmt: skip
-    if not problems and not torch.equal(weights["output.weight"], tied):
-        problems = ["output.weight differs from tok_embeddings.weight, but this model ties them"]
-    if problems:
-        problems.sort()
+    if problems := sorted([*problems, *reasons]):
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> None:
+    """Strictly: every name and shape must fit. Only output.weight may be absent, it is the embedding."""
+    tied = weights.get("tok_embeddings.weight")
+    weights = {"output.weight": tied, **weights} if tied is not None else weights
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    problems_between(path, expected, found)
+    if not torch.equal(weights["output.weight"], tied):
+        raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
     model.load_state_dict(weights, strict=True)
 
 
@@ -166,74 +187,3 @@ def check_tokenizer(path: Path, meta: dict, fingerprint: str, tokenizer_dir: str
             f"{path} was trained with tokenizer {meta['tokenizer']}, {tokenizer_dir} is {fingerprint}: "
             "give the right one with --tokenizer_dir"
         )
-
-
-# --------------------------------------------------------------------------------------------------- states
-
-
-def random_states() -> dict:
-    """Every generator of this process, as plain values and tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is meant)
-    states = {
-        "python": list(random.getstate()[1]),
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict) -> None:
-    random.setstate((3, tuple(states["python"]), None))
-    keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def save_state(folder: Path, step: int, content: dict) -> None:
-    """Write folder/<step>/ whole, with a manifest of its size and checksum, then drop all but the newest states."""
-    final = folder / f"{step:08d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write_whole(temporary / "state.pt", lambda path: torch.save(content, path))
-        write_json(temporary / "manifest.json", {"step": step, "files": {"state.pt": _seal(temporary / "state.pt")}})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        _sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for old in sorted(_states(folder))[:-KEPT_STATES]:
-        shutil.rmtree(old)
-
-
-def _states(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
-
-
-def _seal(path: Path) -> list[int]:
-    """[size, CRC-32] of a file: enough to notice what a broken disk or a stopped copy does to it."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-    return [path.stat().st_size, checksum]
-
-
-def load_newest_state(folder: Path) -> dict | None:
-    """The newest whole state, or None. A damaged one is named and the one before it is used."""
-    for path in sorted(_states(folder), reverse=True):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            damaged = [name for name, seal in manifest["files"].items() if _seal(path / name) != seal]
-            if not damaged:
-                return read_tensors(path / "state.pt")
-            reason = f"{', '.join(damaged)} does not match its checksum"
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error)
-        print(f"warning: {path} is damaged ({reason}), using the state before it")
-    return None

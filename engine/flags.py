@@ -5,21 +5,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-from engine import optim, runtime, tracker
+import torch
+
+from Config import PRESETS
+from engine import optim, runtime, settings, tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"
 DATASET = "Harris/pretrainSpongeBob"
 
 
-def run(main: Callable[[], object]) -> None:
-    """Run a script's main(); a user's mistake ends in one line and exit code 2, not in a traceback."""
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's main() and exit with its code; a user's mistake is one line and code 2, not a traceback."""
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # one voice; errors are on stderr
     try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.exit(main())
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -69,7 +75,10 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
         help="optimizer steps instead of epochs; the schedule is planned for them (0: epochs)",
     )
     group.add_argument(
-        "--max_minutes", type=float, default=0, help="save and stop after this many minutes of training (0: no limit)"
+        "--max_minutes",
+        type=float,
+        default=0,
+        help="save and stop after this many minutes of training, exit code 75 (0: no limit)",
     )
     group.add_argument("--batch_size", type=int, help="rows a process computes at once")
     group.add_argument(
@@ -101,13 +110,20 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     group = stage.add_argument_group("log and files")
     group.add_argument("--save_dir", default="results", help="folder of weights, states and logs")
     group.add_argument("--name", help="stem of the output files; default: the stage's")
-    group.add_argument("--resume", action="store_true", help="continue this stage's newest state")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="continue this stage's newest state, or the one in PATH; a fresh start when there is none yet",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace the output files that are there")
     group.add_argument("--log_step", type=int, default=10, help="optimizer steps between log rows")
     group.add_argument(
         "--eval_step", type=int, default=200, help="optimizer steps between validations (0: only first and last)"
     )
     group.add_argument("--save_step", type=int, default=200, help="optimizer steps between saves (0: only the last)")
+    group.add_argument("--keep", type=int, default=2, help="newest states that are kept (at least 1)")
     group.add_argument("--use_wandb", action="store_true", help="short for --tracker wandb")
     group.add_argument(
         "--tracker", choices=tracker.TRACKERS, default="none", help="service beside metrics.jsonl and the picture"
@@ -135,6 +151,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
 def add_shape(stage: argparse.ArgumentParser) -> None:
     """The shape of a fresh model; later stages read it from the checkpoint they start from."""
     group = stage.add_argument_group("model")
+    group.add_argument("--preset", choices=PRESETS, help="a shape by name; the other flags of this group change it")
     group.add_argument("--dim", type=int, default=512, help="width of the residual stream")
     group.add_argument("--n_layers", type=int, default=8, help="blocks")
     group.add_argument("--n_heads", type=int, default=8, help="query heads")
@@ -163,10 +180,13 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
     does not want the sample's --max_steps, which would decide the length.
     """
     args = stage.parse_args(argv)
+    if getattr(args, "preset", None):
+        stage.set_defaults(**PRESETS[args.preset])
+        args = stage.parse_args(argv)
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seed" and value < 0:
             raise ValueError(f"--{name} {value} must not be negative")
-    for name in ("batch_size", "accumulation_steps", "max_seq_len", "epochs", "learning_rate", "log_step"):
+    for name in ("batch_size", "accumulation_steps", "max_seq_len", "epochs", "learning_rate", "log_step", "keep"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name} {getattr(args, name)} must be more than 0")
     if args.download:
@@ -219,17 +239,18 @@ def data(args: argparse.Namespace) -> dict:
     )  # fmt: skip
 
 
-def training(args: argparse.Namespace) -> dict:
-    """For stage.run."""
+def training(args: argparse.Namespace, tag_weight: float = 1.0) -> dict:
+    """For stage.run: the numbers, the files, and all flags as they are noted in the .json."""
     shown = {
         key: [str(part) for part in value] if isinstance(value, list) else value for key, value in vars(args).items()
     }
-    return {"flags": shown} | select(
-        args, "on_sample", "name", "save_dir", "resume", "overwrite", "batch_size", "accumulation_steps", "epochs",
-        "max_steps", "max_minutes", "learning_rate", "schedule", "warmup_iters", "optimizer", "weight_decay",
-        "grad_clip", "z_loss", "loss_chunk", "compile", "parallel", "seed", "log_step", "eval_step", "save_step",
-        "tracker", "wandb_project",
-    )  # fmt: skip
+    numbers = select(args, *(f.name for f in fields(settings.Training) if f.name != "tag_weight"))
+    files = select(args, *(f.name for f in fields(settings.Output)))
+    return {
+        "training": settings.Training(**numbers, tag_weight=tag_weight),
+        "output": settings.Output(**files),
+        "flags": shown,
+    }
 
 
 def start(args: argparse.Namespace) -> dict:

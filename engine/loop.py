@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine import generate, optim
+from engine import checkpoint, generate, optim
 from engine.loss import SUMS, Counts, count
 from engine.packing import Batch, Batches
-from engine.runtime import Runtime, gradient_sync
+from engine.runtime import Runtime, StopRequest, gradient_sync, is_sharded, reshard, whole
+from engine.settings import Output, Training
 from engine.tracker import Tracker
 from model import SpongeBob
+
+OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
 
 
 @dataclass
@@ -40,12 +44,8 @@ class Run:
     prompt: list[int]
     end_id: int
     steps: int
-    tag_weight: float
-    grad_clip: float
-    log_step: int
-    eval_step: int
-    save_step: int
-    max_minutes: float
+    training: Training
+    output: Output
 
 
 @dataclass
@@ -62,6 +62,14 @@ class Progress:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
     window_counts: Counts = field(default_factory=Counts)
     window_seconds: float = 0.0
+
+
+class Save(Protocol):
+    """Puts a run on disk (saving.Saver)."""
+
+    problem: str | None  # why the last try failed
+
+    def __call__(self, run: Run, progress: Progress) -> None: ...
 
 
 def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,10 +89,10 @@ def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, T
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, run.grad_clip or math.inf)
+    norm = whole(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
     finite = torch.isfinite(sums[0])
     if not run.scaler.is_enabled():  # fp16 overflows now and then by design, and the scaler skips those steps
-        finite = finite & torch.isfinite(norm)
+        finite = torch.isfinite(norm) & (finite | (run.runtime.world > 1))  # ranks have sums of their own, but one norm
         for parameter in parameters:
             parameter.grad.masked_fill_(~finite, 0.0)
     for optimizer in run.optimizers:
@@ -107,7 +115,7 @@ def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """A step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.tag_weight, run.token_bytes)
+    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.training.tag_weight, run.token_bytes)
 
 
 @torch.no_grad()
@@ -120,9 +128,10 @@ def validate(run: Run) -> dict:
     sums, counts = torch.zeros(len(SUMS), device=run.runtime.device), Counts()
     for step in range(run.validation.steps_per_epoch):
         for batch in run.validation.step(step):
-            counts += count([batch], run.tag_weight, run.token_bytes)
+            counts += count([batch], run.training.tag_weight, run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
+    reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     counts = run.runtime.total(counts)
     figures = {
@@ -131,21 +140,29 @@ def validate(run: Run) -> dict:
     }
     if counts.tags:
         figures["val_tag_loss"] = nats["tags"] / counts.tags
-    with run.runtime.autocast():
-        seeded = torch.Generator(run.runtime.device).manual_seed(0)
-        options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
-        figures["sample"] = run.tokenizer.decode(generate.complete(run.model, [run.prompt], **options)[0])
+    figures["sample"] = sample(run)
     run.loss.train()
     return figures
+
+
+def sample(run: Run) -> str:
+    """A continuation of the fixed held-out prompt, by the main process; the others only help to collect shards."""
+    model = checkpoint.whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
+    if not run.runtime.main:
+        return ""
+    seeded = torch.Generator(run.runtime.device).manual_seed(0)
+    options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
+    with run.runtime.autocast():
+        return run.tokenizer.decode(generate.complete(model, [run.prompt], **options)[0])
 
 
 def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
     """The row of a log step. Reading it waits for the device; a step that was not finite ends the run here."""
     if not finite:
         raise ValueError(
-            f"a loss or gradient between steps {progress.step - run.log_step} and {progress.step} was not finite; it "
-            "was kept from the weights and nothing was saved since. Try a lower --learning_rate, more --warmup_iters, "
-            "or --dtype float32; --resume goes on from the last state"
+            f"a loss or gradient between steps {progress.step - run.output.log_step} and {progress.step} was not "
+            "finite; it was kept from the weights and nothing was saved since. Try a lower --learning_rate, more "
+            "--warmup_iters, or --dtype float32; --resume goes on from the last state"
         )
     nats = dict(zip(SUMS, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
     counts = progress.window_counts
@@ -164,8 +181,12 @@ def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
     return row
 
 
-def train(run: Run, progress: Progress, save: Callable[[Progress], None]) -> None:
-    """From `progress` to the last step (or --max_minutes): step, then log, validate and save if due, and at the end."""
+def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str | None:
+    """From `progress` to the last step: step, then log, validate and save if due, and all of it at the end.
+
+    Returns None, or what stopped the run early: a signal or --max_minutes. The step is finished and saved then, and
+    nothing is logged that a run which was not stopped would not log.
+    """
     started = clock = time.perf_counter()
     progress.window_sums = progress.window_sums.to(run.runtime.device)
     all_finite = torch.tensor(True, device=run.runtime.device)
@@ -184,28 +205,35 @@ def train(run: Run, progress: Progress, save: Callable[[Progress], None]) -> Non
         progress.window_counts += counts
         all_finite &= finite
 
-        out_of_time = run.max_minutes and run.runtime.agree(time.perf_counter() - started > 60 * run.max_minutes)
-        last = progress.step == run.steps or out_of_time
-        due = {name: last or (every and progress.step % every == 0) for name, every in
-               (("log", run.log_step), ("validate", run.eval_step), ("save", run.save_step))}  # fmt: skip
-        if due["log"] or due["validate"] or due["save"]:
-            all_finite.item()  # the clock is read when the device is done
-            progress.window_seconds += time.perf_counter() - clock
-            progress.seconds += time.perf_counter() - clock
-            row = report(run, progress, norm, all_finite) if due["log"] or not all_finite else {"step": progress.step}
-            if due["validate"]:
-                progress.validation = validate(run)
-                progress.best_val_loss = min(progress.best_val_loss, progress.validation.get("val_loss", math.inf))
-                row |= progress.validation
-            if len(row) > 1:
-                run.tracker.log(row)
-            if due["log"]:
-                progress.window_sums.zero_()
-                progress.window_counts, progress.window_seconds = Counts(), 0.0
-            if due["save"]:
-                save(progress)
-            clock = time.perf_counter()
-        else:
+        minutes = (time.perf_counter() - started) / 60
+        out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
+        # Clocks differ and a signal may reach one process only, but ranks that stop alone leave the others waiting.
+        stop = run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
+        every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
+        due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
+        if not any(due.values()) and not stop:
             run.tracker.show(progress.step)
-        if last:
-            break
+            continue
+        all_finite.item()  # the clock is read when the device is done
+        progress.window_seconds += time.perf_counter() - clock
+        progress.seconds += time.perf_counter() - clock
+        row = report(run, progress, norm, all_finite) if due["log"] or not all_finite else {"step": progress.step}
+        if due["validate"]:
+            progress.validation = validate(run)
+            progress.best_val_loss = min(progress.best_val_loss, progress.validation.get("val_loss", math.inf))
+            row |= progress.validation
+        if len(row) > 1:
+            run.tracker.log(row)
+        if due["log"]:
+            if save.problem:
+                run.tracker.say(f"warning: {save.problem}")
+            progress.window_sums.zero_()
+            progress.window_counts, progress.window_seconds = Counts(), 0.0
+        if stop == OUT_OF_TIME and not due["validate"]:
+            progress.validation = validate(run)  # for the .json
+        if due["save"] or stop:
+            save(run, progress)
+        clock = time.perf_counter()
+        if stop and progress.step < run.steps:
+            return "--max_minutes" if stop == OUT_OF_TIME else request.signal or "a signal to another process"
+    return None

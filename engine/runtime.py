@@ -4,16 +4,20 @@ import contextlib
 import os
 import platform
 import random
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.loss import Counts
+from engine.rendezvous import fresh_store
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,9 +71,37 @@ class Runtime:
         weight, *whole = self.all_reduce(torch.tensor(astuple(counts), dtype=torch.float64)).tolist()
         return Counts(weight, *map(int, whole))
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any rank says so: clocks differ, and ranks that stop alone leave the others waiting."""
-        return bool(self.all_reduce(torch.tensor(int(flag))).item())
+    def largest(self, number: int) -> int:
+        """The largest number that any rank gives."""
+        box = torch.tensor(number)
+        if self.world > 1:
+            dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def gather(self, value: object) -> list:
+        """Every rank's value, on every rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], object]) -> object:
+        """make() on the main process, its result (or its error) on all: what is found on disk may change meanwhile."""
+        result, error = None, None
+        if self.main:
+            try:
+                result = make()
+            except (ValueError, OSError) as raised:
+                error = raised
+        if self.world > 1:
+            box = [(result, error is not None)]
+            dist.broadcast_object_list(box)
+            result, failed = box[0]
+            if failed and not self.main:
+                raise SystemExit(2)  # the main process tells why
+        if error:
+            raise error
+        return result
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -86,7 +118,10 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu") from None
     if not available.get(device.type, False):
         raise ValueError(
             f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
@@ -123,7 +158,10 @@ def start(*, device: str = "auto", dtype: str = "auto", seed: int = 0, determini
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store = fresh_store(rank, world)
+        joined = {"store": store, "rank": rank, "world_size": world} if store else {}
+        dist.init_process_group(backend, **joined)
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -147,11 +185,32 @@ def wrap(module: nn.Module, runtime: Runtime, *, compile: bool = False, parallel
     if parallel == "ddp":
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
-    from torch.distributed.fsdp import fully_shard
+    if runtime.dtype == torch.float16:
+        raise ValueError("--parallel fsdp needs --dtype bfloat16 or float32: each process would scale fp16 its own way")
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Blocks travel in the dtype they compute in, gradients are summed in fp32. Inputs stay as they are: cos and sin of
+    # late positions do not fit into bf16. Embedding and last norm stay fp32, as under autocast.
+    low = runtime.dtype if runtime.dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in module.model.layers:
-        fully_shard(layer)
+        fully_shard(layer, mp_policy=policy)
     return fully_shard(module)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def reshard(module: nn.Module) -> None:
+    """FSDP keeps its outermost weights gathered after a forward pass, for a backward pass; here there was none."""
+    if hasattr(module, "reshard"):
+        module.reshard()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP may have sharded; every rank has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextlib.contextmanager
@@ -164,3 +223,32 @@ def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
     if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
         module.set_requires_gradient_sync(last)
     yield
+
+
+class StopRequest:
+    """Context in which SIGTERM, SIGINT and SIGUSR1 only ask the run to stop after its step; a second Ctrl-C stops it.
+
+    At once means without waiting for a save that is going on: what is there by then is whole.
+    """
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._before: dict = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+            kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+            self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _handle(self, kind: int, frame: object) -> None:
+        # os.write: print may be interrupted in the middle of itself.
+        if self.signal and kind == signal.SIGINT:
+            os.write(2, b"\nstopped at once\n")
+            os._exit(130)
+        self.signal = signal.Signals(kind).name
+        os.write(2, f"\n{self.signal}: finishing this step and saving (Ctrl-C: stop at once)\n".encode())

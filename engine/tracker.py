@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.checkpoint import write_whole
+
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
 
 
@@ -32,9 +34,10 @@ class Tracker:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if step and path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            self.rows = [row for row in rows if row["step"] <= step]
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), encoding="utf-8")
+            self.rows = [row for row in _read_rows(path) if row["step"] <= step]
+        text = "".join(map(_line, self.rows))
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._written, self._size = len(self.rows), path.stat().st_size
         # A log file wants a line now and then, a terminal a living one.
         self.bar = tqdm(total=steps, initial=step, desc=path.name.split(".")[0], unit="step", dynamic_ncols=True,
                         mininterval=0.1 if sys.stderr.isatty() else 30)  # fmt: skip
@@ -44,10 +47,28 @@ class Tracker:
         if not self.active:
             return
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            self._append()
+        except OSError as error:  # a full disk: the next row tries again, and nothing is saved before it succeeds
+            self.say(f"warning: {self.path} cannot be written ({error}), its last rows wait in memory")
         self._log({key: value for key, value in row.items() if key != "step"}, row["step"])
         self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in _SHOWN if key in row))
+
+    def _append(self) -> None:
+        """The rows that are not in the file yet. What a failed try left of a line is written over."""
+        with open(self.path, "r+b") as file:
+            file.seek(self._size)
+            file.truncate()
+            file.write("".join(map(_line, self.rows[self._written :])).encode())
+            file.flush()
+            self._written, self._size = len(self.rows), file.tell()
+
+    def sync(self) -> None:
+        """Every row on the disk, before a state counts on them; OSError when that fails."""
+        if self.active:
+            self._append()
+            with open(self.path, "r+b") as file:
+                os.fsync(file.fileno())
 
     def show(self, step: int, words: str = "") -> None:
         if self.active:
@@ -63,11 +84,31 @@ class Tracker:
     def close(self) -> None:
         if self.active:
             self.bar.close()
-            draw(self.rows, self.path.with_name(self.path.name.replace(".metrics.jsonl", ".png")))
+            try:
+                draw(self.rows, self.path.with_name(self.path.name.replace(".metrics.jsonl", ".png")))
+            except OSError as error:
+                self.say(f"warning: no loss picture ({error})")
         self._close()
 
 
 _SHOWN = ("loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second")
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The rows of an earlier run; a line that was cut off by a crash is left out, it comes again."""
+    rows = []
+    for line in path.read_bytes().split(b"\n"):  # not splitlines: a sample may hold U+2028
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
 
 
 def _short(value: float) -> str:

@@ -27,7 +27,7 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, loss, runtime, score_answers, stage, tokens, tracker
+from engine import checkpoint, flags, loss, plan, runtime, score_answers, tokens, tracker
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
@@ -82,6 +82,7 @@ TRAINING = {
     "--log_step": Case("2", "log"),
     "--eval_step": Case("2", "log", given="--val_fraction 0.2"),
     "--save_step": Case("1", "files"),
+    "--keep": Case("1", "files", given="--save_step 1"),
     "--use_wandb": Case("", "service"),
     "--tracker": Case("tensorboard", "service"),
     "--wandb_project": Case("mine", "project", given="--use_wandb"),
@@ -100,6 +101,7 @@ SHAPE = {
     "--hidden_dim": Case("24", "weights"),
     "--rope_theta": Case("100", "weights"),
     "--dropout": Case("0.5", "weights"),
+    "--preset": Case("1B", "weights"),  # its hidden_dim is not typed
 }
 PARENT = {
     "--init_from": Case("other.pth", "weights"),
@@ -246,7 +248,7 @@ def doors(monkeypatch, came):
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "ProcessPoolExecutor", pool)
         patch.setattr(tracker, "_open_service", service)
-        for module, slow in ((tracker, "draw"), (stage, "_trial"), (os, "fsync")):  # longer than such a training
+        for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(runtime, "wrap", wrap)
         patch.setattr(loss, "checkpoint", chunk)

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import model as model_module
-from Config import LLMConfig
+from Config import PRESETS, LLMConfig
 from engine.loss import TokenLoss
+from engine.plan import memory_needed
 from model import SpongeBob
 
 SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -138,3 +139,13 @@ def test_the_default_shape_is_the_published_one():
     config = LLMConfig()
     assert (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size) == (512, 8, 8, 2, 6400)
     assert sum(parameter.numel() for parameter in SpongeBob(config).parameters()) == 25_829_888
+
+
+@pytest.mark.parametrize("name, millions, whole, eighth", [("26M", 26, 394, 49), ("110M", 110, 1707, 213),
+                                                           ("1B", 986, 15049, 1881)])  # fmt: skip
+def test_a_preset_has_the_size_it_is_named_after_and_needs_the_memory_the_docs_say(name, millions, whole, eighth):
+    """Counted on the meta device: MiB a GPU of weights, gradients and optimizer, alone and in eight shards."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in SpongeBob(LLMConfig(**PRESETS[name])).parameters())
+    assert parameters / 1e6 == pytest.approx(millions, rel=0.02)
+    assert [memory_needed(parameters, shards) // 2**20 for shards in (1, 8)] == [whole, eighth]

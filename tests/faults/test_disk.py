@@ -1,0 +1,112 @@
+"""Full disks, forbidden folders and damaged files: told at once, the run goes on, what was whole stays whole."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from harness import differences, go
+
+from engine import plan, state
+
+ALL = bool(os.environ.get("ALL_FAULTS"))
+
+
+def check_a_run_whose_later_saves_fail(home, argv, prepare: str, reason: str, name: str) -> None:
+    """One save succeeds, the others do not; with the trouble gone, --resume ends as if there had been none."""
+    options = [*argv, "--save_dir", name, "--resume"]
+    done = go("pretrain", options, home, prepare, 2)
+    assert done.code == 2, done.said
+    assert "Traceback" not in done.said and done.said.splitlines()[-1].startswith("error: step 12 was not saved")
+    assert "--resume" in done.said.splitlines()[-1] and reason in done.said
+    told = [line for line in done.said.splitlines() if line.startswith("warning: step 6 was not saved")]
+    assert len(told) >= 2 and "the run goes on" in told[0]  # at once, and at the next row of the log
+    assert [path.name for path in state.list_states(home / name / "pretrain.state")] == ["00000003"]
+    assert not list((home / name).rglob("*.tmp*"))
+    (home / name / "pretrain.state").chmod(0o755)
+    again = go("pretrain", options, home)
+    assert again.code == 0 and "resuming after step 3 " in again.said, again.said
+    assert not differences(home / "whole", home / name, "pretrain")
+
+
+def test_a_run_goes_on_when_its_saves_do_not_fit_and_says_so_at_every_log_step(home, undisturbed):
+    check_a_run_whose_later_saves_fail(home, undisturbed["pretrain"][0], "small_files_only", "File too large", "small")
+
+
+def test_a_run_goes_on_when_its_folder_becomes_forbidden(home, undisturbed):
+    if os.getuid() == 0:  # who may write everywhere: the run becomes somebody else
+        (home / "forbidden").mkdir(mode=0o777)
+        (home / "forbidden").chmod(0o777)
+    argv = undisturbed["pretrain"][0]
+    check_a_run_whose_later_saves_fail(home, argv, "read_only_states", "Permission denied", "forbidden")
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+@pytest.mark.parametrize("kilobytes", range(2600, 12000, 1000))
+def test_a_disk_that_fills_up_during_a_save_loses_nothing(kilobytes, home, undisturbed):
+    """A tmpfs of a few sizes: the weights, a state or the log is what does not fit."""
+    argv, whole = undisturbed["pretrain"]
+    folder = home / "full"
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
+    try:
+        options = [*argv, "--save_dir", "full", "--resume"]
+        done = go("pretrain", options, home, "no_disk_check")
+        assert done.code in (0, 2) and "Traceback" not in done.said, done.said
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        assert go("pretrain", options, home).code == 0
+        assert not differences(whole, folder, "pretrain")
+        print(f"{kilobytes} KiB: exit code {done.code}, {done.said.count('not saved: ')} words about failed saves")
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_too_little_disk_is_an_error_before_the_first_step(home, undisturbed, monkeypatch):
+    argv = undisturbed["pretrain"][0]
+    needed = plan.disk_needed(1000, keep=2)
+    assert needed == 1000 * (2 * 4 + 3 * 12)
+    done = go("pretrain", [*argv, "--save_dir", "crowded", "--keep", "1000000000"], home)
+    assert done.code == 2 and "MiB free, but weights and states need" in done.said and "step/s" not in done.said
+
+
+def damaged(path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "deleted":
+        path.unlink()
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
+def test_damage_to_any_file_of_the_newest_state_is_named_and_the_one_before_it_used(how, home, undisturbed, capsys):
+    states = undisturbed["pretrain"][1] / "pretrain.state"
+    files = [path.relative_to(states) for path in (states / "00000012").rglob("*") if path.is_file()]
+    assert len(files) == 4
+    for file in files:
+        copy = home / "damaged.state"
+        shutil.copytree(states, copy)
+        damaged(copy / file, how)
+        assert state.find_newest(copy).name == "00000009", file
+        assert f"{copy / '00000012'} is damaged" in capsys.readouterr().out
+        assert (copy / "00000012.aside1").is_dir()  # nothing is deleted
+        shutil.rmtree(copy)
+
+
+def test_a_run_resumed_past_a_damaged_state_ends_with_the_same_bits(home, undisturbed):
+    argv, whole = undisturbed["pretrain"]
+    shutil.copytree(whole, home / "flipped")
+    damaged(home / "flipped/pretrain.state/00000012/tensors/__0_0.distcp", "flipped")
+    done = go("pretrain", [*argv, "--save_dir", "flipped", "--resume"], home)
+    assert done.code == 0 and "resuming after step 9 of 12" in done.said
+    assert not differences(whole, home / "flipped", "pretrain")
+
+
+def test_the_newest_states_are_kept_and_no_more(home, undisturbed):
+    argv, whole = undisturbed["pretrain"]
+    assert [path.name for path in state.list_states(whole / "pretrain.state")] == ["00000009", "00000012"]
+    assert go("pretrain", [*argv, "--save_dir", "three", "--keep", "3"], home).code == 0
+    assert len(state.list_states(home / "three/pretrain.state")) == 3

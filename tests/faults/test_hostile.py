@@ -1,0 +1,280 @@
+"""Whatever a file or a flag holds: training, a counted skip or a one-line error; no code runs, no good row is lost."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from harness import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+import distill
+import pretrain
+import SFT
+from Config import LLMConfig
+from dataset import PretrainDataset, SFTDataset, load_tokenizer
+from engine import checkpoint, flags, loop, optim, state
+from engine.tokens import open_or_build
+from model import SpongeBob
+
+SHAPE = {"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 6400}
+
+
+def attempt(action) -> str:
+    """The error's only line, or "done"; bad rows may be named below it. Any exception but a user's is a failure."""
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        first, *named = str(error).strip().split("\n")
+        assert first and all(line.startswith("  ") for line in named), repr(error)
+        return first
+    return "done"
+
+
+# ------------------------------------------------------------------------------------------------------------ JSONL
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ALMOST_ROWS = st.one_of(
+    st.builds(lambda value: {"text": value}, JSON_VALUES),
+    st.builds(lambda value: {"conversations": value}, JSON_VALUES),
+    st.builds(lambda role, content: {"conversations": [{"role": role, "content": content}]}, JSON_VALUES, JSON_VALUES),
+)
+LINES = st.one_of(
+    st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")),
+    JSON_VALUES.map(lambda value: json.dumps(value).encode()),
+    ALMOST_ROWS.map(lambda row: json.dumps(row, ensure_ascii=True).encode()),
+    ALMOST_ROWS.map(lambda row: json.dumps(row).encode()[:-3]),
+    st.integers(0, 3).map(lambda depth: b"[" * 10**depth),
+)
+GOOD = {
+    PretrainDataset: lambda i: {"text": f"好行{i}"},
+    SFTDataset: lambda i: {
+        "conversations": [{"role": "user", "content": f"问{i}"}, {"role": "assistant", "content": "答"}]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@given(lines=st.lists(LINES | st.none(), min_size=1, max_size=8), ending=st.sampled_from([b"\n", b"\r\n", b""]))
+def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, tokenizer):
+    """None stands for a good row."""
+    good = [json.dumps(GOOD[kind](i), ensure_ascii=False).encode() for i, line in enumerate(lines) if line is None]
+    file, rest = place / "rows.jsonl", iter(good)
+    file.write_bytes(b"\n".join(next(rest) if line is None else line for line in lines) + ending)
+    caches = place / "caches"
+    shutil.rmtree(caches, ignore_errors=True)
+    found = []
+    with contextlib.redirect_stderr(io.StringIO()):
+        outcome = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
+    if outcome != "done":
+        assert not good, outcome
+        return
+    cache = found[0]
+    kept = {
+        tuple(cache.ids[begin:end].tolist()) for begin, end in zip(cache.offsets[:-1], cache.offsets[1:], strict=True)
+    }
+    encoder = kind(tokenizer)
+    for line in good:
+        assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in kept
+    assert cache.meta["rows"] == len(cache) + cache.meta["bad"]
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizers
+
+SPOTS = st.lists(st.tuples(st.floats(0, 0.999), st.binary(max_size=3), st.integers(0, 40)), min_size=1, max_size=4)
+
+
+def altered(content: bytes, spots) -> bytes:
+    """Some bytes replaced, some removed, at shares of the length."""
+    content = bytearray(content)
+    for share, insert, removed in spots:
+        at = int(share * len(content))
+        content[at : at + removed] = insert
+    return bytes(content)
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer():
+    """The bundled one with its first merges only: its file is read in a millisecond."""
+    content = json.loads((ROOT / "spongebob_tokenizer/tokenizer.json").read_text("utf-8"))
+    vocabulary = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])[:400]
+    known = {token for token, _ in vocabulary}
+    merges = content["model"]["merges"]
+    pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
+    content["model"] |= {"vocab": dict(vocabulary), "merges": [p for p in pairs if {*p, "".join(p)} <= known]}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+@given(spots=SPOTS, cut=st.none() | st.floats(0, 1))
+def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small_tokenizer, place):
+    content = altered(small_tokenizer, spots)
+    (place / "tokenizer.json").write_bytes(content[: int(cut * len(content))] if cut is not None else content)
+
+    def read_and_encode():
+        SFTDataset(load_tokenizer(place)).encode([[{"role": "assistant", "content": "<think>好</think> hi"}]])
+
+    attempt(read_and_encode)
+
+
+# -------------------------------------------------------------------------------------------------------------- flags
+
+NUMBERS = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
+BOUNDED = {"--num_workers", "--max_steps"}  # one costs processes, the other decides how long the test takes
+NOT_TRIED = {"--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokenizer_dir", "--help"}
+
+
+def numeric_flags(script) -> list[str]:
+    """The flags of a stage that take a value, except those that would leave this machine or its folders."""
+    seen = []
+    real = flags.argparse.ArgumentParser.parse_args
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags.argparse.ArgumentParser, "parse_args",
+                      lambda self, *rest: seen.append(self) or real(self, *rest))  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            script.parse([])
+    return sorted({a.option_strings[0] for a in seen[-1]._actions if a.nargs != 0} - NOT_TRIED - BOUNDED)
+
+
+@pytest.mark.parametrize("script", [pretrain, SFT, distill], ids=lambda script: script.__name__)
+@given(data=st.data())
+def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place, undisturbed, home, tokenizer):
+    names = data.draw(st.lists(st.sampled_from(numeric_flags(script)), min_size=1, max_size=3, unique=True))
+    words = [word for name in names for word in (name, data.draw(NUMBERS))]
+    argv, whole = undisturbed[script.__name__]
+    shutil.rmtree(place / "flags", ignore_errors=True)
+    (place / "flags").mkdir()
+    arguments = [*argv, "--save_dir", str(place / "flags"), *words]
+    said, context = io.StringIO(), pytest.MonkeyPatch.context()
+    with context as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(home)
+        patch.setattr(script, "load_tokenizer", lambda folder: tokenizer)
+        patch.setattr(loop, "train", lambda *arguments: None)
+        with pytest.raises(SystemExit) as ended:
+            flags.run(lambda: script.main(arguments))
+    assert ended.value.code in (0, 2), said.getvalue()
+    if ended.value.code == 2:
+        last = said.getvalue().strip().splitlines()[-1]
+        assert "error: " in last and "Traceback" not in said.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ states and weights
+
+
+class Code:
+    """What a pickle of runs when it is opened."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+@pytest.fixture
+def whole_state(undisturbed, tmp_path, monkeypatch):
+    """A copy of a good state, with a good one before it; the working folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(undisturbed["pretrain"][1] / "pretrain.state", tmp_path / "run.state")
+    return tmp_path / "run.state/00000012"
+
+
+def seal(path: Path) -> None:
+    """A manifest that fits, as one who means harm would write it."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"]
+    seals = {f.relative_to(path).as_posix(): [f.stat().st_size, zlib.crc32(f.read_bytes())] for f in files}
+    (path / "manifest.json").write_text(json.dumps({"step": 12, "files": seals}))
+
+
+def a_model() -> tuple[SpongeBob, list]:
+    model = SpongeBob(LLMConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=96, dropout=0.1))
+    return model, optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)
+
+
+def open_state(path: Path) -> None:
+    state.read_rest(path)
+    state.restore(path, *a_model())
+
+
+def test_a_good_state_opens(whole_state):
+    assert attempt(lambda: open_state(whole_state)) == "done"
+
+
+@pytest.mark.parametrize("file", ["run.pt", "tensors/.metadata"])
+def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
+    (whole_state / file).write_bytes(pickle.dumps(Code()))
+    seal(whole_state)
+    assert state.damage(whole_state) is None
+    assert str(whole_state / file) in attempt(lambda: open_state(whole_state))
+    assert not Path("it-ran").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda saved: saved.pop("model.norm.weight"), "missing model.norm.weight"),
+    (lambda saved: saved.update({"model.extra": torch.ones(2)}), "unexpected model.extra"),
+    (lambda saved: saved.update({"optimizer.extra.step": torch.ones(())}), "unexpected optimizer.extra.step"),
+    (lambda saved: saved.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight is \(3,\), expected"),
+    (lambda saved: saved.update({"model.norm.weight": Code()}), "model.norm.weight is not a tensor"),
+])  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state):
+    model, optimizers = a_model()
+    saved = state.copy_tensors(model, optimizers)
+    change(saved)
+    shutil.rmtree(whole_state / "tensors")
+    state.dcp.save(saved, storage_writer=state.dcp.FileSystemWriter(whole_state / "tensors"), no_dist=True)
+    with pytest.raises(ValueError, match=words):
+        open_state(whole_state)
+    assert not Path("it-ran").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda saved: saved.pop("norm.weight"), "missing norm.weight"),
+    (lambda saved: saved.update({"extra": torch.ones(2)}), "unexpected extra"),
+    (lambda saved: saved.update({"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), expected \(16,\)"),
+    (lambda saved: saved.update({"norm.weight": Code()}), "not a readable checkpoint"),
+    (lambda saved: saved.update({"norm.weight": "words"}), "norm.weight is"),
+    (lambda saved: saved.update({"output.weight": saved["output.weight"] + 1}), "output.weight differs"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_by_name(change, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = SpongeBob(LLMConfig(**SHAPE))
+    saved = checkpoint.cpu_weights(model)
+    change(saved)
+    torch.save(saved, "weights.pth")
+    checkpoint.write_json(Path("weights.json"), {"config": checkpoint.shape_json(model.config)})
+    with pytest.raises(ValueError, match=f"weights.pth: .*{words}"):
+        checkpoint.load_model(Path("weights.pth"))
+    assert not Path("it-ran").exists()
+
+
+@given(spots=SPOTS, cut=st.none() | st.floats(0, 1), which=st.integers(0, 3), sealed=st.booleans())
+def test_an_altered_state_is_passed_over_or_one_line(spots, cut, which, sealed, undisturbed, place):
+    states = place / "altered.state"
+    shutil.rmtree(states, ignore_errors=True)
+    shutil.copytree(undisturbed["pretrain"][1] / "pretrain.state", states)
+    path = states / "00000012"
+    file = sorted(file for file in path.rglob("*") if file.is_file())[which]
+    before = file.read_bytes()
+    content = altered(before, spots)
+    file.write_bytes(content[: int(cut * len(content))] if cut is not None else content)
+    if sealed and file.name != "manifest.json":
+        seal(path)
+        attempt(lambda: open_state(path))
+    elif file.read_bytes() != before and file.name != "manifest.json":
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert state.find_newest(states).name == "00000009"
+    else:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert state.find_newest(states) is not None
