@@ -84,7 +84,7 @@ def windows(ids: list[int], context: int) -> list[tuple[list[int], int]]:
 
 
 def score_texts(model: SpongeBob, tokenizer: Tokenizer, texts: list[Text], batch: int) -> list[dict]:
-    """Bits a byte of raw text; control tokens stand for none and cost none."""
+    """Bits a byte of raw text; its end mark stands for none and is not predicted."""
     size_of, documents = token_bytes(tokenizer), PretrainDataset(tokenizer).encode([item.text for item in texts])
     parts = [windows(document.ids[:-1].tolist(), model.config.max_seq_len) for document in documents]
     costs = iter(token_nats(model, [ids for part in parts for ids, _ in part], batch))
@@ -94,9 +94,8 @@ def score_texts(model: SpongeBob, tokenizer: Tokenizer, texts: list[Text], batch
         for ids, first in part:
             bits = next(costs)[first - 1 :] / math.log(2)
             size = size_of[ids[first:]].astype(float)
-            bits[size == 0] = 0.0
             sums += bits.sum(), size.sum()
-            chance += math.log2(model.config.vocab_size) * np.count_nonzero(size)
+            chance += math.log2(model.config.vocab_size) * len(size)
             for step, values in curve(bits, size, first).items():
                 curves[step] = np.add(curves.get(step, [0, 0]), values).tolist()
         groups = {"language": language(item.text)} | ({"task": item.task} if item.task else {})

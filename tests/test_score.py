@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 from fractions import Fraction
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import eval_model
 from Config import LLMConfig
 from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokenizer
-from engine import checkpoint, export, flags, score, score_answers, score_judge, score_statistics
+from engine import checkpoint, export, flags, score, score_answers, score_choices, score_judge, score_statistics
 from engine.generate import complete
 from engine.score_likelihood import language, windows
 from model import SpongeBob
@@ -332,6 +333,21 @@ def test_the_right_choice_is_the_likeliest_by_letter_by_text_and_by_text_a_chara
     assert set(result["by_task"]) == {"s0", "s1"}
 
 
+@pytest.mark.parametrize("chats", [False, True])
+def test_the_examples_are_the_first_other_rows_and_never_the_question_itself(tmp_path, monkeypatch, chats):
+    asked = []
+
+    def spy(model, sequences, batch):
+        asked.extend(TOKENIZER.decode(ids, skip_special_tokens=False) for ids in sequences)
+        return [np.ones(len(ids) - 1) for ids in sequences]
+
+    monkeypatch.setattr(score_choices, "token_nats", spy)
+    rows = [question(n, "红", "蓝") for n in range(5)]
+    measure(tiny(), write_rows(tmp_path / "choices.jsonl", rows), chats=chats, shots=(2,))
+    found = {tuple(re.findall("问题([0-9])", text)) for text in asked}
+    assert found == {("1", "2", "0"), ("0", "2", "1"), ("0", "1", "2"), ("0", "1", "3"), ("0", "1", "4")}
+
+
 def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_no_figure(tmp_path):
     rows = [question(n, "红", "蓝") for n in range(3)] + [question(3, "红" * 200, "蓝")]
     result, records = measure(tiny(), write_rows(tmp_path / "choices.jsonl", rows), shots=(0, 2, 5))
@@ -410,7 +426,8 @@ def test_a_checkpoint_compared_with_itself_differs_by_nothing_and_with_another_b
 
 
 def test_a_baseline_with_a_shorter_context_is_compared_on_the_answers_that_both_can_give(tmp_path):
-    path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "一", "乙" * 80, "二"), chat("丙", "三")])
+    cut = chat("丁", "龘" * 60)
+    path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "一", "乙" * 80, "二"), chat("丙", "三"), cut])
     _, records = measure(tiny(), path)
     _, shorter = measure(tiny(max_seq_len=64), path)
     change = score.compare(records, shorter)["answer_loss"]
