@@ -86,10 +86,13 @@ def run(
 
     Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended the run before its last step.
     """
-    # Rows in a line make as much fewer of them a batch, with as many positions.
-    training = replace(training, batch_size=training.batch_size // data.multiple)
     saved = resume.find(output, rt)
     rows = resume.rows_per_step(saved, training, rt.world)
+    batch = {"rows_per_step": rows, "batch_size": training.batch_size, "world": rt.world,
+             "accumulation_steps": training.accumulation_steps}  # fmt: skip
+    # Rows in a line make as much fewer of them a batch, with as many positions.
+    rows //= data.multiple
+    training = replace(training, batch_size=training.batch_size // data.multiple)
     work = _assemble(model, data, rt, tokenizer, training, output, rows)
     identity = _identity(model, data, rt, tokenizer, stage, training, rows, work.steps)
     about = {
@@ -112,8 +115,6 @@ def run(
         project=output.wandb_project, config=flags, run_id=run_id,
     )  # fmt: skip
     rt.say(plan.trial(work, progress))
-    batch = {"rows_per_step": rows, "batch_size": training.batch_size, "world": rt.world,
-             "accumulation_steps": training.accumulation_steps}  # fmt: skip
     constant = {"identity": identity, "batch": batch, "run_id": work.tracker.run_id}
     group = dist.new_group(backend="gloo") if runtime.is_sharded(model) else None
     saver = Saver(rt, output, lambda progress: _meta(about, progress), constant, group)

@@ -1,6 +1,5 @@
 """The benchmarks measure what they say: the same rows, the same model, real tokens only, the same held-out text."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -16,9 +15,6 @@ from engine import checkpoint, export, flags
 from model import SpongeBob
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-NO_ACCELERATE = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="transformers.Trainer needs accelerate (requirements-bench)"
-)
 DOCUMENTS, BATCH = 24, 4
 
 
@@ -43,9 +39,7 @@ def job(sample, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "contender, warm", [(ours, 1), (original, 1), pytest.param(hf_trainer, 2, marks=NO_ACCELERATE)]
-)
+@pytest.mark.parametrize("contender, warm", [(ours, 1), (original, 1), (hf_trainer, 2)])
 def test_real_predictions_are_counted_and_padding_and_the_warm_up_are_not(contender, warm, job):
     job["max_seq_len"] += 5  # padding for those who pad to it
     figures = contender.main(job)
@@ -65,7 +59,7 @@ def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer)
 
 @pytest.mark.parametrize(
     "contender, change",
-    [(original, {"accumulation": 1}), pytest.param(hf_trainer, {"steps": 4}, marks=NO_ACCELERATE)],
+    [(original, {"accumulation": 1}), (hf_trainer, {"steps": 4})],
 )
 def test_a_peer_that_races_leaves_its_held_out_figures(contender, change, job):
     history = contender.main(job | change | {"seconds": 0.2, "val_fraction": 0.3, "learning_rate": 1e-2})["history"]

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 import torch
+from tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval_model
-from Config import LLMConfig
 from dataset import SFTDataset, fingerprint, load_tokenizer
 from engine import checkpoint, export, flags, talk
 from engine.generate import KVCache, choose, complete, generate, stream_text
-from model import SpongeBob
 
 TOKENIZER_DIR = flags.ROOT / "spongebob_tokenizer"
 TOKENIZER = load_tokenizer(TOKENIZER_DIR)
@@ -26,22 +25,7 @@ SCALING = {
 }  # fmt: skip
 
 
-def tiny(seed=0, **shape):
-    torch.manual_seed(seed)
-    shape = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 128} | shape
-    model = SpongeBob(LLMConfig(**shape)).eval()
-    for parameter in model.parameters():  # a fresh model repeats one token, whatever it is asked
-        parameter.data.normal_(std=0.15)
-    return model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small lose more by waiting for each other's threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

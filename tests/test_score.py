@@ -12,34 +12,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny
 
 import eval_model
-from Config import LLMConfig
 from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokenizer
 from engine import checkpoint, export, flags, score, score_answers, score_choices, score_judge, score_statistics
 from engine.generate import complete
 from engine.score_likelihood import language, windows
-from model import SpongeBob
 
 TOKENIZER = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
 GOOD = "<think>\n想\n</think>\n<answer>\n汪晴晴\n</answer>"
 
 
-def tiny(seed=0, **shape):
-    torch.manual_seed(seed)
-    shape = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 128} | shape
-    model = SpongeBob(LLMConfig(**shape)).eval()
-    for parameter in model.parameters():  # a fresh model repeats one token, whatever it is asked
-        parameter.data.normal_(std=0.15)
-    return model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(model, path, stage="SFT"):
@@ -475,7 +460,9 @@ def harness(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # read when it is imported
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        return pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r requirements-eval.txt")
+        import lm_eval
+
+        return lm_eval
 
 
 @pytest.mark.parametrize("exported, chats", [(False, False), (True, True)], ids=["live", "exported_chat"])

@@ -110,8 +110,7 @@ def test_rows_that_do_not_divide_among_the_processes_are_refused_with_the_number
     done = ended(
         torchrun("pretrain", [*argv, "--save_dir", "odd", "--resume"], home, "--standalone", "--nproc_per_node=3")
     )
-    # Packed rows are counted: the two rows of a batch lie in one line here.
-    assert done.code != 0 and "2 rows a step, which do not divide into 3 processes x 1 rows" in done.said, done.said
+    assert done.code != 0 and "4 rows a step, which do not divide into 3 processes x 2 rows" in done.said, done.said
 
 
 @pytest.mark.faults
