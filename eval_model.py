@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if args.report is not None:
+        print(report.summary(Path(args.save_dir)))
         print(f"wrote {report.write(Path(args.save_dir), Path(args.report or f'{args.save_dir}/report.html'))}")
         return
 

@@ -44,8 +44,8 @@ def read_metrics(folder: Path, name: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------- sections
 
 
-def taught(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
-    """The table of figures before and after every stage."""
+def figures(stages: dict[str, dict], scores: dict[str, dict]) -> list[list[str]]:
+    """Rows of what was measured before and after every stage; a row of one cell heads those of one source."""
     rows = []
     for name, meta in stages.items():
         rows.append([f"{name}, validation rows of the training file"])
@@ -61,13 +61,27 @@ def taught(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
                 p = f"{change['p']:.4f}" if change else "-"
                 before, after = number(change.get("before")), number(found["value"])
                 rows.append([label(figure), before, after, number(found["chance"]), interval(found), p, found["n"]])
+    return rows
+
+
+def summary(folder: Path) -> str:
+    """The figures of every stage before and after it, for the terminal."""
+    stages = read_stages(folder)
+    lines = [f"  {'':40}{'before':>10}{'after':>10}"]
+    for first, *numbers in figures(stages, {name: read_scores(folder, name) for name in stages}):
+        lines.append(f"  {first:40}{numbers[0]:>10}{numbers[1]:>10}" if numbers else first)
+    return "\n".join(lines)
+
+
+def taught(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
+    """The same as a table of the page, with what tells chance from skill."""
     head = ["figure", "before", "after", "chance", "95 % interval", "p", "n"]
     return [
         "<h2>What each stage taught</h2>",
         '<p class="quiet">Held-out rows, never trained on. Before: the checkpoint the stage started from (or the one '
         "named as baseline). Chance: who knows nothing. p: how likely a difference as large would be between equals, "
         "by a paired test on the same rows.</p>",
-        table(head, rows),
+        table(head, figures(stages, scores)),
     ]
 
 

@@ -108,6 +108,17 @@ def test_it_says_what_the_files_say(folder, tmp_path):
         assert fact in words, fact
 
 
+def test_the_terminal_gets_the_figures_before_and_after_of_every_stage_in_the_order_of_the_road(folder, capsys):
+    made(folder)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    heads = [lines.index(f"{name}, validation rows of the training file".split()) for name in ("pretrain", "SFT")]
+    assert heads == sorted(heads)
+    assert all(lines[at + 1] == ["loss", "(nats", "a", "token)", "8.2500", "2.5000"] for at in heads)
+    change = json.loads((folder / "SFT.scores.json").read_text(encoding="utf-8"))["rows.jsonl"]["baseline"]["figures"]
+    told = [f"{change['bits_per_byte'][key]:.4f}" for key in ("before", "after")]
+    assert ["bits", "per", "byte", *told] in lines
+
+
 def test_the_loss_curve_falls_as_the_log_does_and_every_stage_has_the_same_style(folder):
     training, held_out = Page(made(folder)).lines[:2]
     assert len(training) == 30 and len(held_out) == 2
