@@ -64,7 +64,8 @@ def test_two_processes_equal_one_with_uneven_masks(stage, home, calm):
         assert_close(home / "one", home / f"two-{parallel}", stage)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_bits(parallel, home, two):
     argv, whole = two(parallel)
     folder = home / f"elastic-{parallel}"
