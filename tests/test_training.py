@@ -140,6 +140,22 @@ def test_the_end_of_a_run_is_saved_also_where_no_save_is_due(folder, save_step):
     assert state.find_newest(folder / "results/pretrain.state").name == "00000006"
 
 
+def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monkeypatch):
+    real, trained = loop.train_step, {}
+
+    def watched(run, *arguments):
+        try:
+            return real(run, *arguments)
+        finally:
+            trained.update({name: weight.detach().clone() for name, weight in run.model.named_parameters()})
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    pretrain.main([*SHAPE, *SHORT, *SMALL])
+    published = weights("results/pretrain.pth")
+    assert all(torch.equal(published[name], weight) for name, weight in trained.items())
+    assert published.keys() == trained.keys() | {"output.weight"}
+
+
 def test_resuming_says_what_there_is(folder, capsys):
     pretrain.main([*SHAPE, *SHORT, "--resume"])
     assert "no state" in capsys.readouterr().out
