@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -214,10 +216,13 @@ def download_command(name: str) -> str:
 
 def download(name: str) -> None:
     """Fetch one file of the corpus with the modelscope package, which resumes and checks sizes and hashes."""
+    # Beside the Python that runs: a virtual environment need not be activated.
+    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    program = shutil.which("modelscope", path=places)
+    if program is None:
+        raise ValueError("--download needs the modelscope package: pip install modelscope")
     try:
-        subprocess.run(download_command(name).split(), check=True)
-    except FileNotFoundError:
-        raise ValueError("--download needs the modelscope package: pip install modelscope") from None
+        subprocess.run([program, *download_command(name).split()[1:]], check=True)
     except subprocess.CalledProcessError as error:
         raise ValueError(
             f"modelscope ended with code {error.returncode}; run it again, it goes on where it stopped"

@@ -156,6 +156,25 @@ def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monk
     assert published.keys() == trained.keys() | {"output.weight"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for modelscope is a shell script")
+def test_a_download_runs_the_program_beside_this_python_and_says_how_it_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an environment that was not activated
+    monkeypatch.setattr(flags.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
+    with pytest.raises(ValueError, match="pip install modelscope"):
+        flags.download("sft_512.jsonl")
+    program = tmp_path / "scripts/modelscope"
+    program.parent.mkdir()
+    for script, words in (("exit 3", "ended with code 3"), ("exit 0", "is not there after the download")):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        with pytest.raises(ValueError, match=words):
+            flags.download("sft_512.jsonl")
+    program.write_text('#!/bin/sh\necho "$@" > sft_512.jsonl\n')
+    flags.download("sft_512.jsonl")
+    assert Path("sft_512.jsonl").read_text().split() == flags.download_command("sft_512.jsonl").split()[1:]
+
+
 def test_resuming_says_what_there_is(folder, capsys):
     pretrain.main([*SHAPE, *SHORT, "--resume"])
     assert "no state" in capsys.readouterr().out
