@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -187,6 +188,7 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
         self.post_init()  # initialises and ties the output to the embedding
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -230,7 +232,7 @@ class SpongeBob(PreTrainedModel):
             mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
         context = Context(*rope_table(self.config, positions), mask, documents, cache, positions)
         for layer in self.layers:
-            x = layer(x, context)
+            x = checkpoint(layer, x, context, use_reentrant=False) if self.recompute else layer(x, context)
         return self.norm(x)
 
     def forward(

@@ -141,6 +141,11 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
         "--loss_chunk", type=int, default=0, help="positions whose logits are in memory at once (0: all)"
     )
     group.add_argument(
+        "--activation_checkpointing",
+        action="store_true",
+        help="keep only each block's input and compute the rest again in backward: a third slower, far less memory",
+    )
+    group.add_argument(
         "--compile", action="store_true", help="torch.compile: about a minute at the start, faster steps"
     )
     group.add_argument(

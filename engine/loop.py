@@ -15,11 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine import checkpoint, generate, optim
+from engine import checkpoint, flops, generate, optim
 from engine.loss import SUMS, Counts, count
 from engine.packing import Batch, Batches
-from engine.runtime import Runtime, StopRequest, gradient_sync, is_sharded, reshard, whole
+from engine.runtime import Runtime, gradient_sync, is_sharded, reshard, whole
 from engine.settings import Output, Training
+from engine.signals import StopRequest
 from engine.tracker import Tracker
 from model import SpongeBob
 
@@ -178,6 +179,10 @@ def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
     }
     if counts.tags:
         row |= {"weighted_loss": nats["weighted"] / counts.weight, "tag_loss": nats["tags"] / counts.tags}
+    if peak := flops.peak(run.runtime.device, run.runtime.dtype):
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        achieved = row["tokens_per_second"] * flops.per_token(run.model.config, parameters)
+        row["mfu"] = round(achieved / (peak * run.runtime.world), 4)
     return row
 
 

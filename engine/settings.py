@@ -23,6 +23,7 @@ class Training:
     seed: int = 42
     tag_weight: float = 1.0
     loss_chunk: int = 0
+    activation_checkpointing: bool = False
     compile: bool = False
     parallel: str = "ddp"
 

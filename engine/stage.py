@@ -13,6 +13,7 @@ from engine.loss import TokenLoss
 from engine.packing import Batches, StageData
 from engine.saving import Saver
 from engine.settings import Output, Training
+from engine.signals import StopRequest
 from engine.tracker import Tracker
 from model import SpongeBob, attends_by_document
 
@@ -119,7 +120,7 @@ def run(
     group = dist.new_group(backend="gloo") if runtime.is_sharded(model) else None
     saver = Saver(rt, output, lambda progress: _meta(about, progress), constant, group)
     try:
-        with runtime.StopRequest() as request:
+        with StopRequest() as request:
             stopped = loop.train(work, progress, saver, request)
             saver.finish()
     finally:
@@ -143,6 +144,7 @@ def _assemble(model, data, rt, tokenizer, training: Training, output: Output, ro
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=training.warmup_iters)
     end_id = data.cache.meta["end_id"]
     model.to(rt.device)
+    model.recompute = training.activation_checkpointing
     options = {"tag_weight": training.tag_weight, "z_loss": training.z_loss, "chunk": training.loss_chunk}
     loss = TokenLoss(model, end_id=end_id, **options)
     wrapped = runtime.wrap(loss.to(rt.device), rt, compile=training.compile, parallel=training.parallel)

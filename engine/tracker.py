@@ -91,7 +91,8 @@ class Tracker:
         self._close()
 
 
-_SHOWN = ("loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second")
+_SHOWN = ("loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second",
+          "mfu")  # fmt: skip
 
 
 def _line(row: dict) -> str:

@@ -89,6 +89,7 @@ TRAINING = {
     "--device": Case("meta", "error"),  # which nobody trains on
     "--dtype": Case("bfloat16", "weights"),
     "--loss_chunk": Case("16", "chunks"),
+    "--activation_checkpointing": Case("", "recomputed"),
     "--compile": Case("", "compiled"),
     "--parallel": Case("fsdp", "parallel"),
     "--deterministic": Case("", "deterministic"),
@@ -238,6 +239,10 @@ def doors(monkeypatch, came):
         came["chunks"] = came.get("chunks", 0) + 1
         return function(*parts)
 
+    def recompute(block, *inputs, **_):
+        came["recomputed"] = True
+        return block(*inputs)
+
     def complete(model, prompts, **options):
         came.setdefault("prompts", []).append(len(prompts))
         return real_complete(model, prompts, **options)
@@ -252,6 +257,7 @@ def doors(monkeypatch, came):
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(runtime, "wrap", wrap)
         patch.setattr(loss, "checkpoint", chunk)
+        patch.setattr("model.checkpoint", recompute)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
         patch.setattr(flags.subprocess, "run", note("downloaded"))

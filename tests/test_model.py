@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import model as model_module
 from Config import PRESETS, LLMConfig
+from engine import flops
 from engine.loss import TokenLoss
 from engine.plan import memory_needed
 from model import SpongeBob
@@ -94,6 +96,41 @@ def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
     b[0].backward()
     for mine, theirs in zip(whole.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(dropout, monkeypatch):
+    ids, labels = torch.randint(3, 100, (2, 2, 40))
+    documents = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
+    found, runs = [], []
+    for recompute in (False, True):
+        loss = TokenLoss(tiny(dropout=dropout)).train()
+        loss.model.recompute = recompute
+        calls = []
+        for block in loss.model.layers:
+            forward = block.forward
+            monkeypatch.setattr(block, "forward", lambda *args, f=forward, c=calls: (c.append(1), f(*args))[1])
+        torch.manual_seed(5)
+        sums = loss(ids, labels, torch.ones(2, 40, dtype=torch.uint8), documents)
+        sums[0].backward()
+        found.append([sums.detach(), *(parameter.grad for parameter in loss.parameters())])
+        runs.append(len(calls))
+    assert runs == [2, 4]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+def test_model_flops_are_those_that_torch_counts_in_a_step_but_for_half_of_attention():
+    model = tiny(max_seq_len=64, vocab_size=640)
+    ids = torch.randint(3, 640, (2, 64))
+    with FlopCounterMode(display=False) as counter:
+        model(ids).logits.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    matmuls = sum(flop for operator, flop in counts.items() if "attention" not in str(operator))
+    norms = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert matmuls == 6 * (parameters - norms) * ids.numel()
+    scores = flops.per_token(model.config, parameters) - 6 * parameters
+    assert scores == 6 * (2 * 64 * 64) * 2 / 2  # two products of T x C a layer and token, six FLOPs each, half of them
 
 
 def test_the_tag_weight_multiplies_the_tags_alone():

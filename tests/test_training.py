@@ -417,3 +417,14 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel):
         for word in next(line for line in done.stdout.splitlines() if line.startswith("FIGURES")).split()[1:]
     ]
     assert figures == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has the setting")
+def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
+    program = (
+        "import resource, torch; from engine import runtime; runtime.start(device='cpu');"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "torch.ones(2**24); before = faults(); torch.ones(2**24); print(faults() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 1000  # of the 16,384 pages that it has

@@ -1,0 +1,91 @@
+"""Settings of ours against each other: the same small model and tokens, several seeds, held-out bits per byte.
+
+    python -m benchmarks.sweep --data_path pretrain.jsonl --steps 150 \\
+        --ours="--learning_rate 1e-3" --ours="--learning_rate 3e-3" --ours="--optimizer muon --learning_rate 6e-3"
+
+Not a timing: as many runs as there are cores go on at once, one thread each. What is read is the same for every way, so
+--batch_size in --ours changes the number of steps, not that of tokens. One line a way, the best first.
+"""
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks import compare, rows
+from dataset import load_tokenizer
+from engine import flags
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = flags.parser(__doc__)
+    add = parser.add_argument
+    add("--data_path", default=str(flags.SAMPLE / "pretrain.jsonl"), help="a pretraining JSONL file, or its cache")
+    add("--ours", action="append", required=True, help="flags of pretrain.py, as --ours='--a 1 --b'; once for each way")
+    add("--seeds", type=int, default=3, help="runs of each way, each with weights and rows of its own")
+    add("--steps", type=int, default=150, help="optimizer steps of --batch_size rows")
+    add("--batch_size", type=int, default=4, help="rows in a step, where a way names no other")
+    add("--dim", type=int, default=128, help="width")
+    add("--n_layers", type=int, default=4, help="blocks")
+    add("--n_heads", type=int, default=4, help="query heads")
+    add("--n_kv_heads", type=int, default=2, help="key-value heads")
+    add("--max_seq_len", type=int, default=512, help="tokens in a row")
+    add("--val_fraction", type=float, default=0.005, help="share of the rows held out, at least 64 rows")
+    add("--tokenizer_dir", default=str(flags.ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
+    add("--cache_dir", default=str(flags.ROOT / "cache"), help="folder of the token caches")
+    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    return parser.parse_args(argv)
+
+
+def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict:
+    """One run of one way, for benchmarks.ours."""
+    given = shlex.split(words)
+    batch = int(given[given.index("--batch_size") + 1]) if "--batch_size" in given else args.batch_size
+    steps = args.steps * args.batch_size // batch
+    return flags.select(args, "max_seq_len", "val_fraction") | {
+        "cache": str(cache.resolve()), "kind": "PretrainDataset", "device": "cpu", "dtype": "float32", "threads": 1,
+        "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "seed": seed, "batch_size": batch,
+        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": steps, "warmup_iters": max(1, steps // 20),
+        "epochs": 1, "log_step": max(1, steps // 2), "eval_step": 0, "flags": words,
+    }  # fmt: skip
+
+
+def table(found: dict[str, list[dict]]) -> list[str]:
+    """Best mean first; a way of which a run failed says why."""
+    lines = []
+    for words, figures in found.items():
+        if failed := next((one["failed"] for one in figures if "failed" in one), None):
+            lines.append((float("inf"), [words, f"not measured: {failed}", "", ""]))
+            continue
+        last = [one["history"][-1][2] for one in figures]
+        deviation = f"{statistics.stdev(last):.3f}" if len(last) > 1 else "-"
+        each = ", ".join(f"{bits:.3f}" for bits in last)
+        lines.append((statistics.mean(last), [words, f"{statistics.mean(last):.3f}", deviation, each]))
+    lines = [line for _, line in sorted(lines, key=lambda line: line[0])]
+    return compare.table([["flags", "held-out bits/byte, mean", "standard deviation", "each seed"], *lines])
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    path, tokenizer = Path(args.data_path), load_tokenizer(args.tokenizer_dir)
+    cache = rows.open_rows(path, tokenizer, Path(args.cache_dir), os.cpu_count() or 1)
+    before = compare.machine()
+    jobs = [(words, job_of(args, cache.folder, words, 42 + seed)) for words in args.ours for seed in range(args.seeds)]
+    found: dict[str, list[dict]] = {words: [] for words in args.ours}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda job: compare.run("benchmarks.ours", job[1]), jobs)
+        for number, ((words, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
+            found[words].append(figures)
+            said = figures.get("failed") or f"{figures['history'][-1][2]:.3f} bits/byte"
+            print(f"{number} of {len(jobs)}: {words}: {said}", flush=True)
+    tokens = args.steps * args.batch_size * args.max_seq_len
+    heading = f"sweep, {path.name}, {args.n_layers} layers x {args.dim}, {tokens:,} tokens"
+    words = sys.argv[1:] if argv is None else argv
+    compare.publish(heading, "benchmarks.sweep", words, table(found), Path(args.results), before)
+
+
+if __name__ == "__main__":
+    flags.run(main)
