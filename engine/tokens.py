@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dataset import ENCODING_VERSION, EOS, BadRow, fingerprint, held_out, line_hash, parse_line
+from engine.encoder import fastest
 from engine.jsonl import RowReport, blocks, lines, source_files
 
 # ------------------------------------------------------------------------------------------------- opening
@@ -182,7 +183,7 @@ def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.encode_special_tokens = True  # not part of the JSON
-    _dataset = dataset_class(tokenizer)
+    _dataset = dataset_class(fastest(tokenizer))
 
 
 def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
