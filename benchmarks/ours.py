@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ def figures(log: Path) -> dict:
         raise ValueError(f"only {len(timed)} rows in the log, the first warms up: more --rows, or fewer a batch")
     first, last = timed[0], timed[-1]
     tokens, seconds = last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]
-    speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu")}
+    speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu"),
+             "loader_share": statistics.fmean(row["loader_share"] for row in timed[1:])}  # fmt: skip
     return speed | {"step_seconds": seconds / (last["step"] - first["step"]), "history": history}
 
 

@@ -115,6 +115,7 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
 
     results = compare.in_turn(round_jobs, args.rounds)
     columns = {"real tokens/s": "tokens_per_second", "peak memory, MiB": "memory"}
+    columns["waiting for data"] = "loader_share"
     if any(figures.get("mfu") for figures in next(iter(results.values()))):
         columns["MFU"] = "mfu"
     return compare.compared(results, columns, "tokens_per_second")

@@ -25,6 +25,12 @@ from engine.tracker import Tracker
 from model import SpongeBob
 
 OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
+WALL_CLOCK = (
+    "seconds",
+    "tokens_per_second",
+    "loader_share",
+    "mfu",
+)  # what may differ between the logs of two equal runs
 
 
 @dataclass
@@ -63,6 +69,7 @@ class Progress:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
     window_counts: Counts = field(default_factory=Counts)
     window_seconds: float = 0.0
+    window_waiting: float = 0.0  # of them for the next batch
 
 
 class Save(Protocol):
@@ -104,13 +111,15 @@ def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, T
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
-    """make(step) for every step, each made by a thread while the one before it is trained on."""
+    """(*make(step), seconds waited) for every step, each made by a thread while the one before it is trained on."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
             ready = coming or thread.submit(make, step)
             coming = thread.submit(make, step + 1) if step + 1 in steps else None
-            yield ready.result()
+            began = time.perf_counter()
+            made = ready.result()
+            yield *made, time.perf_counter() - began
 
 
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
@@ -176,6 +185,7 @@ def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(counts.positions / max(progress.window_seconds, 1e-9), 1),
+        "loader_share": round(progress.window_waiting / max(progress.window_seconds, 1e-9), 5),
     }
     if counts.tags:
         row |= {"weighted_loss": nats["weighted"] / counts.weight, "tag_loss": nats["tags"] / counts.tags}
@@ -200,7 +210,7 @@ def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str
         run.tracker.log({"step": 0, **progress.before})
         clock = time.perf_counter()
     run.loss.train()
-    for batches, counts in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
+    for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         counts = run.runtime.total(counts)
         optim.set_rate(run.optimizers, run.rate(progress.step))
         sums, norm, finite = train_step(run, batches, counts.weight)
@@ -208,6 +218,7 @@ def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str
         progress.tokens += counts.positions
         progress.window_sums += sums
         progress.window_counts += counts
+        progress.window_waiting += waited
         all_finite &= finite
 
         minutes = (time.perf_counter() - started) / 60
@@ -233,7 +244,7 @@ def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str
             if save.problem:
                 run.tracker.say(f"warning: {save.problem}")
             progress.window_sums.zero_()
-            progress.window_counts, progress.window_seconds = Counts(), 0.0
+            progress.window_counts, progress.window_seconds, progress.window_waiting = Counts(), 0.0, 0.0
         if stop == OUT_OF_TIME and not due["validate"]:
             progress.validation = validate(run)  # for the .json
         if due["save"] or stop:

@@ -27,7 +27,7 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, loss, plan, runtime, score_answers, tokens, tracker
+from engine import checkpoint, flags, loop, loss, plan, runtime, score_answers, tokens, tracker
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
@@ -291,7 +291,7 @@ def outcome(name, runs, monkeypatch):
         elif path.name.endswith(".metrics.jsonl"):
             log = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             found["steps"] = log[-1]["step"]
-            found["log"] = [{key: row[key] for key in row.keys() - {"seconds", "tokens_per_second"}} for row in log]
+            found["log"] = [{key: row[key] for key in row.keys() - {*loop.WALL_CLOCK}} for row in log]
     return found
 
 

@@ -86,7 +86,7 @@ def tensors(states) -> dict:
 
 
 def rows(path, *without) -> list[dict]:
-    dropped = {"seconds", "tokens_per_second", *without}
+    dropped = {*loop.WALL_CLOCK, *without}
     return [
         {k: v for k, v in json.loads(line).items() if k not in dropped} for line in path.read_text("utf-8").splitlines()
     ]

@@ -85,7 +85,7 @@ def sft_1024(rng):
     )
 
 
-def r1_1024(rng, count=1900, held_count=150):
+def r1_1024(rng, count=3600, held_count=150):
     """Problems with their chain of thought; no operands twice, the held-out ones by their key."""
     train, heldout, seen = [], [], set()
     while len(train) < count or len(heldout) < held_count:

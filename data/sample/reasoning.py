@@ -1,8 +1,9 @@
 """Problems with a worked chain of thought for the last training stage.
 
 Numbers are spelt digit by digit (三七 is thirty-seven; in English "3 7"), so that every
-digit is a token of its own and carrying can be learnt from few examples.  Every
-number has two digits.  Each problem has a key made of its operands alone: whether a
+digit is a token of its own and carrying can be learnt from few examples; a column's
+result is one digit too, and what is carried or borrowed is said behind it.  Every
+number has two digits, and none is 11 or 12, which the tokenizer would join.  Each problem has a key made of its operands alone: whether a
 problem is held out depends on the key, so a word problem never gives away the
 answer of a held-out bare sum.
 """
@@ -15,8 +16,7 @@ SAY = {
         ones="个位",
         tens="十位",
         carry="，进",
-        short="不够，借",
-        comma="，",
+        borrow="，借",
         semi="；",
         get="得",
         stop="。",
@@ -29,8 +29,7 @@ SAY = {
         ones="ones",
         tens="tens",
         carry=", carry",
-        short=" is short, borrow",
-        comma=",",
+        borrow=", borrow",
         semi="; ",
         get="get",
         stop=".",
@@ -86,30 +85,23 @@ def column(a, sign, b, lang="zh"):
     """Add or subtract two numbers below 100 on paper; return the words and the result."""
     say, (x, y), result = SAY[lang], (a % 10, b % 10), a + b if sign == "+" else a - b
     move = x + y > 9 if sign == "+" else x < y
-    if not move:
-        ones = formula(lang, x, sign, y, "=", result % 10)
-    elif sign == "+":
-        ones = formula(lang, x, sign, y, "=", x + y) + formula(lang, say["carry"], 1)
-    else:
-        ones = (
-            formula(lang, x, sign, y)
-            + formula(lang, say["short"], 1)
-            + formula(lang, say["comma"], 10 + x, sign, y, "=", result % 10)
-        )
+    ones = formula(lang, x, sign, y, "=", result % 10)
+    if move:
+        ones += formula(lang, say["carry" if sign == "+" else "borrow"], 1)
     tens = formula(lang, a // 10, sign, b // 10, *([sign, 1] if move else []), "=", result // 10)
     steps = [formula(lang, say["ones"], ones), formula(lang, say["tens"], tens), formula(lang, say["get"], result)]
     return formula(lang, a, sign, b) + say["colon"] + say["semi"].join(steps) + say["stop"], result
 
 
 def two_digits(number):
-    return 10 <= number <= 99
+    return 10 <= number <= 99 and number not in (11, 12)
 
 
 def draw_operands(rng):
     """Draw signs and operands of a two-step problem whose every result has two digits."""
     while True:
         signs = rng.choice(["++", "+-", "-+", "--"])
-        a, b, c = (rng.randint(10, 89) for _ in range(3))
+        a, b, c = (rng.choice([10, *range(13, 90)]) for _ in range(3))
         middle = a + b if signs[0] == "+" else a - b
         end = middle + c if signs[1] == "+" else middle - c
         if two_digits(middle) and two_digits(end):
@@ -159,7 +151,7 @@ def weigh_problem(rng, names):
 def sort_problem(rng):
     """Sort three numbers whose tens differ: sort the tens first."""
     tens = rng.sample(range(1, 10), 3)
-    numbers = [10 * ten + rng.randint(0, 9) for ten in tens]
+    numbers = [10 * ten + rng.randint(3 if ten == 1 else 0, 9) for ten in tens]
     down = rng.random() < 0.5
     words = "从大到小" if down else "从小到大"
     ordered = sorted(numbers, reverse=down)
@@ -191,7 +183,7 @@ def draw_problem(rng, people):
     """Draw one problem of any kind as (task, key, question, thought, answer)."""
     trio = rng.sample(people, 3)
     names = [person["zh"] for person in trio]
-    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [26, 10, 22, 11, 10, 15, 6])[0]
+    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [36, 6, 26, 10, 6, 12, 4])[0]
     if task == "weigh":
         return task, *weigh_problem(rng, names)
     if task == "sort":

@@ -187,7 +187,7 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
 def rows(metrics: Path) -> list[dict]:
     """The log without what a clock decides."""
     lines = metrics.read_bytes().split(b"\n")[:-1]
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in loop.WALL_CLOCK} for line in lines]
 
 
 def tensors(states: Path) -> dict[str, torch.Tensor]:
