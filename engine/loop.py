@@ -6,8 +6,7 @@ in which order, is read in train_step; what happens around it, in train.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from engine import checkpoint, flops, generate, optim
 from engine.loss import SUMS, Counts, count
-from engine.packing import Batch, Batches
+from engine.packing import Batch, Batches, prefetch
 from engine.runtime import Runtime, gradient_sync, is_sharded, reshard, whole
 from engine.settings import Output, Training
 from engine.signals import StopRequest
@@ -108,18 +107,6 @@ def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, T
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
     return sums, norm, finite
-
-
-def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
-    """(*make(step), seconds waited) for every step, each made by a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = None
-        for step in steps:
-            ready = coming or thread.submit(make, step)
-            coming = thread.submit(make, step + 1) if step + 1 in steps else None
-            began = time.perf_counter()
-            made = ready.result()
-            yield *made, time.perf_counter() - began
 
 
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:

@@ -9,7 +9,9 @@ separately, and no position is spent on predicting the next document. Row length
 A document that is longer than a row is split into row-long parts; every prediction is still made exactly once.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -230,3 +232,15 @@ def prepare(
     rows = pack_dense(fit(cache, training, max_seq_len), max_seq_len, batch_size, seed)
     held_out = pack(fit(cache, validation, max_seq_len), rows.row_len, seed, max_seq_len)
     return StageData(cache, rows, held_out, prompt)
+
+
+def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
+    """(*make(step), seconds waited) for every step, each made by a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for step in steps:
+            ready = coming or thread.submit(make, step)
+            coming = thread.submit(make, step + 1) if step + 1 in steps else None
+            began = time.perf_counter()
+            made = ready.result()
+            yield *made, time.perf_counter() - began

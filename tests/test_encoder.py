@@ -15,8 +15,10 @@ from engine.encoder import TiktokenEncoder, fastest
 
 tiktoken = pytest.importorskip("tiktoken")
 
-ODD = ["", " ", "\n \t  x", " " * 20_000 + "y", "a" * 20_000, "雨" * 20_000, "don't  WE'LL", "<s>user</s><think>", "१२३ ①½",
-       "👩‍👩‍👧 e\u0301", "\x00\ufeff\u2028", "1234567", "x\r\n\r\n  y"]  # fmt: skip
+ODD = [
+    "", " ", "\n \t  x", " " * 20_000 + "y", "a" * 20_000, "雨" * 20_000, "don't  WE'LL", "<s>user</s><think>",
+    "१२३ ①½", "👩‍👩‍👧 e\u0301", "\x00\ufeff\u2028", "1234567", "x\r\n\r\n  y",
+]  # fmt: skip
 
 
 def ids(given, texts):

@@ -3,9 +3,10 @@
 Numbers are spelt digit by digit (三七 is thirty-seven; in English "3 7"), so that every
 digit is a token of its own and carrying can be learnt from few examples; a column's
 result is one digit too, and what is carried or borrowed is said behind it.  Every
-number has two digits, and none is 11 or 12, which the tokenizer would join.  Each problem has a key made of its operands alone: whether a
-problem is held out depends on the key, so a word problem never gives away the
-answer of a held-out bare sum.
+number has two digits, and none is 11 or 12, which the tokenizer would join.
+
+Each problem has a key made of its operands alone: whether a problem is held out depends
+on the key, so a word problem never gives away the answer of a held-out bare sum.
 """
 
 DIGITS = {"zh": "零一二三四五六七八九", "en": "0123456789"}
