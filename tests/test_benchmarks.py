@@ -1,13 +1,14 @@
 """The benchmarks measure what they say: the same rows, the same model, real tokens only, the same held-out text."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, rows, train
+from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, rows, sweep, tags, train
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset
@@ -169,3 +170,31 @@ def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypa
     assert "some.jsonl" in written and "torch" in written and compare.commit() in written
     assert str(tmp_path) not in written and any(figure in written for figure in ("| 5 ", "| 3 ", "100.0%"))
     assert ("--grow" not in extra) or (tmp_path / "growth.png").is_file()
+
+
+def test_a_sweep_reads_the_same_tokens_whatever_the_batch_and_names_the_best_first():
+    args = sweep.parse(["--ours", "--a 1", "--steps", "80", "--batch_size", "4"])
+    jobs = [sweep.job_of(args, Path("cache"), words, 7) for words in ("--a 1", "--batch_size 2 --a 1")]
+    assert [(job["steps"], job["batch_size"], job["seed"]) for job in jobs] == [(80, 4, 7), (160, 2, 7)]
+    runs = {"worse": [{"history": [[0, 0, 9.0], [1, 1, 3.0]]}] * 2, "broken": [{"failed": "why"}],
+            "better": [{"history": [[1, 1, bits]]} for bits in (2.0, 2.5)]}  # fmt: skip
+    _, _, best, worse, broken = sweep.table(runs)
+    assert "better" in best and "2.250" in best and "0.354" in best and "2.000, 2.500" in best
+    assert "3.000" in worse and "0.000" in worse and "not measured: why" in broken
+
+
+def test_steps_until_well_formed_are_counted_to_the_first_answer_that_is_good_enough():
+    runs = [{"history": [[0, 0.0, 0.0], [25, 0.96, 0.1], [50, 0.9, 0.5]]},
+            {"history": [[0, 0.0, 0.0], [25, 0.94, 0.1], [50, 0.94, 0.7]]}]  # fmt: skip
+    line = tags.table({"tag weight 10": runs})[2]
+    assert "25, never" in line and "92.0%" in line and "60.0% ± 14.1%" in line
+
+
+def test_rows_without_thoughts_keep_their_questions_and_answers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    content = "<think>\nlong\n</think>\n<answer>\n7\n</answer>"
+    turns = [{"role": "user", "content": "<think>mine</think>"}, {"role": "assistant", "content": content}]
+    path.write_text(json.dumps({"conversations": turns}) + "\n")
+    (row,) = map(json.loads, tags.without_thoughts(path, tmp_path / "out.jsonl").read_text().splitlines())
+    assert row["conversations"][0] == turns[0]
+    assert row["conversations"][1]["content"] == "<think>\n</think>\n<answer>\n7\n</answer>"
