@@ -5,14 +5,16 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 OUT=demo
 SAMPLE=data/sample
-COMMON=(--save_dir "$OUT" --accumulation_steps 1 --warmup_iters 10 --schedule linear --eval_step 0 --save_step 0 --overwrite)
+# Muon and about a thousand tokens a step: docs/experiments.md says what else was tried.
+COMMON=(--save_dir "$OUT" --accumulation_steps 1 --optimizer muon --schedule linear --warmup_iters 20 --eval_step 0 \
+    --save_step 0 --overwrite)
 
-$PYTHON pretrain.py "${COMMON[@]}" --data_path $SAMPLE/pretrain.jsonl --dim 128 --n_layers 4 --n_heads 4 --batch_size 8 \
-    --max_steps 200 --learning_rate 3e-3
-$PYTHON SFT.py "${COMMON[@]}" --data_path $SAMPLE/sft_512.jsonl --batch_size 8 --max_steps 150 --learning_rate 2e-3
-$PYTHON SFT.py --long "${COMMON[@]}" --data_path $SAMPLE/sft_1024.jsonl --batch_size 4 --max_steps 40 --learning_rate 1e-3
-$PYTHON distill.py "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 4 --max_steps 150 --learning_rate 2e-3
-$PYTHON distill.py --long "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 4 --max_steps 50 --learning_rate 1e-3
+$PYTHON pretrain.py "${COMMON[@]}" --data_path $SAMPLE/pretrain.jsonl --dim 128 --n_layers 4 --n_heads 4 --batch_size 2 \
+    --max_steps 700 --learning_rate 1e-2
+$PYTHON SFT.py "${COMMON[@]}" --data_path $SAMPLE/sft_512.jsonl --batch_size 2 --max_steps 320 --learning_rate 2e-3
+$PYTHON SFT.py --long "${COMMON[@]}" --data_path $SAMPLE/sft_1024.jsonl --batch_size 1 --max_steps 80 --learning_rate 1e-3
+$PYTHON distill.py "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 1300 --learning_rate 4e-3
+$PYTHON distill.py --long "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 200 --learning_rate 3e-3
 
 # Each stage on rows that were held out, compared with the checkpoint it started from.
 SCORE=("$PYTHON" eval_model.py --save_dir "$OUT" --score_rows 0 --max_new_tokens 160)

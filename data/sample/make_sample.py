@@ -21,16 +21,17 @@ from texts import FOLK, PRETRAIN_KINDS, is_held
 
 PRETRAIN_BYTES = {
     "bio": 190_000,
-    "story": 170_000,
-    "diary": 50_000,
-    "recipe": 35_000,
-    "town": 25_000,
-    "counting": 90_000,
+    "story": 140_000,
+    "diary": 30_000,
+    "recipe": 25_000,
+    "town": 20_000,
+    "counting": 40_000,
+    "sums": 110_000,
     "neighbours": 20_000,
-    "storing": 190_000,
-    "glossary": 15_000,
-    "bio_en": 95_000,
-    "story_en": 25_000,
+    "storing": 100_000,
+    "glossary": 20_000,
+    "bio_en": 120_000,
+    "story_en": 20_000,
 }
 LONG_SIZE = (1250, 1550)  # bytes of small talk in a long conversation
 
@@ -85,7 +86,7 @@ def sft_1024(rng):
     )
 
 
-def r1_1024(rng, count=3600, held_count=150):
+def r1_1024(rng, count=5000, held_count=150):
     """Problems with their chain of thought; no operands twice, the held-out ones by their key."""
     train, heldout, seen = [], [], set()
     while len(train) < count or len(heldout) < held_count:

@@ -14,8 +14,6 @@ SAY = {
     "zh": dict(
         gap="",
         colon="：",
-        ones="个位",
-        tens="十位",
         carry="，进",
         borrow="，借",
         semi="；",
@@ -27,8 +25,6 @@ SAY = {
     "en": dict(
         gap=" ",
         colon=": ",
-        ones="ones",
-        tens="tens",
         carry=", carry",
         borrow=", borrow",
         semi="; ",
@@ -83,14 +79,14 @@ def formula(lang, *terms):
 
 
 def column(a, sign, b, lang="zh"):
-    """Add or subtract two numbers below 100 on paper; return the words and the result."""
+    """Add or subtract two numbers below 100 on paper, ones before tens; return the words and the result."""
     say, (x, y), result = SAY[lang], (a % 10, b % 10), a + b if sign == "+" else a - b
     move = x + y > 9 if sign == "+" else x < y
     ones = formula(lang, x, sign, y, "=", result % 10)
     if move:
         ones += formula(lang, say["carry" if sign == "+" else "borrow"], 1)
     tens = formula(lang, a // 10, sign, b // 10, *([sign, 1] if move else []), "=", result // 10)
-    steps = [formula(lang, say["ones"], ones), formula(lang, say["tens"], tens), formula(lang, say["get"], result)]
+    steps = [ones, tens, formula(lang, say["get"], result)]
     return formula(lang, a, sign, b) + say["colon"] + say["semi"].join(steps) + say["stop"], result
 
 
@@ -184,7 +180,7 @@ def draw_problem(rng, people):
     """Draw one problem of any kind as (task, key, question, thought, answer)."""
     trio = rng.sample(people, 3)
     names = [person["zh"] for person in trio]
-    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [36, 6, 26, 10, 6, 12, 4])[0]
+    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [42, 4, 34, 7, 4, 7, 2])[0]
     if task == "weigh":
         return task, *weigh_problem(rng, names)
     if task == "sort":

@@ -162,11 +162,25 @@ def town(rng, held, number):
     return rng.choice(OPENINGS) + "".join(told)
 
 
+def equation(rng):
+    """One column of a sum: a digit for a result, and what is carried or borrowed."""
+    u, w, ten = rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 8)
+    more = rng.randint(0, 8 - ten)
+    plus = f"{spell(u)}+{spell(w)}={spell((u + w) % 10)}{'，进一' if u + w > 9 else ''}"
+    minus = f"{spell(u)}-{spell(w)}={spell((u - w) % 10)}{'，借一' if u < w else ''}"
+    tens = f"{spell(ten)}+{spell(more)}+一={spell(ten + more + 1)}"
+    rest = f"{spell(ten + more + 1)}-{spell(more)}-一={spell(ten)}"
+    return rng.choices([plus, minus, tens, rest], [4, 4, 1, 1])[0]
+
+
+def sums(rng, held, number):
+    """A page of a school book."""
+    return "；".join(equation(rng) for _ in range(rng.randint(6, 10))) + "。"
+
+
 def count_line(rng):
     """One sentence of counting, place value, comparison or one-digit arithmetic."""
     x, y, n = rng.randint(1, 9), rng.randint(1, 9), rng.randint(10, 95)
-    u, w, ten = rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 8)
-    more = rng.randint(0, 8 - ten)
     m = rng.choice([k for k in range(10, 100) if k // 10 != n // 10])
     lead, unit = rng.choice(
         [("桶里装着", "尾鱼"), ("篮子里放着", "枚贝壳"), ("船上装着", "只木箱"), ("树下坐着", "位老人")]
@@ -176,10 +190,6 @@ def count_line(rng):
             f"从{spell(n)}数起：{'、'.join(spell(n + i) for i in range(5))}。",
             f"{spell(n)}：十位{spell(n // 10)}，个位{spell(n % 10)}。",
             f"{spell(max(n, m))}比{spell(min(n, m))}大：十位{spell(max(n, m) // 10)}>{spell(min(n, m) // 10)}。",
-            f"个位{spell(u)}+{spell(w)}={spell((u + w) % 10)}{'，进一' if u + w > 9 else ''}。",
-            f"个位{spell(u)}-{spell(w)}={spell((u - w) % 10)}{'，借一' if u < w else ''}。",
-            f"十位{spell(ten)}+{spell(more)}+一={spell(ten + more + 1)}。",
-            f"十位{spell(ten + more + 1)}-{spell(more)}-一={spell(ten)}。",
             f"{lead}{spell(x)}{unit}，又来{spell(y)}{unit[0]}，一共{spell(x + y)}{unit[0]}。",
             f"{lead}{spell(x + y)}{unit}，少去{spell(y)}{unit[0]}，还剩{spell(x)}{unit[0]}。",
         ]
@@ -237,4 +247,17 @@ def glossary(rng, held, number):
     return "".join(form.format(*pair) for pair in words)
 
 
-PRETRAIN_KINDS = [bio, story, diary, recipe, town, counting, neighbours, storing, glossary, bio_en, story_en]
+PRETRAIN_KINDS = [
+    bio,
+    story,
+    diary,
+    recipe,
+    town,
+    counting,
+    sums,
+    neighbours,
+    storing,
+    glossary,
+    bio_en,
+    story_en,
+]
