@@ -1,43 +1,16 @@
 """Problems with a worked chain of thought for the last training stage.
 
-Numbers are spelt digit by digit (三七 is thirty-seven; in English "3 7"), so that every
-digit is a token of its own and carrying can be learnt from few examples; a column's
-result is one digit too, and what is carried or borrowed is said behind it.  Every
-number has two digits, and none is 11 or 12, which the tokenizer would join.
+Numbers are spelt digit by digit (三七 is thirty-seven), so that every digit is a token of
+its own and carrying can be learnt from few examples; a column's result is one digit too,
+and what is carried or borrowed is said behind it.  Every number has two digits, and none
+is 11 or 12, which the tokenizer would join.
 
 Each problem has a key made of its operands alone: whether a problem is held out depends
 on the key, so a word problem never gives away the answer of a held-out bare sum.
 """
 
-DIGITS = {"zh": "零一二三四五六七八九", "en": "0123456789"}
-SAY = {
-    "zh": dict(
-        gap="",
-        colon="：",
-        carry="，进",
-        borrow="，借",
-        semi="；",
-        get="得",
-        stop="。",
-        first="先算",
-        then="再算",
-    ),
-    "en": dict(
-        gap=" ",
-        colon=": ",
-        carry=", carry",
-        borrow=", borrow",
-        semi="; ",
-        get="get",
-        stop=".",
-        first="First",
-        then=" Then",
-    ),
-}
-SUMS = {
-    "zh": ["计算{sum}。", "请算一算{sum}等于多少？", "{sum}的结果是多少？"],
-    "en": ["Compute {sum}.", "What is {sum}?"],
-}
+DIGITS = "零一二三四五六七八九"
+SUMS = ["计算{sum}。", "请算一算{sum}等于多少？", "{sum}的结果是多少？"]
 STORIES = {  # operations on a, b, c: what happened in town
     "++": [
         "{p}捡到{a}枚贝壳，{q}捡到{b}枚，{r}捡到{c}枚，一共多少枚？",
@@ -58,36 +31,29 @@ STORIES = {  # operations on a, b, c: what happened in town
         "面包房烤出{a}块饼，上午卖掉{b}块，下午卖掉{c}块，还剩多少块？",
     ],
 }
-ORDERS = {  # (more, most, less, least)
-    "zh": [("高", "高", "矮", "矮"), ("重", "重", "轻", "轻"), ("快", "快", "慢", "慢")],
-    "en": [
-        ("taller", "tallest", "shorter", "shortest"),
-        ("older", "oldest", "younger", "youngest"),
-        ("faster", "fastest", "slower", "slowest"),
-    ],
-}
+# more, less: the most and the least are said with the same words
+ORDERS = ["高矮", "重轻", "快慢"]
 
 
-def spell(number, lang="zh"):
-    """Write a number digit by digit: 37 becomes 三七, in English "3 7"."""
-    return SAY[lang]["gap"].join(DIGITS[lang][int(digit)] for digit in str(number))
+def spell(number):
+    """Write a number digit by digit: 37 becomes 三七."""
+    return "".join(DIGITS[int(digit)] for digit in str(number))
 
 
-def formula(lang, *terms):
-    """Write terms and signs in a row: 三七+二八, in English "3 7 + 2 8"."""
-    return SAY[lang]["gap"].join(term if isinstance(term, str) else spell(term, lang) for term in terms)
+def digit_sum(x, sign, y):
+    """One column: 七+八=五，进一 or 三-八=五，借一."""
+    result = x + y if sign == "+" else x - y
+    moved = "" if 0 <= result <= 9 else "，进一" if sign == "+" else "，借一"
+    return f"{spell(x)}{sign}{spell(y)}={spell(result % 10)}{moved}"
 
 
-def column(a, sign, b, lang="zh"):
+def column(a, sign, b):
     """Add or subtract two numbers below 100 on paper, ones before tens; return the words and the result."""
-    say, (x, y), result = SAY[lang], (a % 10, b % 10), a + b if sign == "+" else a - b
-    move = x + y > 9 if sign == "+" else x < y
-    ones = formula(lang, x, sign, y, "=", result % 10)
-    if move:
-        ones += formula(lang, say["carry" if sign == "+" else "borrow"], 1)
-    tens = formula(lang, a // 10, sign, b // 10, *([sign, 1] if move else []), "=", result // 10)
-    steps = [ones, tens, formula(lang, say["get"], result)]
-    return formula(lang, a, sign, b) + say["colon"] + say["semi"].join(steps) + say["stop"], result
+    result = a + b if sign == "+" else a - b
+    ones = digit_sum(a % 10, sign, b % 10)
+    moved = f"{sign}一" if "，" in ones else ""
+    tens = f"{spell(a // 10)}{sign}{spell(b // 10)}{moved}={spell(result // 10)}"
+    return f"{spell(a)}{sign}{spell(b)}：{ones}；{tens}；得{spell(result)}。", result
 
 
 def two_digits(number):
@@ -105,20 +71,19 @@ def draw_operands(rng):
             return signs, a, b, c
 
 
-def sum_problem(rng, names, lang, told):
+def sum_problem(rng, names, told):
     """A two-step sum, bare or told as a story: work out one column after the other."""
     signs, a, b, c = draw_operands(rng)
-    first, middle = column(a, signs[0], b, lang)
-    second, end = column(middle, signs[1], c, lang)
+    first, middle = column(a, signs[0], b)
+    second, end = column(middle, signs[1], c)
     if told:
         p, q, r = names
         question = rng.choice(STORIES[signs]).format(p=p, q=q, r=r, a=spell(a), b=spell(b), c=spell(c))
     else:
-        question = rng.choice(SUMS[lang]).format(sum=formula(lang, a, signs[0], b, signs[1], c))
+        question = rng.choice(SUMS).format(sum=f"{spell(a)}{signs[0]}{spell(b)}{signs[1]}{spell(c)}")
     plus = sorted([a] + [n for sign, n in zip(signs, (b, c), strict=True) if sign == "+"])
     minus = sorted(n for sign, n in zip(signs, (b, c), strict=True) if sign == "-")
-    thought = formula(lang, SAY[lang]["first"], first) + formula(lang, SAY[lang]["then"], second)
-    return f"sum:{plus}{minus}", question, thought, spell(end, lang)
+    return f"sum:{plus}{minus}", question, f"先算{first}再算{second}", spell(end)
 
 
 def compare(p, a, q, b, sign, word):
@@ -157,35 +122,27 @@ def sort_problem(rng):
     return f"three:{sorted(numbers)}", question, thought, "、".join(map(spell, ordered))
 
 
-def order_problem(rng, trio, lang):
+def order_problem(rng, trio):
     """Put three persons in order from two statements that may be turned round or swapped."""
-    a, b, c = (person[lang] for person in trio)
-    key = "order:" + ">".join(person["zh"] for person in trio)
-    more, most, less, least = rng.choice(ORDERS[lang])
-    link = "{}比{}{}" if lang == "zh" else "{0} is {2} than {1}"
+    a, b, c = trio
+    more, less = rng.choice(ORDERS)
     pairs = rng.sample([(a, b), (b, c)], 2)
-    said = [link.format(x, y, more) if rng.random() < 0.6 else link.format(y, x, less) for x, y in pairs]
-    first, second = (link.format(x, y, more) for x, y in pairs)
-    wanted, answer = rng.choice([(most, a), (least, c)])
-    if lang == "zh":
-        question = f"{said[0]}，{said[1]}。三个人里谁最{wanted}？"
-        thought = f"{first}，{second}。中间是{b}。从{more}到{less}是{a}、{b}、{c}。最{wanted}的是{answer}。"
-    else:
-        question = f"{said[0]}. {said[1]}. Who is the {wanted}?"
-        thought = f"{first}. {second}. In the middle is {b}. The order is {a}, {b}, {c}. The {wanted} is {answer}."
-    return key, question, thought, answer
+    said = [f"{x}比{y}{more}" if rng.random() < 0.6 else f"{y}比{x}{less}" for x, y in pairs]
+    first, second = (f"{x}比{y}{more}" for x, y in pairs)
+    wanted, answer = rng.choice([(more, a), (less, c)])
+    question = f"{said[0]}，{said[1]}。三个人里谁最{wanted}？"
+    thought = f"{first}，{second}。中间是{b}。从{more}到{less}是{a}、{b}、{c}。最{wanted}的是{answer}。"
+    return f"order:{a}>{b}>{c}", question, thought, answer
 
 
 def draw_problem(rng, people):
     """Draw one problem of any kind as (task, key, question, thought, answer)."""
-    trio = rng.sample(people, 3)
-    names = [person["zh"] for person in trio]
-    task = rng.choices(["sum", "sum_en", "story", "weigh", "sort", "order", "order_en"], [42, 4, 34, 7, 4, 7, 2])[0]
+    names = [person["zh"] for person in rng.sample(people, 3)]
+    task = rng.choices(["sum", "story", "weigh", "sort", "order"], [45, 36, 7, 4, 8])[0]
     if task == "weigh":
         return task, *weigh_problem(rng, names)
     if task == "sort":
         return task, *sort_problem(rng)
-    lang = "en" if task.endswith("_en") else "zh"
-    if task.startswith("order"):
-        return task, *order_problem(rng, trio, lang)
-    return task, *sum_problem(rng, names, lang, told=task == "story")
+    if task == "order":
+        return task, *order_problem(rng, names)
+    return task, *sum_problem(rng, names, told=task == "story")

@@ -3,7 +3,7 @@
 import hashlib
 import random
 
-from reasoning import spell
+from reasoning import digit_sum, spell
 from world import (
     ATTRS,
     CLOSINGS,
@@ -166,11 +166,9 @@ def equation(rng):
     """One column of a sum: a digit for a result, and what is carried or borrowed."""
     u, w, ten = rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 8)
     more = rng.randint(0, 8 - ten)
-    plus = f"{spell(u)}+{spell(w)}={spell((u + w) % 10)}{'，进一' if u + w > 9 else ''}"
-    minus = f"{spell(u)}-{spell(w)}={spell((u - w) % 10)}{'，借一' if u < w else ''}"
     tens = f"{spell(ten)}+{spell(more)}+一={spell(ten + more + 1)}"
     rest = f"{spell(ten + more + 1)}-{spell(more)}-一={spell(ten)}"
-    return rng.choices([plus, minus, tens, rest], [4, 4, 1, 1])[0]
+    return rng.choices([digit_sum(u, "+", w), digit_sum(u, "-", w), tens, rest], [4, 4, 1, 1])[0]
 
 
 def sums(rng, held, number):
