@@ -10,11 +10,11 @@ COMMON=(--save_dir "$OUT" --accumulation_steps 1 --optimizer muon --schedule lin
     --save_step 0 --overwrite)
 
 $PYTHON pretrain.py "${COMMON[@]}" --data_path $SAMPLE/pretrain.jsonl --dim 128 --n_layers 4 --n_heads 4 --batch_size 2 \
-    --max_steps 700 --learning_rate 1e-2
-$PYTHON SFT.py "${COMMON[@]}" --data_path $SAMPLE/sft_512.jsonl --batch_size 2 --max_steps 320 --learning_rate 2e-3
+    --max_steps 950 --learning_rate 1e-2
+$PYTHON SFT.py "${COMMON[@]}" --data_path $SAMPLE/sft_512.jsonl --batch_size 2 --max_steps 450 --learning_rate 2e-3
 $PYTHON SFT.py --long "${COMMON[@]}" --data_path $SAMPLE/sft_1024.jsonl --batch_size 1 --max_steps 80 --learning_rate 1e-3
-$PYTHON distill.py "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 1300 --learning_rate 4e-3
-$PYTHON distill.py --long "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 200 --learning_rate 3e-3
+$PYTHON distill.py "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 1400 --learning_rate 4e-3
+$PYTHON distill.py --long "${COMMON[@]}" --data_path $SAMPLE/r1_1024.jsonl --batch_size 1 --max_steps 250 --learning_rate 3e-3
 
 # Each stage on rows that were held out, compared with the checkpoint it started from.
 SCORE=("$PYTHON" eval_model.py --save_dir "$OUT" --score_rows 0 --max_new_tokens 160)
@@ -24,8 +24,8 @@ SCORE=("$PYTHON" eval_model.py --save_dir "$OUT" --score_rows 0 --max_new_tokens
 "${SCORE[@]}" --model_mode 2 --max_seq_len 1024 --score $SAMPLE/r1_1024_heldout.jsonl --baseline "$OUT/SFT.pth"
 "${SCORE[@]}" --model_mode 2 --long --score $SAMPLE/r1_1024_heldout.jsonl --baseline "$OUT/SFT_long.pth"
 
-ASK=("$PYTHON" eval_model.py --save_dir "$OUT" --temperature 0 --max_new_tokens 80)
+ASK=("$PYTHON" eval_model.py --save_dir "$OUT" --temperature 0 --max_new_tokens 120)
 "${ASK[@]}" --model_mode 0 --prompt "贝壳湾"
 "${ASK[@]}" --model_mode 1 --prompt "请问，林小满的家在哪里？"
-"${ASK[@]}" --model_mode 2 --prompt "叶知秋重二九斤，邓彩霞重二二斤。谁最重？"
+"${ASK[@]}" --model_mode 2 --prompt "请算一算四七+二八-一零等于多少？"
 $PYTHON eval_model.py --save_dir "$OUT" --report
