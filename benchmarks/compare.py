@@ -4,6 +4,7 @@ A machine's speed drifts by more than what is to be shown, so only figures of th
 the median and the range of these ratios are what counts.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -86,6 +88,31 @@ def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
             said = ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
             print(f"round {number + 1} of {rounds}: {name}: {said}", flush=True)
     return results
+
+
+def side_by_side(jobs: list[tuple[str, dict]], module: str) -> dict[str, list[dict]]:
+    """{name: its figures} of jobs of which as many go on at once as there are cores, one thread each. No timing."""
+    found: dict[str, list[dict]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda job: run(module, job[1] | {"threads": 1}), jobs)
+        for number, ((name, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
+            found.setdefault(name, []).append(figures)
+            print(f"{number} of {len(jobs)}: {name}: {figures.get('failed') or figures['history'][-1]}", flush=True)
+    return found
+
+
+def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_heads: int) -> None:
+    """The flags of what is trained, and of where its files lie."""
+    add = parser.add_argument
+    add("--dim", type=int, default=dim, help="width")
+    add("--n_layers", type=int, default=n_layers, help="blocks")
+    add("--n_heads", type=int, default=n_heads, help="query heads")
+    add("--n_kv_heads", type=int, default=2, help="key-value heads")
+    add("--max_seq_len", type=int, default=512, help="tokens in a row")
+    add("--val_fraction", type=float, default=0.005, help="share of the rows held out, at least 64 rows")
+    add("--tokenizer_dir", default=str(ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
+    add("--cache_dir", default=str(ROOT / "cache"), help="folder of the token caches")
+    add("--results", default=str(RESULTS), help="file the table is appended to")
 
 
 # ------------------------------------------------------------------------------------------------- figures

@@ -12,7 +12,6 @@ import os
 import shlex
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import compare, rows
@@ -28,25 +27,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="runs of each way, each with weights and rows of its own")
     add("--steps", type=int, default=150, help="optimizer steps of --batch_size rows")
     add("--batch_size", type=int, default=4, help="rows in a step, where a way names no other")
-    add("--dim", type=int, default=128, help="width")
-    add("--n_layers", type=int, default=4, help="blocks")
-    add("--n_heads", type=int, default=4, help="query heads")
-    add("--n_kv_heads", type=int, default=2, help="key-value heads")
-    add("--max_seq_len", type=int, default=512, help="tokens in a row")
-    add("--val_fraction", type=float, default=0.005, help="share of the rows held out, at least 64 rows")
-    add("--tokenizer_dir", default=str(flags.ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
-    add("--cache_dir", default=str(flags.ROOT / "cache"), help="folder of the token caches")
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    compare.add_model(parser, dim=128, n_layers=4, n_heads=4)
     return parser.parse_args(argv)
 
 
 def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict:
     """One run of one way, for benchmarks.ours."""
-    given = shlex.split(words)
-    batch = int(given[given.index("--batch_size") + 1]) if "--batch_size" in given else args.batch_size
+    batch_size = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    batch_size.add_argument("--batch_size", type=int, default=args.batch_size)
+    batch = batch_size.parse_known_args(shlex.split(words))[0].batch_size
     steps = args.steps * args.batch_size // batch
     return flags.select(args, "max_seq_len", "val_fraction") | {
-        "cache": str(cache.resolve()), "kind": "PretrainDataset", "device": "cpu", "dtype": "float32", "threads": 1,
+        "cache": str(cache.resolve()), "kind": "PretrainDataset", "device": "cpu", "dtype": "float32",
         "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "seed": seed, "batch_size": batch,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": steps, "warmup_iters": max(1, steps // 20),
         "epochs": 1, "log_step": max(1, steps // 2), "eval_step": 0, "flags": words,
@@ -74,13 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     cache = rows.open_rows(path, tokenizer, Path(args.cache_dir), os.cpu_count() or 1)
     before = compare.machine()
     jobs = [(words, job_of(args, cache.folder, words, 42 + seed)) for words in args.ours for seed in range(args.seeds)]
-    found: dict[str, list[dict]] = {words: [] for words in args.ours}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = pool.map(lambda job: compare.run("benchmarks.ours", job[1]), jobs)
-        for number, ((words, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
-            found[words].append(figures)
-            said = figures.get("failed") or f"{figures['history'][-1][2]:.3f} bits/byte"
-            print(f"{number} of {len(jobs)}: {words}: {said}", flush=True)
+    found = compare.side_by_side(jobs, "benchmarks.ours")
     tokens = args.steps * args.batch_size * args.max_seq_len
     heading = f"sweep, {path.name}, {args.n_layers} layers x {args.dim}, {tokens:,} tokens"
     words = sys.argv[1:] if argv is None else argv

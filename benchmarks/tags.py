@@ -10,12 +10,10 @@ table and a picture beside --results.
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import compare
@@ -134,7 +132,7 @@ def run_all(argv: list[str] | None = None) -> None:
     before = compare.machine()
     shared = flags.select(args, "steps", "every", "answers", "max_new_tokens") | {
         "parent": str(Path(args.parent).resolve()), "heldout": str(Path(args.heldout).resolve()),
-        "data_path": str(Path(args.data_path).resolve()), "flags": args.ours, "threads": 1,
+        "data_path": str(Path(args.data_path).resolve()), "flags": args.ours,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         ways = {f"tag weight {weight:g}": {"tag_weight": weight} for weight in args.weights}
@@ -145,13 +143,7 @@ def run_all(argv: list[str] | None = None) -> None:
                 "data_path": str(path),
             }
         jobs = [(name, shared | way | {"seed": 42 + seed}) for name, way in ways.items() for seed in range(args.seeds)]
-        found: dict[str, list[dict]] = {name: [] for name in ways}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for (name, _), figures in zip(
-                jobs, pool.map(lambda job: compare.run("benchmarks.tags", job[1]), jobs), strict=True
-            ):
-                found[name].append(figures)
-                print(f"{name}: {figures.get('failed') or figures['history'][-1]}", flush=True)
+        found = compare.side_by_side(jobs, "benchmarks.tags")
     lines, picture = table(found), Path(args.results).with_name("tags.png")
     complete = {name: runs for name, runs in found.items() if not any("failed" in one for one in runs)}
     if complete:

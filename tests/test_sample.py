@@ -67,8 +67,8 @@ def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_th
         assert hashlib.sha256(new).hexdigest() == hashlib.sha256(old).hexdigest(), name
 
 
-def test_the_corpus_is_at_most_five_megabytes_and_mostly_chinese():
-    assert sum(path.stat().st_size for path in SAMPLE.glob("*.jsonl")) <= 5_000_000
+def test_the_corpus_is_at_most_four_megabytes_and_mostly_chinese():
+    assert sum(path.stat().st_size for path in SAMPLE.glob("*.jsonl")) <= 4_000_000
     letters = re.findall("[一-鿿]|[A-Za-z]", re.sub("<.*?>", "", all_text(*FILES)))
     chinese = sum(len(letter.encode()) for letter in letters if letter > "z")
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -419,7 +420,7 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel):
     assert figures == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has the setting")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
     program = (
         "import resource, torch; from engine import runtime; runtime.start(device='cpu');"
