@@ -16,6 +16,7 @@ from engine.packing import Batch
 from model import SpongeBob
 
 SUMS = ("weighted", "plain", "tags", "text")  # the order of TokenLoss's sums
+LOGIT_ROWS = 256  # logits on the CPU are made for a multiple of so many positions
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,12 @@ class TokenLoss(nn.Module):
             classes.flatten(),
         )
         if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Only learned positions need logits. Elsewhere their number would have to be waited for.
+            # Only learned positions need logits. Elsewhere their number would have to be waited for. It is rounded up,
+            # with positions that weigh nothing: bf16 kernels are made anew for every number of rows.
             learned = classes != NO_LOSS
-            hidden, labels, classes = hidden[learned], labels[learned], classes[learned]
+            count = -(-int(learned.sum()) // LOGIT_ROWS) * LOGIT_ROWS
+            kept = learned.argsort(descending=True, stable=True)[:count]
+            hidden, labels, classes = hidden[kept], labels[kept], classes[kept]
         if not self.chunk:
             return self._sums(hidden, labels, classes)
         parts = zip(hidden.split(self.chunk), labels.split(self.chunk), classes.split(self.chunk), strict=True)
