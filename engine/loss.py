@@ -94,7 +94,8 @@ class TokenLoss(nn.Module):
             (classes == TAG).float(),
             (learned & (labels != self.end_id)).float(),
         ])  # (4, positions)  # fmt: skip
-        sums = masks @ nats
+        sums = (masks * nats).sum(1)  # not masks @ nats, which autocast would do in half precision
         if self.z_loss:
-            sums = sums + F.pad(self.z_loss * (masks[:1] @ logits.logsumexp(-1).square()), (0, 3))  # weighted only
+            log_z = logits.logsumexp(-1)
+            sums = sums + F.pad(self.z_loss * (masks[:1] * log_z.square()).sum(1), (0, 3))  # weighted only
         return sums

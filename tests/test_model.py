@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import model as model_module
 from Config import PRESETS, LLMConfig
+from dataset import LOSS
 from engine import flops
 from engine.loss import TokenLoss
 from engine.plan import memory_needed
@@ -143,6 +144,17 @@ def test_the_tag_weight_multiplies_the_tags_alone():
     torch.testing.assert_close(plain, nats[10:].sum())
     torch.testing.assert_close(tags, nats[22:].sum())
     torch.testing.assert_close(text, plain)
+
+
+def test_costs_are_summed_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    model = tiny()
+    ids, labels = torch.randint(3, model.config.vocab_size, (2, 4, 32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = TokenLoss(model)(ids, labels, torch.full_like(labels, LOSS))[1]
+        logits = model(ids).logits.float()
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten(), reduction="sum")
+    assert plain.item() == pytest.approx(nats.item(), rel=1e-5)
 
 
 def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
