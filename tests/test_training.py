@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 import distill
+import model as model_module
 import pretrain
 import SFT
 from Config import LLMConfig
@@ -305,6 +306,34 @@ def test_an_epoch_in_one_step_logs_the_same_however_the_window_is_cut_and_howeve
         assert log["step"] == 1 and log["tokens"] == logs[0]["tokens"]
         assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
         assert log["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-4)
+
+
+@pytest.fixture
+def compiler():
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1))
+    except Exception as error:
+        pytest.skip(f"nothing can be compiled here: {str(error).splitlines()[0]}")
+
+
+def test_two_hundred_steps_chunked_masked_not_fused_or_compiled_lose_the_same(folder, monkeypatch, compiler):
+    def losses(name: str, *words: str) -> list[float]:
+        steps = ["--epochs", "100", "--max_steps", "200", "--log_step", "1", "--eval_step", "0", "--save_step", "0"]
+        pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
+        return [row["loss"] for row in rows(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
+
+    plain = losses("plain")
+    assert len(plain) == 200 and plain[-1] < plain[0] - 1
+    curves = {"chunked": losses("chunked", "--loss_chunk", "50"), "compiled": losses("compiled", "--compile")}
+    with monkeypatch.context() as patch:
+        patch.setattr(model_module, "attends_by_document", lambda *_: False)
+        curves["masked"] = losses("masked")
+    adamw = torch.optim.AdamW
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", lambda *args, **more: adamw(*args, **more | {"fused": False}))
+        curves["not fused"] = losses("not_fused")
+    for curve in curves.values():
+        assert curve == pytest.approx(plain, abs=1e-2)
 
 
 def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
