@@ -18,7 +18,7 @@ import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import load_tokenizer
-from engine import flags, loop, optim, packing, runtime, settings, state
+from engine import flags, loop, optim, packing, runtime, settings, stage, state
 from engine.loss import TokenLoss
 from engine.plain_reader import PlainReader
 from engine.tokens import open_or_build
@@ -322,6 +322,7 @@ def test_two_hundred_steps_chunked_masked_not_fused_or_compiled_lose_the_same(fo
         pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
         return [row["loss"] for row in rows(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
 
+    monkeypatch.setattr(stage, "attends_by_document", lambda *_: False)  # the same rows for all
     plain = losses("plain")
     assert len(plain) == 200 and plain[-1] < plain[0] - 1
     curves = {"chunked": losses("chunked", "--loss_chunk", "50"), "compiled": losses("compiled", "--compile")}
@@ -332,8 +333,8 @@ def test_two_hundred_steps_chunked_masked_not_fused_or_compiled_lose_the_same(fo
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", lambda *args, **more: adamw(*args, **more | {"fused": False}))
         curves["not fused"] = losses("not_fused")
-    for curve in curves.values():
-        assert curve == pytest.approx(plain, abs=1e-2)
+    apart = {name: max(abs(a - b) for a, b in zip(curve, plain, strict=True)) for name, curve in curves.items()}
+    assert all(distance < 1e-2 for distance in apart.values()), apart
 
 
 def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
