@@ -84,21 +84,28 @@ def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
         for name, (module, job) in jobs(number).items():
             figures = run(module, job)
             results.setdefault(name, []).append(figures)
-            shown = {key: value for key, value in figures.items() if isinstance(value, (int, float, str))}
-            said = ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
-            print(f"round {number + 1} of {rounds}: {name}: {said}", flush=True)
+            print(f"round {number + 1} of {rounds}: {name}: {_said(figures)}", flush=True)
     return results
 
 
-def side_by_side(jobs: list[tuple[str, dict]], module: str) -> dict[str, list[dict]]:
-    """{name: its figures} of jobs of which as many go on at once as there are cores, one thread each. No timing."""
+def side_by_side(jobs: list[tuple[str, dict]], module: str, alone: bool = False) -> dict[str, list[dict]]:
+    """{name: its figures} of jobs of which as many go on at once as there are cores, one thread each.
+
+    That is no timing; `alone` they are: one at a time, with all cores.
+    """
     found: dict[str, list[dict]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = pool.map(lambda job: run(module, job[1] | {"threads": 1}), jobs)
+    with ThreadPoolExecutor(1 if alone else os.cpu_count()) as pool:
+        runs = pool.map(lambda job: run(module, job[1] | {"threads": 0 if alone else 1}), jobs)
         for number, ((name, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
             found.setdefault(name, []).append(figures)
-            print(f"{number} of {len(jobs)}: {name}: {figures.get('failed') or figures['history'][-1]}", flush=True)
+            print(f"{number} of {len(jobs)}: {name}: {_said(figures)}", flush=True)
     return found
+
+
+def _said(figures: dict) -> str:
+    shown = {key: value for key, value in figures.items() if isinstance(value, (int, float, str))}
+    last = [f"at the end {figures['history'][-1]}"] if figures.get("history") else []
+    return ", ".join([f"{key} {_short(value)}" for key, value in shown.items()] + last)
 
 
 def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_heads: int) -> None:

@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--results", default=str(compare.RESULTS), help="file the table is appended to")
     args = parser.parse_args(argv)
     path = Path(args.data_path).resolve()
-    if path.is_dir() or rows.kind_of(path) is not PretrainDataset:
+    if path.is_dir() or rows.stage_of(path) != "pretrain":
         raise ValueError(f'{args.data_path}: --data_path must be a JSONL file with "text" rows')
     args.tokenizer_dir = str(Path(args.tokenizer_dir).resolve())
     args.data_path, before = str(path), compare.machine()

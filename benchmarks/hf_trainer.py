@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import NO_LOSS, load_tokenizer
-from engine.export import hf_config
+from engine.checkpoint import cpu_weights, load_model
+from engine.export import hf_config, hf_name, hf_weights
 from engine.tokens import TokenCache
+from model import SpongeBob
 
 
 class Collator:
@@ -48,7 +51,7 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **_):
         self.step = state.global_step
-        if self.step not in (self.warm, state.max_steps) and not self.score:
+        if self.step not in (self.warm, state.max_steps) and not self.budget:
             return
         if args.device.type == "cuda":
             torch.cuda.synchronize()
@@ -75,7 +78,7 @@ def tensors(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> list[
 
 
 def main(job: dict) -> dict:
-    """Train for job["steps"] steps; two of them are not timed unless held-out rows are scored (job["seconds"])."""
+    """Train for job["steps"] steps, at most job["seconds"]; two of them are not timed unless all of it counts."""
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("transformers.Trainer needs accelerate: pip install -r requirements-bench.txt")
     tokenizer = load_tokenizer(job["tokenizer_dir"])
@@ -83,13 +86,15 @@ def main(job: dict) -> dict:
     data = tensors(cache, training, job["max_seq_len"])
     steps = job["steps"] or len(data) // job["batch_size"]
     # The sampler groups within at most 50 batches and at most a quarter of the rows; four copies let it have all 50.
-    data = data * (1 if job["seconds"] else 4)
+    data = data * (1 if job["seconds"] or "out" in job else 4)
     config = LLMConfig(vocab_size=tokenizer.get_vocab_size(), max_seq_len=job["max_seq_len"], **job["shape"])
     torch.manual_seed(job["seed"])
     model = LlamaForCausalLM._from_config(hf_config(config), attn_implementation="sdpa")
-    warm, score = min(2, steps - 1), None
-    if job["seconds"]:
-        warm, score = 0, HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
+    if "parent" in job:
+        model.load_state_dict(hf_weights(cpu_weights(load_model(Path(job["parent"]))[0]), config))
+    warm, score = 0 if job["seconds"] or "out" in job else min(2, steps - 1), None
+    if job["seconds"] and "out" not in job:
+        score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
     collator = Collator()
     clock = Clock(collator, warm, job["seconds"], score)
     arguments = TrainingArguments(
@@ -101,9 +106,18 @@ def main(job: dict) -> dict:
         logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[clock]).train()
-    tokens, seconds = clock.tokens(), clock.seconds
+    if "out" in job:
+        rows.leave(Path(job["out"]), our_weights(model.state_dict(), config), config, tokenizer)
+    tokens, seconds, steps = clock.tokens(), clock.seconds, clock.step - warm
     figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    return figures | {"step_seconds": seconds / (clock.step - warm), "history": clock.history}
+    return figures | {"step_seconds": seconds / steps, "step_tokens": tokens / steps, "history": clock.history}
+
+
+def our_weights(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+    """The inverse of export.hf_weights: what it makes of the numbers of the rows says where each row has gone."""
+    numbers = {name: torch.arange(len(weight))[:, None] for name, weight in SpongeBob(config).state_dict().items()}
+    moved = hf_weights(numbers, config)
+    return {name: theirs[hf_name(name)][moved[hf_name(name)].flatten().argsort()] for name in numbers}
 
 
 if __name__ == "__main__":

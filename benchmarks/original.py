@@ -1,7 +1,8 @@
 """The method of the original scripts, written anew and short: what training this model cost before the engine.
 
 Rows are tokenised in __getitem__ and padded to max_seq_len, attention multiplies out every score and adds a full mask,
-everything is fp32, eight micro-batches make a step, AdamW 5e-4 with a cosine. Rotary positions are complex numbers.
+everything is fp32, eight micro-batches make a step, AdamW 5e-4 with a cosine. Rotary positions are complex numbers. In
+distillation whatever is a piece of a tag weighs ten times as much, wherever it stands. Weights have Meta's names.
 
 Shapes: B rows, T positions of a row, H query heads, K key-value heads, D size of a head
 """
@@ -10,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +22,20 @@ from transformers import AutoTokenizer
 from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
-from dataset import BOS, EOS, SFTDataset, load_tokenizer
+from dataset import BOS, EOS, load_tokenizer
+from engine.checkpoint import load_model
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAG_WEIGHT = 10
 
 
 class Rows(Dataset):
-    """(inputs, labels, mask), each (T,); of a conversation only the assistant's words are in the mask."""
+    """(inputs, labels, weights), each (T,); of a conversation only the assistant's words have weight."""
 
-    def __init__(self, texts: list[str], tokenizer_dir: str, max_seq_len: int, chat: bool):
+    def __init__(self, texts: list[str], tokenizer_dir: str, max_seq_len: int, stage: str):
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-        self.texts, self.length, self.chat = texts, max_seq_len + 1, chat
+        self.texts, self.length, self.stage = texts, max_seq_len + 1, stage
+        self.tags = {piece for tag in TAGS for piece in self.tokenizer(tag, add_special_tokens=False).input_ids}
         self.begin = self.tokenizer(f"{BOS}assistant\n", add_special_tokens=False).input_ids
         self.end = self.tokenizer.convert_tokens_to_ids(EOS)
 
@@ -37,10 +44,12 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         ids = self.tokenizer(self.texts[index], add_special_tokens=False).input_ids[: self.length]
-        mask = self.answers(ids) if self.chat else [1] * len(ids)
+        weights = [1] * len(ids) if self.stage == "pretrain" else self.answers(ids)
+        if self.stage == "distill":
+            weights = [w * TAG_WEIGHT if one in self.tags else w for one, w in zip(ids, weights, strict=True)]
         padding = [0] * (self.length - len(ids))
-        ids, mask = torch.tensor(ids + padding), torch.tensor(mask + padding)
-        return ids[:-1], ids[1:], mask[1:]
+        ids, weights = torch.tensor(ids + padding), torch.tensor(weights + padding)
+        return ids[:-1], ids[1:], weights[1:]
 
     def answers(self, ids: list[int]) -> list[int]:
         """1 from behind each `<s>assistant` line to its end mark."""
@@ -91,32 +100,39 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns[None, :, None]).flatten(3).type_as(x)
 
 
-class Block(nn.Module):
+class FeedForward(nn.Module):
     def __init__(self, config: LLMConfig):
         super().__init__()
-        self.attention = Attention(config)
-        self.attention_norm, self.ffn_norm = (RMSNorm(config.dim, config.norm_eps) for _ in range(2))
         self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.attention, self.feed_forward = Attention(config), FeedForward(config)
+        self.attention_norm, self.ffn_norm = (RMSNorm(config.dim, config.norm_eps) for _ in range(2))
+
     def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turns, mask)
-        normed = self.ffn_norm(x)
-        return x + self.w2(F.silu(self.w1(normed)) * self.w3(normed))
+        return x + self.feed_forward(self.ffn_norm(x))
 
 
 class Decoder(nn.Module):
     def __init__(self, config: LLMConfig):
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
-        self.output.weight = self.embeddings.weight
+        self.output.weight = self.tok_embeddings.weight
         length, wavelengths = config.max_seq_len, torch.arange(0, config.head_dim, 2) / config.head_dim
         angles = torch.outer(torch.arange(length).float(), config.rope_theta**-wavelengths)
         self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
@@ -124,44 +140,51 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> logits (B, T, V)."""
-        length, x = ids.shape[1], self.embeddings(ids)
-        for block in self.blocks:
+        length, x = ids.shape[1], self.tok_embeddings(ids)
+        for block in self.layers:
             x = block(x, self.turns[:length], self.mask[:length, :length])
         return self.output(self.norm(x))
 
 
 def main(job: dict) -> dict:
-    """Train for job["seconds"], or (0) through its rows once; the first micro-batch is not timed."""
+    """Train for job["seconds"] or job["tokens"], or (both 0) through its rows once, the first micro-batch not timed."""
     torch.manual_seed(job["seed"])
     tokenizer = load_tokenizer(job["tokenizer_dir"])
     cache, training, heldout = rows.reopen(job, tokenizer)
     if job["rows"]:
         training = rows.spread_by_length(cache, training, job["rows"], job["seed"])
-    chat = job["kind"] == SFTDataset.__name__
-    data = Rows(rows.texts(cache, training, tokenizer), job["tokenizer_dir"], job["max_seq_len"], chat)
+    texts = rows.texts(cache, training, tokenizer)
+    data = Rows(texts, job["tokenizer_dir"], job["max_seq_len"], job["stage"])
     loader = DataLoader(data, job["batch_size"], shuffle=True, num_workers=job["loader_processes"])
     config = LLMConfig(vocab_size=tokenizer.get_vocab_size(), max_seq_len=job["max_seq_len"], **job["shape"])
     model = Decoder(config).to(job["device"])
+    if "parent" in job:
+        model.load_state_dict(load_model(Path(job["parent"]))[0].state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["learning_rate"])
-    if not job["seconds"]:
-        return train(model, optimizer, loader, job)
-    score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
+    score = None
+    if job["seconds"] and "out" not in job:
+        score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
     forever = itertools.chain.from_iterable(itertools.repeat(loader))
-    return train(model, optimizer, forever, job, lambda: score(model))
+    figures = train(model, optimizer, forever if job["seconds"] or job["tokens"] else loader, job, score)
+    if "out" in job:
+        rows.leave(Path(job["out"]), model.state_dict(), config, tokenizer)
+    return figures
 
 
-def train(model: Decoder, optimizer, batches: Iterator, job: dict, score=None) -> dict:
+def train(model: Decoder, optimizer, batches: Iterator, job: dict, score: HeldOut | None) -> dict:
     """The training loop; the clock stands still while `score` is taken, twenty times a run."""
-    seconds, tokens, history, budget, warm = 0.0, 0, [], job["seconds"], 0 if score else 1
-    for number, (inputs, labels, mask) in enumerate(batches):
+    seconds, tokens, history = 0.0, 0, []
+    budget = job["seconds"] or job["tokens"]
+    warm = 0 if budget else 1
+    for number, (inputs, labels, weights) in enumerate(batches):
         began = time.perf_counter()
-        progress = seconds / budget if budget else 0.0
+        progress = (seconds if job["seconds"] else tokens) / budget if budget else 0.0
         for group in optimizer.param_groups:
             group["lr"] = job["learning_rate"] * (0.1 + 0.5 * (1 + math.cos(math.pi * progress)))
         real = int((labels != 0).sum())
-        inputs, labels, mask = (tensor.to(job["device"]) for tensor in (inputs, labels, mask))
+        inputs, labels, weights = (tensor.to(job["device"]) for tensor in (inputs, labels, weights))
         losses = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), reduction="none")
-        loss = (losses * mask.flatten()).sum() / mask.sum()
+        loss = (losses * weights.flatten()).sum() / weights.sum()
         (loss / job["accumulation"]).backward()
         if (number + 1 - warm) % job["accumulation"] == 0:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -173,8 +196,8 @@ def train(model: Decoder, optimizer, batches: Iterator, job: dict, score=None) -
             continue
         seconds, tokens = seconds + time.perf_counter() - began, tokens + real
         if score and seconds >= budget * (len(history) + 1) / 20:
-            history.append([seconds, tokens, score()])
-        if budget and seconds >= budget:
+            history.append([seconds, tokens, score(model)])
+        if budget and (seconds if job["seconds"] else tokens) >= budget:
             break
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": history}
 

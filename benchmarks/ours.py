@@ -2,16 +2,19 @@
 
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import distill
 import pretrain
 import SFT
 from benchmarks import compare
-from dataset import SFTDataset
 from engine import flags
+
+STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 
 
 def main(job: dict) -> dict:
@@ -24,13 +27,12 @@ def main(job: dict) -> dict:
         "epochs": job["epochs"], "max_steps": job["steps"], "warmup_iters": job["warmup_iters"],
         "val_fraction": job["val_fraction"], "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
     }  # fmt: skip
-    if job["kind"] == SFTDataset.__name__:
-        stage, argv["init_from"] = SFT, job["parent"]
-    else:
-        stage = pretrain
-        argv |= job["shape"]
+    argv |= {"init_from": job["parent"]} if "parent" in job else job["shape"]
     words = [str(word) for name, value in argv.items() for word in (f"--{name}", value)]
-    stage.main([*words, *shlex.split(job["flags"])])
+    STAGES[job["stage"]].main([*words, *shlex.split(job["flags"])])
+    if "out" in job:
+        for suffix in (".pth", ".json"):
+            shutil.copyfile(folder / f"{job['stage']}{suffix}", Path(job["out"]).with_suffix(suffix))
     return figures(next(folder.glob("*.metrics.jsonl")))
 
 
@@ -45,7 +47,9 @@ def figures(log: Path) -> dict:
     tokens, seconds = last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]
     speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu"),
              "loader_share": statistics.fmean(row["loader_share"] for row in timed[1:])}  # fmt: skip
-    return speed | {"step_seconds": seconds / (last["step"] - first["step"]), "history": history}
+    steps = last["step"] - first["step"]
+    whole = {"all_tokens": last["tokens"], "all_seconds": last["seconds"]}  # the warm-up too
+    return speed | whole | {"step_seconds": seconds / steps, "step_tokens": tokens / steps, "history": history}
 
 
 def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:

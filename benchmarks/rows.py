@@ -5,32 +5,37 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from dataset import PretrainDataset, SFTDataset, parse_line
+from Config import LLMConfig
+from dataset import PretrainDataset, SFTDataset, fingerprint, parse_line
+from engine import checkpoint
 from engine.jsonl import blocks, lines, source_files
 from engine.tokens import TokenCache, open_cache, open_or_build
 
-KINDS = {kind.__name__: kind for kind in (PretrainDataset, SFTDataset)}
+DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDataset}  # by stage
 
 
-def kind_of(path: Path) -> type:
-    """PretrainDataset or SFTDataset, as the first row of a JSONL file or a token cache says."""
+def stage_of(path: Path) -> str:
+    """pretrain or SFT, as the first row of a JSONL file or a token cache says."""
     if (path / "meta.json").is_file():
-        return KINDS[json.loads((path / "meta.json").read_text(encoding="utf-8"))["dataset"]]
+        dataset = json.loads((path / "meta.json").read_text(encoding="utf-8"))["dataset"]
+        return next(stage for stage, one in DATASETS.items() if one.__name__ == dataset)
     first = next((line for block in blocks(source_files([path])[0]) for _, line in lines(*block)), None)
     if first is None:
         raise ValueError(f"{path}: no rows")
-    return SFTDataset if SFTDataset.field in parse_line(first) else PretrainDataset
+    return "SFT" if SFTDataset.field in parse_line(first) else "pretrain"
 
 
 def open_rows(path: Path, tokenizer: Tokenizer, cache_dir: Path, num_workers: int) -> TokenCache:
     """The token cache of a JSONL file, or a finished cache folder."""
-    return open_or_build([path], kind_of(path), tokenizer, cache_dir=cache_dir, num_workers=num_workers)
+    dataset = DATASETS[stage_of(path)]
+    return open_or_build([path], dataset, tokenizer, cache_dir=cache_dir, num_workers=num_workers)
 
 
 def reopen(job: dict, tokenizer: Tokenizer) -> tuple[TokenCache, np.ndarray, np.ndarray]:
     """In a contender's process: the cache, the numbers of its training documents and of the held-out ones."""
-    cache = open_cache(Path(job["cache"]), KINDS[job["kind"]], tokenizer)
+    cache = open_cache(Path(job["cache"]), DATASETS[job["stage"]], tokenizer)
     return cache, *cache.split(job["val_fraction"])
 
 
@@ -64,3 +69,9 @@ def texts(cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer) -> lis
     """The documents as text with their control tokens, as programs see them that tokenise while they train."""
     ids = [cache.ids[cache.offsets[document] : cache.offsets[document + 1]].tolist() for document in documents]
     return tokenizer.decode_batch(ids, skip_special_tokens=False)
+
+
+def leave(path: Path, weights: dict[str, Tensor], config: LLMConfig, tokenizer: Tokenizer) -> None:
+    """A peer's weights, under our names, as a checkpoint that eval_model.py reads."""
+    meta = {"config": checkpoint.shape_json(config), "tokenizer": fingerprint(tokenizer)}
+    checkpoint.save_weights(path, {name: weight.cpu().float() for name, weight in weights.items()}, meta)

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import compare, growth, ours, parts, rows
-from dataset import PretrainDataset, SFTDataset, load_tokenizer
+from dataset import load_tokenizer
 from engine import flags, runtime
 from engine.tokens import TokenCache
 
@@ -66,15 +66,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def base_job(args: argparse.Namespace, cache: TokenCache, kind: type) -> dict:
+def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
     """What every contender is told."""
     device = runtime.pick_device(args.device)
     return flags.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
-        "cache": str(cache.folder.resolve()), "kind": kind.__name__, "device": device.type,
+        "cache": str(cache.folder.resolve()), "stage": stage, "device": device.type,
         "dtype": str(runtime.pick_dtype(args.dtype, device)).removeprefix("torch."),
         "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "val_fraction": 0.0,
-        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": 0, "warmup_iters": 2, "epochs": 1,
-        "log_step": 1, "eval_step": 0, "rows": 0, "flags": "",
+        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": 0, "tokens": 0, "warmup_iters": 2,
+        "epochs": 1, "log_step": 1, "eval_step": 0, "rows": 0, "flags": "",
     }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
 
 def race(args: argparse.Namespace, job: dict) -> list[str]:
     """The table of held-out bits per byte after --seconds. A short run before tells how many steps to plan for."""
-    if job["kind"] != PretrainDataset.__name__:
+    if job["stage"] != "pretrain":
         raise ValueError('--seconds compares bits per byte of text: --data_path must hold rows with "text"')
     if not args.peers:
         raise ValueError("--seconds needs a peer")
@@ -159,11 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     tokenizer = load_tokenizer(args.tokenizer_dir)
     path, workers = Path(args.data_path), args.num_workers or os.cpu_count()
-    cache, kind = rows.open_rows(path, tokenizer, Path(args.cache_dir), workers), rows.kind_of(path)
-    job = base_job(args, cache, kind)
+    cache, stage = rows.open_rows(path, tokenizer, Path(args.cache_dir), workers), rows.stage_of(path)
+    job = base_job(args, cache, stage)
     before = compare.machine(job["device"])
     with tempfile.TemporaryDirectory() as folder:
-        if kind is SFTDataset:
+        if stage == "SFT":
             job["parent"] = str(ours.one_step(job["shape"], args.tokenizer_dir, Path(folder) / "parent"))
         if args.grow:
             title, lines = "growth", growth.measure(args, job)

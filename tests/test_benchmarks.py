@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, rows, sweep, tags, train
+from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, quality, rows, sweep, tags, train
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
-from dataset import PretrainDataset, SFTDataset
+from dataset import PretrainDataset
 from engine import checkpoint, export, flags
 from model import SpongeBob
 
@@ -32,11 +32,11 @@ def job(sample, tmp_path):
     part = rows.write_part(sample, np.flatnonzero(lengths == length)[:DOCUMENTS], tmp_path / "rows")
     (tmp_path / "run").mkdir()
     return {
-        "cache": str(part), "kind": "PretrainDataset", "folder": str(tmp_path / "run"), "shape": SHAPE, "seed": 1,
+        "cache": str(part), "stage": "pretrain", "folder": str(tmp_path / "run"), "shape": SHAPE, "seed": 1,
         "max_seq_len": length, "batch_size": BATCH, "device": "cpu", "dtype": "float32", "val_fraction": 0.0,
-        "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "epochs": 1,
-        "warmup_iters": 1, "log_step": 1, "eval_step": 0, "flags": "", "learning_rate": 5e-4, "accumulation": 2,
-        "loader_processes": 0, "grouped": True, "a batch": BATCH * (length - 1),
+        "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "tokens": 0,
+        "epochs": 1, "warmup_iters": 1, "log_step": 1, "eval_step": 0, "flags": "", "learning_rate": 5e-4,
+        "accumulation": 2, "loader_processes": 0, "grouped": True, "a batch": BATCH * (length - 1),
     }  # fmt: skip
 
 
@@ -68,28 +68,37 @@ def test_a_peer_that_races_leaves_its_held_out_figures(contender, change, job):
     assert list(seconds) == sorted(seconds) and tokens[-1] % job["a batch"] == 0 and 0 < min(bits) < 20
 
 
-def test_the_original_is_the_same_model_as_ours():
-    config = LLMConfig(**SHAPE, vocab_size=100, max_seq_len=16)
-    theirs, mine = original.Decoder(config).eval(), SpongeBob(config).eval()
-    names = {"embeddings": "tok_embeddings", "blocks": "layers", ".w1": ".feed_forward.w1", ".w2": ".feed_forward.w2",
-             ".w3": ".feed_forward.w3"}  # fmt: skip
-    weights = {}
-    for name, weight in theirs.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        weights[name] = weight * 10  # fresh weights hardly differ from zero
-    theirs.load_state_dict({name: weight * 10 for name, weight in theirs.state_dict().items()})
-    mine.load_state_dict(weights)
+@pytest.fixture
+def heavy():
+    """A model with weights that are far from zero, as fresh ones are not."""
+    torch.manual_seed(0)
+    model = SpongeBob(LLMConfig(**SHAPE, vocab_size=100, max_seq_len=16)).eval()
+    model.load_state_dict(
+        {name: weight * 10 if weight.ndim > 1 else weight for name, weight in model.state_dict().items()}
+    )
+    return model
+
+
+def test_the_original_is_the_same_model_as_ours(heavy):
+    theirs = original.Decoder(heavy.config).eval()
+    theirs.load_state_dict(heavy.state_dict())
     ids = torch.randint(100, (2, 16))
-    torch.testing.assert_close(theirs(ids), mine(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs(ids), heavy(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_llama_comes_back_under_our_names(heavy):
+    there = export.hf_weights(checkpoint.cpu_weights(heavy), heavy.config)
+    back = hf_trainer.our_weights(there, heavy.config)
+    assert back.keys() == heavy.state_dict().keys()
+    assert all(torch.equal(back[name], weight) for name, weight in heavy.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["pretrain.jsonl", "sft_512.jsonl"])
 def test_the_original_reads_the_rows_of_the_cache(name, tokenizer, tmp_path):
     cache = rows.open_rows(flags.SAMPLE / name, tokenizer, tmp_path, 1)
-    chat = rows.kind_of(flags.SAMPLE / name) is SFTDataset
+    stage = rows.stage_of(flags.SAMPLE / name)
     data = original.Rows(
-        rows.texts(cache, np.arange(20), tokenizer), str(flags.ROOT / "spongebob_tokenizer"), 512, chat
+        rows.texts(cache, np.arange(20), tokenizer), str(flags.ROOT / "spongebob_tokenizer"), 512, stage
     )
     for number, (_, labels, mask) in zip(range(20), data, strict=True):
         ids, classes = (x[cache.offsets[number] : cache.offsets[number + 1]] for x in (cache.ids, cache.classes))
@@ -198,3 +207,58 @@ def test_rows_without_thoughts_keep_their_questions_and_answers(tmp_path):
     (row,) = map(json.loads, tags.without_thoughts(path, tmp_path / "out.jsonl").read_text().splitlines())
     assert row["conversations"][0] == turns[0]
     assert row["conversations"][1]["content"] == "<think>\n</think>\n<answer>\n7\n</answer>"
+
+
+@pytest.fixture
+def road(tmp_path):
+    """quality's job for one contender: three stages on the sample, as few tokens as a step reads."""
+    args = quality.parse(["--tokens", "100", "100", "100", "--dim", "32", "--n_layers", "1", "--answers", "4",
+        "--max_new_tokens", "4", "--seeds", "1", "--batch_size", "2", "--ours=--batch_size 1", "--max_seq_len", "256",
+        "--rates", "1e-2", "1e-5", "1e-5", "--peer_rates", "1e-2", "1e-5", "1e-5",
+        "--cache_dir", str(tmp_path / "cache")])  # fmt: skip
+    (tmp_path / "run").mkdir()
+    return {name: job | {"folder": str(tmp_path / "run")} for name, job in quality.jobs_of(args, tmp_path)}
+
+
+@pytest.mark.parametrize("contender", ["ours --batch_size 1", "original", "trainer"])
+def test_every_contender_goes_through_three_stages_and_is_scored_after_each(contender, road, monkeypatch):
+    trial = {"step_tokens": 50.0, "step_seconds": 0.1}  # the plan is two steps, of which there are never less than ten
+    monkeypatch.setattr(compare, "run", lambda module, job: trial)
+    figures = quality.main(road[contender])
+    assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance"] > 0
+    assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
+    assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100
+    made = [checkpoint.load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
+    first, second, third = (model.tok_embeddings.weight for model in made)
+    # Each goes on from the last: the low rates leave the embedding where the high one had carried it.
+    assert 0 < (second - first).norm() < 0.1 * first.norm() and 0 < (third - second).norm() < 0.1 * first.norm()
+
+
+def test_scored_rows_are_those_that_training_holds_out(road, tokenizer):
+    for stage, one in road["original"]["stages"].items():
+        cache, training, heldout = rows.reopen(one | {"stage": stage, "val_fraction": 0.005}, tokenizer)
+        kept = {int(number) for number in cache.hashes[heldout]}
+        lines = Path(one["heldout"]).read_bytes().splitlines()
+        assert len(lines) == 4 and {quality.line_hash(line) for line in lines} <= kept
+        assert not kept & {int(number) for number in cache.hashes[training]}
+
+
+def test_the_distilled_originals_tag_pieces_weigh_ten_times_as_much():
+    conversation = "<s>user\n1 > 0?</s>\n<s>assistant\n<think>\n一\n</think>\n<answer>\nyes\n</answer></s>\n"
+    tokenizer_dir = str(flags.ROOT / "spongebob_tokenizer")
+    (_, labels, weights), (_, _, plain) = (
+        original.Rows([conversation], tokenizer_dir, 64, stage)[0] for stage in ("distill", "SFT")
+    )
+    assert set(weights.tolist()) == {0, 1, 10} and torch.equal(weights > 0, plain > 0)
+    tags_ = original.AutoTokenizer.from_pretrained(tokenizer_dir).decode(labels[weights == 10])
+    assert "think" in tags_ and "answer" in tags_ and "yes" not in tags_
+
+
+def test_quality_is_told_as_mean_and_deviation_over_seeds():
+    runs = [{"bits_per_byte": 2.0, "answer_loss": 3.0, "well_formed": 0.5, "correct": 0.1, "chance": 0.2,
+             "tokens": [10, 20, 30], "seconds": [1, 2, 3]},
+            {"bits_per_byte": 3.0, "answer_loss": 3.0, "well_formed": 0.7, "correct": 0.1, "chance": 0.2,
+             "tokens": [20, 20, 30], "seconds": [1, 2, 3]}]  # fmt: skip
+    _, _, line, failed, _, luck = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
+    assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line
+    assert "not measured: why" in failed and "20.0%" in luck
