@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-# Part of the key of every token cache: raise it when a row would be encoded differently than before.
-ENCODING_VERSION = 1
+# Part of the key of every token cache: raise it when rows would be encoded, or lie on disk, differently than before.
+ENCODING_VERSION = 2
 
 NO_LOSS, LOSS, TAG = 0, 1, 2
 ROLES = ("system", "user", "assistant")

@@ -89,23 +89,23 @@ def main(job: dict) -> dict:
         figures = importlib.import_module(module).main(planned(module, one))
         for name in ("tokens", "seconds"):
             found[name].append(figures.get(f"all_{name}", figures[name]))
-        scores = scored(out, Path(one["heldout"]), job)
+        # Of an answer in SFT only the loss is asked for.
+        said = job["max_new_tokens"] if stage == "distill" else 1
+        scores = scored(out, Path(one["heldout"]), job["tokenizer_dir"], said)
         found |= {name: scores[name]["value"] for of, name in FIGURES.values() if of == stage}
         found |= {"chance": scores["correct"]["chance"]} if stage == "distill" else {}
         parent = {"parent": str(out)}
     return found
 
 
-def scored(checkpoint: Path, heldout: Path, job: dict) -> dict[str, dict]:
+def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
     """The figures of a file of rows, as eval_model.py --score has them."""
     from engine import score
     from engine.checkpoint import load_model
 
-    settings = score.Settings(rows=0, max_new_tokens=job["max_new_tokens"])
-    tokenizer = load_tokenizer(job["tokenizer_dir"])
-    model = load_model(checkpoint)[0]
-    with torch.inference_mode():
-        results, _ = score.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
+    settings = score.Settings(rows=0, max_new_tokens=max_new_tokens)
+    model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
+    results, _ = score.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
     return results[heldout.name]["figures"]
 
 

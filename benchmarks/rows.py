@@ -11,7 +11,7 @@ from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, fingerprint, parse_line
 from engine import checkpoint
 from engine.jsonl import blocks, lines, source_files
-from engine.tokens import TokenCache, open_cache, open_or_build
+from engine.tokens import ARRAYS, TokenCache, open_cache, open_or_build
 
 DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDataset}  # by stage
 
@@ -54,11 +54,15 @@ def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
     """A token cache of some documents only."""
     folder.mkdir(parents=True)
     pieces = [slice(cache.offsets[document], cache.offsets[document + 1]) for document in documents]
-    np.concatenate([cache.ids[piece] for piece in pieces]).tofile(folder / "ids.bin")
-    np.concatenate([cache.classes[piece] for piece in pieces]).tofile(folder / "classes.bin")
     lengths = np.diff(cache.offsets)[documents]
-    np.save(folder / "offsets.npy", np.concatenate([[0], lengths]).cumsum(dtype=np.int64))
-    np.save(folder / "hashes.npy", cache.hashes[documents])
+    arrays = {
+        "ids": np.concatenate([cache.ids[piece] for piece in pieces]),
+        "classes": np.concatenate([cache.classes[piece] for piece in pieces]),
+        "offsets": np.concatenate([[0], lengths]).cumsum(),
+        "hashes": cache.hashes[documents],
+    }
+    for name, dtype in ARRAYS.items():
+        arrays[name].astype(dtype).tofile(folder / f"{name}.bin")
     source = {"name": cache.folder.name, "content": "a part", "documents": len(documents)}
     meta = cache.meta | {"sources": [source], "tokens": int(lengths.sum()), "rows": len(documents)}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")

@@ -2,8 +2,8 @@
 
     cache/<file>-<key>/  ids.bin      uint16, all documents one after another
                          classes.bin  uint8, the loss class of every token (dataset.py)
-                         offsets.npy  int64 (documents + 1,), where each document begins
-                         hashes.npy   uint64 (documents,), content hashes: which rows are held out
+                         offsets.bin  int64 (documents + 1,), where each document begins
+                         hashes.bin   uint64 (documents,), content hashes: which rows are held out
                          meta.json    what it was made from, written last
 
 The key is made of the files' contents, the tokenizer and the encoding version, so a stale cache cannot be opened
@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,8 @@ from tqdm import tqdm
 from dataset import ENCODING_VERSION, EOS, BadRow, fingerprint, held_out, line_hash, parse_line
 from engine.encoder import fastest
 from engine.jsonl import RowReport, blocks, lines, source_files
+
+ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
 
 # ------------------------------------------------------------------------------------------------- opening
 
@@ -67,9 +70,7 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
             raise ValueError(f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
                              "give the JSONL file instead, or the --tokenizer_dir it was made with")  # fmt: skip
     RowReport(strict, meta["rows"], meta["bad"], meta["examples"]).stop_if_strict()
-    ids = np.memmap(folder / "ids.bin", dtype=np.uint16, mode="r")
-    classes = np.memmap(folder / "classes.bin", dtype=np.uint8, mode="r")
-    offsets, hashes = np.load(folder / "offsets.npy", mmap_mode="r"), np.load(folder / "hashes.npy", mmap_mode="r")
+    ids, classes, offsets, hashes = (np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items())
     if not len(ids) == len(classes) == meta["tokens"] == offsets[-1] or len(hashes) + 1 != len(offsets):
         raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
     return TokenCache(folder, ids, classes, offsets, hashes, meta)
@@ -129,29 +130,27 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     try:
-        report, documents, lengths, hashes = RowReport(strict), [0] * len(paths), [], []
-        with (
-            open(temporary / "ids.bin", "wb") as ids_file,
-            open(temporary / "classes.bin", "wb") as classes_file,
-            tqdm(desc="tokenising", total=sum(map(os.path.getsize, paths)), unit="B", unit_scale=True) as bar,
-        ):
+        report, documents, tokens = RowReport(strict), [0] * len(paths), 0
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
+            size = sum(map(os.path.getsize, paths))
+            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True))
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
+            files["offsets"].write(np.int64(0))
             for block in _encode_all(source, dataset_class, tokenizer, num_workers):
                 report.add(paths[block.file], block.rows, block.bad)
-                ids_file.write(block.ids)
-                classes_file.write(block.classes)
-                lengths.append(block.lengths)
-                hashes.append(block.hashes)
+                files["ids"].write(block.ids)
+                files["classes"].write(block.classes)
+                files["offsets"].write(tokens + block.lengths.cumsum())
+                files["hashes"].write(block.hashes)
                 documents[block.file] += len(block.lengths)
+                tokens += int(block.lengths.sum())
         report.finish()
-        offsets = np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)
-        np.save(temporary / "offsets.npy", offsets)
-        np.save(temporary / "hashes.npy", np.concatenate(hashes))
         sources = [
             {"name": path.name, "content": digest, "documents": count}
             for path, digest, count in zip(paths, digests, documents, strict=True)
         ]
-        counts = {"tokens": int(offsets[-1]), "rows": report.rows, "bad": report.bad, "examples": report.examples}
+        counts = {"tokens": tokens, "rows": report.rows, "bad": report.bad, "examples": report.examples}
         meta = {**identity, "end_id": tokenizer.token_to_id(EOS), "sources": sources, **counts}
         (temporary / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
         try:

@@ -36,8 +36,9 @@ def test_the_future_is_invisible():
     assert not torch.equal(before[:, 25:], after[:, 25:])
 
 
+@pytest.mark.parametrize("chunk, recompute", [(0, False), (7, True)], ids=["plain", "chunked, recomputed"])
 @pytest.mark.parametrize("by_document", [True, False], ids=["one by one", "masked"])
-def test_packed_equals_padded_in_loss_and_gradients(by_document, monkeypatch):
+def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recompute, monkeypatch):
     monkeypatch.setattr(model_module, "attends_by_document", lambda *where: by_document)
     lengths = [13, 20, 7, 24]  # two rows of 33 and 31 positions, packed into rows of 40
     documents = [torch.randint(3, 100, (n + 1,)) for n in lengths]
@@ -57,7 +58,8 @@ def test_packed_equals_padded_in_loss_and_gradients(by_document, monkeypatch):
     for row, (n, document) in enumerate(zip(lengths, documents, strict=True)):
         padded[0][row, :n], padded[1][row, :n], padded_classes[row, :n] = document[:-1], document[1:], 1
 
-    one, other = TokenLoss(tiny()), TokenLoss(tiny())
+    one, other = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
+    one.model.recompute = recompute
     sums = one(*packed, classes, torch.tensor([*bounds, 80, 80], dtype=torch.int32))
     expected = other(*padded, padded_classes)
     torch.testing.assert_close(sums, expected)

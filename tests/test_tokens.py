@@ -227,7 +227,9 @@ def test_a_cache_of_another_tokenizer_or_dataset_class_is_refused_with_both_name
         build(folder, dataset_class=SFTDataset)
 
 
-@pytest.mark.parametrize("name, kept", [("ids.bin", 10), ("ids.bin", 11), ("classes.bin", 10), ("hashes.npy", 140)])
+@pytest.mark.parametrize(
+    "name, kept", [("ids.bin", 10), ("ids.bin", 11), ("classes.bin", 10), ("hashes.bin", 32), ("offsets.bin", 41)]
+)
 def test_a_damaged_cache_is_an_error(build, tmp_path, name, kept):
     path = write(tmp_path / "rows.jsonl", numbered(5))
     os.truncate(build(path).folder / name, kept)

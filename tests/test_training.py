@@ -113,11 +113,16 @@ def test_all_stages_run_and_chain_without_renames(folder):
     assert weights("results/pretrain.pth")["tok_embeddings.weight"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("cut", ["3", "5"], ids=["at a save", "between log rows"])
-def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, monkeypatch):
-    dropout = ["--dropout", "0.1"]  # draws on the random state
-    pretrain.main([*SHAPE, *SHORT, *dropout, "--name", "whole"])
-    options = [*SHAPE, *SHORT, *dropout, "--name", "cut", "--save_step", cut]
+ALL_ON = ["--optimizer", "muon", "--schedule", "wsd", "--z_loss", "1e-4", "--loss_chunk", "50", "--dtype", "bfloat16",
+          "--activation_checkpointing"]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut, words", [("3", []), ("5", []), ("5", ALL_ON)],
+                         ids=["at a save", "between log rows", "with every option on"])  # fmt: skip
+def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, words, monkeypatch):
+    words = ["--dropout", "0.1", *words]  # draws on the random state
+    pretrain.main([*SHAPE, *SHORT, *words, "--name", "whole"])
+    options = [*SHAPE, *SHORT, *words, "--name", "cut", "--save_step", cut]
     real, calls = loop.train_step, []
 
     def dies(*arguments):
@@ -262,7 +267,14 @@ def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(na
     assert rt.scaler().is_enabled() == (name == "float16")
 
 
-def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=0, world=1) -> loop.Run:
+# What changes the speed or the way, not the result: every invariant holds with all of it on, too.
+OPTIONS = [{}, {"optimizer": "muon", "chunk": 16, "recompute": True}]
+OPTION_NAMES = ["plain", "muon, chunked, recomputed"]
+
+
+def a_run(
+    folder, *, batch_size, rows_per_step, grad_clip=0.0, rank=0, world=1, optimizer="adamw", chunk=0, recompute=False
+) -> loop.Run:
     """A run on the fixture's chat data (uneven masks), without files around it."""
     torch.manual_seed(1)
     from dataset import SFTDataset
@@ -275,15 +287,17 @@ def a_run(folder, *, batch_size, rows_per_step, count=None, grad_clip=0.0, rank=
     batches = packing.Batches(
         cache, data.training, batch_size=batch_size, rows_per_step=rows_per_step, seed=3, rank=rank, world=world
     )
-    optimizers = optim.build(model, name="adamw", learning_rate=1e-2, weight_decay=0.1)
+    model.recompute = recompute
+    optimizers = optim.build(model, name=optimizer, learning_rate=1e-2, weight_decay=0.1)
     numbers = settings.Training(batch_size, 1, 1e-2, tag_weight=10.0, grad_clip=grad_clip)
-    loss, no_bytes = TokenLoss(model, tag_weight=10), torch.zeros(6400, dtype=torch.int32)
+    loss, no_bytes = TokenLoss(model, tag_weight=10, chunk=chunk), torch.zeros(6400, dtype=torch.int32)
     return loop.Run(rt, model, loss, optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
                     tokenizer, no_bytes, [], 2, 5, numbers, settings.Output("test", log_step=1))  # fmt: skip
 
 
-def test_accumulation_equals_one_big_batch_with_uneven_masks(folder):
-    whole, parts = a_run(folder, batch_size=12, rows_per_step=12), a_run(folder, batch_size=3, rows_per_step=12)
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_NAMES)
+def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options):
+    whole, parts = (a_run(folder, batch_size=size, rows_per_step=12, **options) for size in (12, 3))
     results = []
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
@@ -409,10 +423,11 @@ from pathlib import Path
 from test_training import a_run
 from engine import loop, runtime
 rt = runtime.start(device="cpu", dtype="float32")
-run = a_run(Path({folder!r}), batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world)
+run = a_run(Path({folder!r}), batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world, **{options!r})
 run.runtime, run.loss = rt, runtime.wrap(run.loss, rt, parallel={parallel!r})
 from engine import optim
-run.optimizers = optim.build(run.model, name="adamw", learning_rate=1e-2, weight_decay=0.1)
+name = {options!r}.get("optimizer", "adamw")
+run.optimizers = optim.build(run.model, name=name, learning_rate=1e-2, weight_decay=0.1)
 figures = []
 for step in range(2):
     batches, counts = loop.load_step(run, step)
@@ -426,17 +441,17 @@ runtime.finish()
 """
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_NAMES)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel):
-    run, expected = a_run(folder, batch_size=3, rows_per_step=12), []
+def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel, options):
+    run, expected = a_run(folder, batch_size=3, rows_per_step=12, **options), []
     for step in range(2):
         batches, counts = loop.load_step(run, step)
         sums, norm, _ = loop.train_step(run, batches, counts.weight)
         expected += [sums[0].item() / counts.weight, norm.item()]
     script = folder / "ranks.py"
-    script.write_text(
-        TWO_RANKS.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder), parallel=parallel)
-    )
+    words = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder), "parallel": parallel}
+    script.write_text(TWO_RANKS.format(**words, options=options))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
@@ -446,7 +461,8 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel):
         float(word)
         for word in next(line for line in done.stdout.splitlines() if line.startswith("FIGURES")).split()[1:]
     ]
-    assert figures == pytest.approx(expected, rel=1e-3)
+    # Sharded matrices are orthogonalised by torch's own loop, in bf16: the second step begins from its rounding.
+    assert figures == pytest.approx(expected, rel=1e-2 if options and parallel == "fsdp" else 1e-3)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
