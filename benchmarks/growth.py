@@ -54,9 +54,9 @@ def draw(points: list[tuple[str, int, float, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(what for what, *_ in points))
-    figure, panels = pyplot.subplots(1, max(1, len(names)), figsize=(3.2 * max(1, len(names)), 3), layout="constrained",
-                                     squeeze=False)  # fmt: skip
-    for name, axes in zip(names, panels[0], strict=False):
+    figure = pyplot.figure(figsize=(10.5, 5.6), layout="constrained")
+    for place, name in enumerate(names, 1):
+        axes = figure.add_subplot(2, 3, place)
         values, speeds, memory = zip(*(rest for what, *rest in points if what == name), strict=True)
         axes.plot(values, speeds, "o-", color="tab:blue")
         axes.set(xlabel=name, xscale="log", xticks=values, xticklabels=values, ylim=(0, None))
