@@ -38,8 +38,17 @@ class Context(NamedTuple):
     positions: Tensor | None = None
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product with x is computed in: autocast's choice where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (arXiv:1910.07467), in fp32 whatever comes in: squares of half-precision numbers overflow."""
+    """x / rms(x) * weight (arXiv:1910.07467), in fp32 whatever comes in: squares of half-precision numbers overflow.
+
+    It leaves in the dtype of the products that follow. Autocast would cast it once for each of them.
+    """
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -48,7 +57,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).type_as(x)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return normed.to(product_dtype(x))
 
 
 def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
@@ -75,12 +85,12 @@ def rope_table(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of every head; x (B, T, H, D).
+    """Turn the pairs (x0, x1), (x2, x3), ... of every head; x (B, T, H, D), the result in fp32.
 
     Pairs lie side by side, as in Meta's weights; Hugging Face pairs x[i] with x[i + D/2] and needs wq, wk permuted.
     """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 def attends_by_document(device: torch.device, dtype: torch.dtype, compiled: bool) -> bool:
@@ -106,26 +116,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, docum
 
     Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `documents` (N + 1,) int32, the
     first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a row
-    is one document.
+    is one document. The result has v's dtype; q and k may be wider.
     """
+    if documents is not None and not q.is_cuda:
+        # One call a document costs the sum of the squared lengths; a masked row costs the square of the sum.
+        # In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
+        lengths = documents.diff().tolist()
+        parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+        with torch.autocast("cpu", enabled=False):
+            out = [attention(*(x[None] for x in part)) for part in parts if len(part[0])]
+        return torch.cat(out, dim=1).view_as(q).type_as(v)
+    q, k = q.type_as(v), k.type_as(v)
     if documents is None:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return out.transpose(1, 2)
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn
 
-        shape, groups = q.shape, q.shape[2] // k.shape[2]
-        # torch 2.11's kernel wants as many key-value heads as query heads.
-        q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-        return varlen_attn(q, k, v, documents, documents, shape[1], shape[1], window_size=(-1, 0)).view(shape)
-    # One call a document costs the sum of the squared lengths; a masked row costs the square of the sum.
-    # In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
-    lengths = documents.diff().tolist()
-    parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
-    with torch.autocast("cpu", enabled=False):
-        out = [attention(*(x[None] for x in part)) for part in parts if len(part[0])]
-    return torch.cat(out, dim=1).view_as(q).type_as(q)
+    shape, groups = q.shape, q.shape[2] // k.shape[2]
+    # torch 2.11's kernel wants as many key-value heads as query heads.
+    q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
+    return varlen_attn(q, k, v, documents, documents, shape[1], shape[1], window_size=(-1, 0)).view(shape)
 
 
 class Attention(nn.Module):
@@ -144,7 +155,7 @@ class Attention(nn.Module):
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
-            k, v = context.cache.update(self.layer, k, v, context.positions)  # (B, S, K, D)
+            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # (B, S, K, D)
         return self.wo(attention(q, k, v, context.mask, context.documents).flatten(2))
 
 
@@ -226,8 +237,7 @@ class SpongeBob(PreTrainedModel):
         if documents is not None:
             owner = document_of(documents, *input_ids.shape)
             positions = torch.arange(owner.numel(), device=x.device).view_as(owner) - documents[owner]
-            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-            if not attends_by_document(x.device, dtype, torch.compiler.is_compiling()):
+            if not attends_by_document(x.device, product_dtype(x), torch.compiler.is_compiling()):
                 mask, documents = (owner[:, None, :, None] == owner[:, None, None, :]).tril(), None  # (B, 1, T, T)
         elif positions is None:
             positions = torch.arange(input_ids.shape[1], device=x.device)[None]  # (1, T)

@@ -108,9 +108,10 @@ def main(job: dict) -> dict:
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[clock]).train()
     if "out" in job:
         rows.leave(Path(job["out"]), our_weights(model.state_dict(), config), config, tokenizer)
-    tokens, seconds, steps = clock.tokens(), clock.seconds, clock.step - warm
-    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    return figures | {"step_seconds": seconds / steps, "step_tokens": tokens / steps, "history": clock.history}
+    tokens, seconds = clock.tokens(), clock.seconds
+    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": clock.history}
+    a_step = job["batch_size"] * float(np.mean([len(row["input_ids"]) - 1 for row in data]))  # steps differ
+    return figures | {"step_seconds": seconds / (clock.step - warm), "step_tokens": a_step}
 
 
 def our_weights(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
