@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults lint sample
+.PHONY: install demo test test-faults lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

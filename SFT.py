@@ -17,9 +17,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="long-context stage: conversations of 513 to 1,024 tokens")
     parser.set_defaults(
         data_file="sft_512.jsonl", name="SFT", parent="pretrain", max_seq_len=512, batch_size=32, accumulation_steps=4,
-        learning_rate=1e-4, warmup_iters=50,
+        learning_rate=1e-4,
     )  # fmt: skip
-    sample = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40, "warmup_iters": 5}
+    sample = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40}
     if parser.parse_args(argv).long:
         parser.set_defaults(data_file="sft_1024.jsonl", name="SFT_long", parent="SFT", max_seq_len=1024, batch_size=16)
         sample |= {"batch_size": 4, "max_steps": 20}

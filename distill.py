@@ -24,9 +24,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.set_defaults(
         data_file="r1_1024.jsonl", name="distill", parent="SFT", max_seq_len=1024, batch_size=16, accumulation_steps=4,
-        learning_rate=1e-4, warmup_iters=50,
+        learning_rate=1e-4,
     )  # fmt: skip
-    sample = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40, "warmup_iters": 5}
+    sample = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40}
     if parser.parse_args(argv).long:
         parser.set_defaults(name="distill_long", parent="SFT_long")
     return flags.parse(parser, argv, sample)

@@ -71,6 +71,8 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError("--long is for --model_mode 1 and 2, without --ckpt")
     if args.baseline and not args.score:
         raise ValueError("--baseline compares scores: name the rows with --score FILE")
+    if args.baseline and not Path(args.baseline).is_file():
+        raise ValueError(f"--baseline {args.baseline}: no such checkpoint")
     if min(args.shots) < 0:
         raise ValueError(f"--shots {min(args.shots)} must not be negative")
     if args.export and args.export[0] != "hf":

@@ -20,9 +20,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags.add_shape(parser)
     parser.set_defaults(
         data_file="pretrain.jsonl", name="pretrain", max_seq_len=512, batch_size=32, accumulation_steps=8,
-        learning_rate=1e-3, warmup_iters=100,
+        learning_rate=1e-3,
     )  # fmt: skip
-    sample = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40, "warmup_iters": 5}
+    sample = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
     return flags.parse(parser, argv, sample)
 
 

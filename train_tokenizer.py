@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         default=None,
         help="JSONL files (also .gz), default pretrain.jsonl, else the bundled sample",
     )
-    parser.add_argument("--save_dir", default="spongebob_tokenizer", help="folder to write")
+    parser.add_argument("--save_dir", default=str(flags.ROOT / "spongebob_tokenizer"), help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer that is already there")
     parser.add_argument("--vocab_size", type=int, default=6400, help="tokens in all, at least 260 and at most 65536")
     parser.add_argument(
@@ -192,9 +192,10 @@ def main(argv: list[str] | None = None) -> None:
             f"{folder}/tokenizer.json exists, and its weights need it: choose another --save_dir, or --overwrite"
         )
 
-    paths = source_files(
-        args.data_path or ["pretrain.jsonl" if Path("pretrain.jsonl").exists() else flags.SAMPLE / "pretrain.jsonl"]
-    )
+    if not args.data_path and not Path("pretrain.jsonl").exists():
+        print(f"pretrain.jsonl is not here: learning from the bundled sample {flags.SAMPLE / 'pretrain.jsonl'}")
+        args.data_path = [flags.SAMPLE / "pretrain.jsonl"]
+    paths = source_files(args.data_path or ["pretrain.jsonl"])
     total, hidden = survey(paths, args.val_fraction, args.strict_data)
     share = min(1.0, args.max_bytes / total)
     print(f"learning from {min(total, args.max_bytes):,} of {total:,} bytes")

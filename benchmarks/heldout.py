@@ -40,6 +40,6 @@ class HeldOut:
             labels = ids[:, 1:]
             costs = F.cross_entropy(logits(ids[:, :-1]).float().flatten(0, 1), labels.flatten(), reduction="none")
             sizes = self.size_of[labels].flatten()
-            nats += costs[sizes > 0].double().sum().item()
+            nats += costs[sizes > 0].cpu().double().sum().item()
             size += sizes.sum().item()
         return nats / size / math.log(2)

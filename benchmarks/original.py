@@ -22,10 +22,9 @@ from transformers import AutoTokenizer
 from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
-from dataset import BOS, EOS, load_tokenizer
+from dataset import BOS, EOS, TAGS, load_tokenizer
 from engine.checkpoint import load_model
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TAG_WEIGHT = 10
 
 

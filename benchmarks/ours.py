@@ -1,6 +1,5 @@
 """This project as its users run it: the stage's own main() with flags, and the log that it leaves."""
 
-import json
 import shlex
 import shutil
 import statistics
@@ -12,7 +11,7 @@ import distill
 import pretrain
 import SFT
 from benchmarks import compare
-from engine import flags
+from engine import flags, jsonl
 
 STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 
@@ -37,7 +36,7 @@ def main(job: dict) -> dict:
 
 
 def figures(log: Path) -> dict:
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = jsonl.read_log(log)
     history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
                for row in rows if "val_bits_per_byte" in row]  # fmt: skip
     timed = [row for row in rows if "tokens_per_second" in row]

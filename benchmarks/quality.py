@@ -6,8 +6,8 @@
 Every contender has the same shape, tokenizer, rows and held-out rows, and starts a stage from what its own last stage
 left. What it leaves is a checkpoint with our names, scored as `eval_model.py --score` does: bits per byte after
 pretraining, loss on answers after SFT, well-formed and correct answers after distillation. With --tokens as many runs
-as there are cores go on at once, one thread each; with --seconds one at a time. Reading, tokenising and scoring are not
-on the clock.
+as there are cores go on at once, one thread each; with --seconds one at a time. Tokenising, compiling and scoring are
+not on the clock.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def planned(module: str, job: dict) -> dict:
 
 def main(job: dict) -> dict:
     """One contender's three stages, and the scores of each."""
-    found, folder, module, parent = {"tokens": [], "seconds": []}, Path(job["folder"]), job["module"], {}
+    found, folder, module, parent = {"tokens": [], "seconds": [], "scored": []}, Path(job["folder"]), job["module"], {}
     for stage in STAGES:
         out, place = folder / f"{stage}.pth", folder / f"{stage}.run"
         place.mkdir()
@@ -92,6 +92,7 @@ def main(job: dict) -> dict:
         # Of an answer in SFT only the loss is asked for.
         said = job["max_new_tokens"] if stage == "distill" else 1
         scores = scored(out, Path(one["heldout"]), job["tokenizer_dir"], said)
+        found["scored"].append(len(Path(one["heldout"]).read_bytes().splitlines()))
         found |= {name: scores[name]["value"] for of, name in FIGURES.values() if of == stage}
         found |= {"chance": scores["correct"]["chance"]} if stage == "distill" else {}
         parent = {"parent": str(out)}
@@ -122,8 +123,11 @@ def table(found: dict[str, list[dict]]) -> list[str]:
             cells.append(" + ".join(f"{value:,.0f}" for value in each))
         lines.append([name, *cells])
     chances = {one["chance"] for runs in found.values() for one in runs if "chance" in one}
-    luck = f"The most frequent answer alone would be correct in {max(chances):.1%}." if chances else ""
-    return [*compare.table(lines), "", luck]
+    counts = next((one["scored"] for runs in found.values() for one in runs if "scored" in one), [])
+    told = f"Scored on {', '.join(map(str, counts))} held-out rows."
+    if chances:
+        told += f" The most frequent answer alone would be correct in {max(chances):.1%}."
+    return [*compare.table(lines), "", told]
 
 
 def mean(values: list[float], share: bool) -> str:
@@ -147,18 +151,17 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
     shared = flags.select(args, "max_seq_len", "batch_size", "val_fraction", "max_new_tokens") | {
         "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "device": "cpu", "dtype": dtype,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "epochs": 1, "eval_step": 0, "rows": 0,
-        "accumulation": 1, "loader_processes": 0, "grouped": False, "flags": "",
+        "accumulation": 1, "loader_processes": 0, "grouped": False,
     }  # fmt: skip
-    ways = [(f"ours {words}", "benchmarks.ours", args.rates, {"flags": words}) for words in args.ours]
-    ways += [(peer, MODULES[peer], args.peer_rates, {}) for peer in args.peers]
+    ways = [(f"ours {words}", "benchmarks.ours", args.rates, words) for words in args.ours]
+    ways += [(peer, MODULES[peer], args.peer_rates, "") for peer in args.peers]
     jobs = []
     for seed in range(args.seeds):
-        for name, module, rates, more in ways:
+        for name, module, rates, words in ways:
             own = {
-                stage: stages[stage] | {"learning_rate": rate}
-                | ({"flags": f"--learning_rate {rate} {more['flags']}"} if more else {})
+                stage: stages[stage] | {"learning_rate": rate, "flags": f"--learning_rate {rate} {words}"}
                 for stage, rate in zip(STAGES, rates, strict=True)
-            }  # fmt: skip
+            }
             jobs.append((name, shared | {"module": module, "stages": own, "seed": 42 + seed}))
     return jobs
 

@@ -45,7 +45,7 @@ def main(job: dict) -> dict:
     """One run of distill.py whose validations answer questions too: {"history": [[step, well-formed, correct]]}."""
     import distill
     from dataset import load_tokenizer
-    from engine import loop, score
+    from engine import jsonl, loop, score
 
     tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
     items = score.read_items(Path(job["heldout"]), job["answers"])
@@ -70,8 +70,7 @@ def main(job: dict) -> dict:
     }  # fmt: skip
     argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     distill.main([*argv, *shlex.split(job["flags"])])
-    lines = (folder / "distill.metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [json.loads(line) for line in lines]
+    log = jsonl.read_log(folder / "distill.metrics.jsonl")
     return {"history": [[row["step"], row["well_formed"], row["correct"]] for row in log if "well_formed" in row]}
 
 

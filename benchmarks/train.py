@@ -9,7 +9,8 @@
     python -m benchmarks.train --profile    # the share of each part, and the distance to a plain matmul
 
 With --seconds every contender trains that long from fresh weights, held-out bits per byte are taken twenty times on the
-way with the clock stopped, and the table says how far each came and when it reached --target_bpb.
+way with the clock stopped, and the table says how far each came and when it reached --target_bpb. Compiling is not on
+the clock.
 
 The peers are transformers.Trainer with LlamaForCausalLM, once padding random rows to the longest of a batch and once
 with rows grouped by length, and `original`: the method of the original scripts (benchmarks/original.py).

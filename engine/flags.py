@@ -25,7 +25,9 @@ def run(main: Callable[[], int | None]) -> None:
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # one voice; errors are on stderr
     try:
-        sys.exit(main())
+        code = main()
+        runtime.finish()
+        sys.exit(code)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
@@ -54,7 +56,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--download",
         action="store_true",
-        help=f"fetch the stage's file from ModelScope ({DATASET}) into this folder first",
+        help=f"fetch the stage's file from ModelScope ({DATASET}) into this folder, if it is not there",
     )
     group.add_argument("--strict_data", action="store_true", help="stop at the first bad row instead of counting it")
     group.add_argument(
@@ -101,7 +103,11 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
         default="cosine",
         help="cosine to a tenth, linear to zero, or wsd: constant, then linear to zero",
     )
-    group.add_argument("--warmup_iters", type=int, help="optimizer steps until the peak rate (0: none)")
+    group.add_argument(
+        "--warmup_iters",
+        type=int,
+        help="optimizer steps until the peak rate (0: none); default: a tenth of the run, at most 100",
+    )
     group.add_argument("--weight_decay", type=float, default=0.1, help="decay of the matrices, times the rate (0: off)")
     group.add_argument(
         "--z_loss", type=float, default=0.0, help="weight of log(Z)^2, which keeps logits small; 1e-4 is usual (0: off)"
@@ -196,7 +202,14 @@ def parse(stage: argparse.ArgumentParser, argv: list[str] | None, sample: dict) 
     for name in ("batch_size", "accumulation_steps", "max_seq_len", "epochs", "learning_rate", "log_step", "keep"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name} {getattr(args, name)} must be more than 0")
-    if args.download:
+    if args.max_minutes and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise ValueError("--max_minutes: torchrun would start the stopped run again; give it --max-restarts=0")
+    if args.download and args.data_path:
+        raise ValueError(f"--download fetches {args.data_file}, but --data_path names what is read: choose one")
+    if args.download and not Path(args.data_file).is_file():
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            command = download_command(args.data_file)
+            raise ValueError(f"--download: not by several processes at once; before them run {command}")
         download(args.data_file)
     args.on_sample = args.data_path is None and not Path(args.data_file).exists()
     if args.on_sample:

@@ -1,6 +1,7 @@
 """Reading JSONL as it comes: plain or .gz, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
+import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,20 @@ def lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(block.split(b"\n"), first):
         if line := line.strip():
             yield number, line
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a file that a run writes line by line; one that a crash cut off is left out.
+
+    Not by splitlines: the U+2028 of a sample would end a line.
+    """
+    rows = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def source_files(data_path: Sequence[str | Path]) -> list[Path]:

@@ -63,7 +63,6 @@ class Progress:
     seconds: float = 0.0  # spent training, not validating or saving
     before: dict = field(default_factory=dict)  # validation before the first step
     validation: dict = field(default_factory=dict)  # the newest
-    best_val_loss: float = math.inf
     # Since the last row of the log:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
     window_counts: Counts = field(default_factory=Counts)
@@ -83,7 +82,7 @@ def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, T
     """One optimizer step on this rank's micro-batches; `weight` is the loss weight of all of them on all ranks.
 
     Returns the summed losses (4,) of this rank, the gradient norm before clipping, and whether both were finite, all on
-    the device: nothing here waits for it.
+    the device: nothing here waits for it, but for fp16's scaler.
     """
     sums = torch.zeros(len(SUMS), device=run.runtime.device)
     for number, batch in enumerate(batches, 1):
@@ -97,13 +96,17 @@ def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, T
         run.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
     norm = whole(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
-    finite = torch.isfinite(sums[0])
-    if not run.scaler.is_enabled():  # fp16 overflows now and then by design, and the scaler skips those steps
+    finite, step = torch.isfinite(sums[0]), True
+    if run.scaler.is_enabled():
+        # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
+        step = bool(torch.isfinite(norm))
+    else:
         finite = torch.isfinite(norm) & (finite | (run.runtime.world > 1))  # ranks have sums of their own, but one norm
         for parameter in parameters:
             parameter.grad.masked_fill_(~finite, 0.0)
     for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
+        if step:
+            run.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
     return sums, norm, finite
@@ -223,7 +226,6 @@ def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str
         row = report(run, progress, norm, all_finite) if due["log"] or not all_finite else {"step": progress.step}
         if due["validate"]:
             progress.validation = validate(run)
-            progress.best_val_loss = min(progress.best_val_loss, progress.validation.get("val_loss", math.inf))
             row |= progress.validation
         if len(row) > 1:
             run.tracker.log(row)

@@ -61,7 +61,8 @@ class Muon(torch.optim.Muon):
         """Nesterov: the gradients, moved towards their running mean."""
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
-            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         return torch._foreach_lerp(gradients, buffers, momentum)
@@ -76,11 +77,10 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
     shape, dtype = x.shape, x.dtype
     x = x.mT if shape[1] > shape[2] else x  # the smaller Gram matrix
     x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(pick_dtype("auto", x.device))
-    gram = x @ x.mT
     if x.dtype == torch.float32 and shape[1] != shape[2]:
         # Every p(G) is a polynomial in the first G: iterate on m x m matrices and touch the long x once. Half precision
         # has no such choice: the rounding of G grows twelvefold a step, with no x to start from again.
-        product = None
+        gram, product = x @ x.mT, None
         for _ in range(steps):
             p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             p.diagonal(dim1=1, dim2=2).add_(a)
@@ -89,8 +89,8 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
         x = product @ x
     else:
         for _ in range(steps):
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if shape[1] > shape[2] else x).to(dtype)
 
 
@@ -118,6 +118,10 @@ def schedule(name: str, *, peak: float, steps: int, warmup: int, decay_share: fl
         return peak * (steps - step) / (steps - decay_start)
 
     return rate
+
+
+def usual_warmup(steps: int) -> int:
+    return min(100, steps // 10)
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

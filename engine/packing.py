@@ -124,7 +124,7 @@ class Batch(NamedTuple):
     documents: Tensor  # (N + 1,) int32, first positions in the flattened rows, padded with B*T (model.attention)
 
     def to(self, device: torch.device) -> "Batch":
-        """On the GPU without waiting for it: the copy runs beside the step before."""
+        """On the GPU; this program does not wait for the copy."""
         if device.type != "cuda":
             return Batch(*(tensor.to(device) for tensor in self))
         return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))

@@ -24,7 +24,7 @@ def describe(run: Run) -> str:
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step} rows x {batches.rows.row_len} tokens ({micro} "
         f"micro-batches of {batches.batch_size} rows on each of {rt.world} processes), "
-        f"{run.steps / batches.steps_per_epoch:.2f} epochs"
+        f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.training.warmup_iters} steps of warm-up"
     )
 
 

@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from engine import checkpoint, score, stage
+from engine import checkpoint, jsonl, score, stage
 from engine.report_page import Line, chart, definitions, page, table, text
 from engine.score_table import interval, label, number, shown
 
@@ -36,9 +36,7 @@ def read_scores(folder: Path, name: str) -> dict[str, dict]:
 
 
 def read_metrics(folder: Path, name: str) -> list[dict]:
-    path = folder / f"{name}.metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return jsonl.read_log(folder / f"{name}.metrics.jsonl")
 
 
 # ------------------------------------------------------------------------------------------------- sections

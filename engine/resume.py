@@ -106,7 +106,7 @@ def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
     if rows % (training.batch_size * world):
         raise ValueError(
             f"{saved.path} was trained with {rows} rows a step, which do not divide into {world} processes x "
-            f"{training.batch_size} rows; choose another --batch_size or number of processes"
+            f"{training.batch_size} rows; choose another number of processes"
         )
     return rows
 
@@ -123,6 +123,8 @@ def refuse_changes(saved: Saved, now: dict) -> None:
         hint = ""
         if "steps" in changed:
             hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
+        if "row_len" in changed:
+            hint = " (--max_seq_len, --batch_size and --compile decide how rows are laid out)"
         raise ValueError(f"{saved.path.parent} belongs to another run: {words}{hint}. "
                          "Use the old flags, --name or --overwrite")  # fmt: skip
 

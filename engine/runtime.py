@@ -155,8 +155,9 @@ def start(*, device: str = "auto", dtype: str = "auto", seed: int = 0, determini
     chosen = pick_device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        if chosen.index >= torch.cuda.device_count():
+            raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
         torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         store = fresh_store(rank, world)

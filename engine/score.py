@@ -93,12 +93,8 @@ def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Pat
 
 
 def read_records(path: Path) -> dict[tuple, dict]:
-    """The whole records of a file by (row, turn); the torn last line of a stopped run is none."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("}\n")]
-    return {_key(record): record for record in records}
+    """The whole records of a file by (row, turn)."""
+    return {_key(record): record for record in jsonl.read_log(path)}
 
 
 def _key(record: dict) -> tuple[int, int]:

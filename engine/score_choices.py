@@ -46,7 +46,8 @@ def read_question(number: int, row: dict) -> Question:
         answer = LETTERS.find(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise BadRow(f'"answer" is {row.get("answer")!r}, expected an index from 0, or a letter, of {len(choices)}')
-    return Question(number, question, tuple(choices), answer, str(row["subject"]) if "subject" in row else None)
+    subject = row.get("subject", row.get("task"))
+    return Question(number, question, tuple(choices), answer, None if subject is None else str(subject))
 
 
 def asked(form: str, item: Question) -> str:

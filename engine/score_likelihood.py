@@ -47,7 +47,7 @@ def token_nats(model: SpongeBob, sequences: Sequence[Sequence[int]], batch: int)
         ids = pad_sequence(rows, batch_first=True)  # on the right, where causality hides it
         for hidden, row in zip(model.hidden_states(ids[:, :-1]), rows, strict=True):  # one row's logits at a time
             logits = model.output(hidden[: len(row) - 1]).float()  # (n - 1, V)
-            nats.append(F.cross_entropy(logits, row[1:], reduction="none").double().cpu().numpy())
+            nats.append(F.cross_entropy(logits, row[1:], reduction="none").cpu().double().numpy())
     return nats
 
 

@@ -15,7 +15,7 @@ class Training:
     max_steps: int = 0
     max_minutes: float = 0
     schedule: str = "cosine"
-    warmup_iters: int = 0
+    warmup_iters: int | None = None  # None: optim.usual_warmup
     optimizer: str = "adamw"
     weight_decay: float = 0.1
     grad_clip: float = 1.0

@@ -91,11 +91,11 @@ def run(
     rows = resume.rows_per_step(saved, training, rt.world)
     batch = {"rows_per_step": rows, "batch_size": training.batch_size, "world": rt.world,
              "accumulation_steps": training.accumulation_steps}  # fmt: skip
-    # Rows in a line make as much fewer of them a batch, with as many positions.
+    # Of 16 rows of 1,024 tokens laid in lines of 4, a batch has 4 of 4,096: from here on that is what "rows" are.
     rows //= data.multiple
     training = replace(training, batch_size=training.batch_size // data.multiple)
     work = _assemble(model, data, rt, tokenizer, training, output, rows)
-    identity = _identity(model, data, rt, tokenizer, stage, training, rows, work.steps)
+    identity = _identity(model, data, rt, tokenizer, stage, work.training, rows, work.steps)
     about = {
         "stage": stage, "parent": parent, "on_sample": output.on_sample, "config": identity["config"],
         "tokenizer": identity["tokenizer"], "steps": work.steps, "machine": rt.machine(), "flags": flags,
@@ -141,6 +141,8 @@ def _assemble(model, data, rt, tokenizer, training: Training, output: Output, ro
         together = training.batch_size * rt.world
         validation = Batches(data.cache, data.validation, rows_per_step=together, seed=None, **split)
     steps = training.max_steps or training.epochs * batches.steps_per_epoch
+    if training.warmup_iters is None:
+        training = replace(training, warmup_iters=optim.usual_warmup(steps))
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=training.warmup_iters)
     end_id = data.cache.meta["end_id"]
     model.to(rt.device)

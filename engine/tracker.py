@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine import jsonl
 from engine.checkpoint import write_whole
 
 TRACKERS = ("none", "wandb", "swanlab", "tensorboard")
@@ -100,16 +101,7 @@ def _line(row: dict) -> str:
 
 
 def _read_rows(path: Path) -> list[dict]:
-    """The rows of an earlier run; a line that was cut off by a crash is left out, it comes again."""
-    rows = []
-    for line in path.read_bytes().split(b"\n"):  # not splitlines: a sample may hold U+2028
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for row in jsonl.read_log(path) if isinstance(row.get("step"), int)]
 
 
 def _short(value: float) -> str:

@@ -227,7 +227,7 @@ def test_every_contender_goes_through_three_stages_and_is_scored_after_each(cont
     figures = quality.main(road[contender])
     assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance"] > 0
     assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
-    assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100
+    assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100 and figures["scored"] == [4, 4, 4]
     made = [checkpoint.load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
     first, second, third = (model.tok_embeddings.weight for model in made)
     # Each goes on from the last: the low rates leave the embedding where the high one had carried it.

@@ -14,7 +14,7 @@ from dataset import fingerprint, load_tokenizer
 from engine import checkpoint, flags, report, report_page
 from model import SpongeBob
 
-HOSTILE = "<script>alert(1)</script> & <b>"
+HOSTILE = "<script>alert(1)</script> & \u2028<b>"
 
 
 class Page(HTMLParser):

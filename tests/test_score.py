@@ -360,7 +360,7 @@ def test_an_answer_may_be_a_letter(tmp_path):
 
 # ----------------------------------------------------------------------------------------- stop and compare
 
-MIXED = [{"text": "海风" * n} for n in (3, 90, 9)] + [chat(f"你好{n}", "好" * n) for n in range(1, 8)]
+MIXED = [{"text": "海风" * n} for n in (3, 90, 9)] + [chat(f"你好\u2028{n}", "好" * n) for n in range(1, 8)]
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_figures(tmp_path, monkeypatch):

@@ -149,6 +149,20 @@ def test_the_end_of_a_run_is_saved_also_where_no_save_is_due(folder, save_step):
     assert state.find_newest(folder / "results/pretrain.state").name == "00000006"
 
 
+def test_warm_up_is_a_tenth_of_a_short_run_and_the_plan_says_so(folder, capsys):
+    at = SHORT.index("--warmup_iters")
+    pretrain.main([*SHAPE, *SHORT[:at], *SHORT[at + 2 :], "--max_steps", "20", "--log_step", "1"])
+    assert "2 steps of warm-up" in capsys.readouterr().out
+    rates = [row["learning_rate"] for row in rows(folder / "results/pretrain.metrics.jsonl") if "learning_rate" in row]
+    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3]) and max(rates) == rates[2]
+
+
+def test_torchrun_is_not_asked_to_start_again_what_max_minutes_stopped(folder, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ValueError, match="--max_minutes.*--max-restarts=0"):
+        pretrain.main([*SHAPE, *SHORT, "--max_minutes", "5"])
+
+
 def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monkeypatch):
     real, trained = loop.train_step, {}
 
@@ -372,7 +386,8 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     sums, norm, _ = loop.train_step(run, batches, counts.weight)
     one = a_run(folder, batch_size=total, rows_per_step=total)
-    _, expected, _ = loop.train_step(one, one.batches.step(0), counts.weight)
+    batches, counts = loop.load_step(one, 0)
+    _, expected, _ = loop.train_step(one, batches, counts.weight)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
@@ -392,6 +407,17 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
     for found in (weights("results/bad.pth"), calls[-1].state_dict()):
         assert all(torch.isfinite(tensor).all() for tensor in found.values())
     assert json.loads((folder / "results/bad.json").read_text("utf-8"))["step"] == 3
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+def test_an_overflow_in_fp16_skips_the_step_of_both_optimizers(folder, grad_clip):
+    run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=grad_clip, optimizer="muon")
+    run.scaler = torch.amp.GradScaler("cpu")
+    run.model.tok_embeddings.weight.register_hook(lambda gradient: gradient * math.inf)  # only AdamW's, not Muon's
+    before, scale = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}, run.scaler.get_scale()
+    batches, counts = loop.load_step(run, 0)
+    loop.train_step(run, batches, counts.weight)
+    assert same(before, run.model.state_dict()) and run.scaler.get_scale() < scale
 
 
 def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
