@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 TRAINING = {
     "--data_path": Case("other.jsonl", "weights"),
-    "--download": Case("", "downloaded"),
+    "--download": Case("", "error", given="--data_path other.jsonl"),
     "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
     "--val_fraction": Case("0.2", "log"),
     "--max_seq_len": Case("200", "weights"),
@@ -260,7 +260,6 @@ def doors(monkeypatch, came):
         patch.setattr("model.checkpoint", recompute)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
-        patch.setattr(flags.subprocess, "run", note("downloaded"))
         patch.setattr(score_answers, "complete", complete)
         patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))
         yield
@@ -362,6 +361,19 @@ def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sam
         assert script.parse([]).max_steps > 0
         assert script.parse(["--epochs", "1"]).max_steps == script.parse(["--epochs=3"]).max_steps == 0
         assert script.parse(["--epochs", "3", "--max_steps", "5"]).max_steps == 5
+
+
+def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+    monkeypatch.setattr(flags, "download", fetched.append)
+    pretrain.parse(["--download"])
+    Path("pretrain.jsonl").write_text("{}\n")
+    pretrain.parse(["--download"])
+    assert fetched == ["pretrain.jsonl"]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):
+        distill.parse(["--download"])
 
 
 def test_two_flags_that_name_different_trackers_are_refused():
