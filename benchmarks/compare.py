@@ -141,6 +141,12 @@ def spread(values: Iterable[float]) -> str:
     return f"{_short(float(statistics.median(values)))} ({_short(float(min(values)))} to {_short(float(max(values)))})"
 
 
+def mean(values: list[float], form: str) -> str:
+    """`mean ± standard deviation`, each written in `form`."""
+    deviation = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
+    return form.format(statistics.mean(values)) + deviation
+
+
 def figures_of(results: list[dict], key: str) -> list[float]:
     return [figures[key] for figures in results if figures.get(key) is not None]
 

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from benchmarks import compare, rows
-from benchmarks.train import MODULES
+from benchmarks.train import MODULES, planned
 from dataset import held_out, line_hash, load_tokenizer
-from engine import flags, jsonl, runtime
+from engine import flags, jsonl, runtime, score
+from engine.checkpoint import load_model
 
-STAGES = ("pretrain", "SFT", "distill")
+STAGES = tuple(rows.DATASETS)
 FIGURES = {  # column: (stage, figure of its held-out rows)
     "bits/byte after pretraining": ("pretrain", "bits_per_byte"),
     "answer loss after SFT": ("SFT", "answer_loss"),
     "well-formed after distillation": ("distill", "well_formed"),
     "correct after distillation": ("distill", "correct"),
 }
-SHARES = ("well_formed", "correct")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,19 +66,6 @@ def write_heldout(path: Path, out: Path, val_fraction: float, count: int, seed: 
     out.write_bytes(b"".join(found[number].rstrip() + b"\n" for number in sorted(chosen)))
 
 
-def planned(module: str, job: dict) -> dict:
-    """The job with as many steps as its tokens or seconds will do, by a short run before. `original` needs no plan."""
-    if module == MODULES["original"]:
-        return job
-    limits = {"steps": 8, "warmup_iters": 2, "log_step": 1, "tokens": 0, "seconds": 0}
-    trial = compare.run(module, {name: value for name, value in job.items() if name != "out"} | limits)
-    if "failed" in trial:
-        raise ValueError(trial["failed"])
-    of_a_step = trial["step_seconds"] if job["seconds"] else trial["step_tokens"]
-    steps = max(10, round((0.97 * job["seconds"] if job["seconds"] else job["tokens"]) / of_a_step))
-    return job | {"steps": steps, "warmup_iters": max(1, steps // 20), "log_step": max(1, steps // 4)}
-
-
 def main(job: dict) -> dict:
     """One contender's three stages, and the scores of each."""
     found, folder, module, parent = {"tokens": [], "seconds": [], "scored": []}, Path(job["folder"]), job["module"], {}
@@ -86,7 +73,7 @@ def main(job: dict) -> dict:
         out, place = folder / f"{stage}.pth", folder / f"{stage}.run"
         place.mkdir()
         one = job | job["stages"][stage] | parent | {"stage": stage, "out": str(out), "folder": str(place)}
-        figures = importlib.import_module(module).main(planned(module, one))
+        figures = importlib.import_module(module).main(planned(module, one, log_rows=10))
         for name in ("tokens", "seconds"):
             found[name].append(figures.get(f"all_{name}", figures[name]))
         # Of an answer in SFT only the loss is asked for.
@@ -101,9 +88,6 @@ def main(job: dict) -> dict:
 
 def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
     """The figures of a file of rows, as eval_model.py --score has them."""
-    from engine import score
-    from engine.checkpoint import load_model
-
     settings = score.Settings(rows=0, max_new_tokens=max_new_tokens)
     model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
     results, _ = score.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
@@ -117,7 +101,8 @@ def table(found: dict[str, list[dict]]) -> list[str]:
         if failed := next((one["failed"] for one in runs if "failed" in one), None):
             lines.append([name, f"not measured: {failed}", *[""] * (len(lines[0]) - 2)])
             continue
-        cells = [mean([one[figure] for one in runs], figure in SHARES) for _, figure in FIGURES.values()]
+        forms = {figure: "{:.1%}" if score.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
+        cells = [compare.mean([one[figure] for one in runs], form) for figure, form in forms.items()]
         for what in ("tokens", "seconds"):
             each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]
             cells.append(" + ".join(f"{value:,.0f}" for value in each))
@@ -128,12 +113,6 @@ def table(found: dict[str, list[dict]]) -> list[str]:
     if chances:
         told += f" The most frequent answer alone would be correct in {max(chances):.1%}."
     return [*compare.table(lines), "", told]
-
-
-def mean(values: list[float], share: bool) -> str:
-    form = "{:.1%}" if share else "{:.3f}"
-    deviation = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
-    return form.format(statistics.mean(values)) + deviation
 
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:

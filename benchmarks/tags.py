@@ -98,7 +98,7 @@ def table(found: dict[str, list[dict]]) -> list[str]:
             name,
             ", ".join("never" if step is None else str(step) for step in soon),
             f"{statistics.mean(formed for _, formed, _ in last):.1%}",
-            f"{statistics.mean(correct):.1%}" + (f" ± {statistics.stdev(correct):.1%}" if len(correct) > 1 else ""),
+            compare.mean(correct, "{:.1%}"),
             ", ".join(f"{right:.0%}" for right in correct),
         ])  # fmt: skip
     return compare.table(lines)

@@ -114,8 +114,25 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
     return compare.compared(results, columns, "tokens_per_second")
 
 
+def planned(module: str, job: dict, log_rows: int) -> dict:
+    """The job with as many steps as its seconds or tokens will do, by a short run before.
+
+    `original` goes by the clock, or counts, itself.
+    """
+    if module == MODULES["original"]:
+        return job
+    limits = {"steps": 8, "warmup_iters": 2, "log_step": 1, "eval_step": 0, "seconds": 0, "tokens": 0}
+    trial = compare.run(module, {name: value for name, value in job.items() if name != "out"} | limits)
+    if "failed" in trial:
+        raise ValueError(f"{module}: {trial['failed']}")
+    # A little less than there is time for: the schedule should have come to its end within the budget.
+    steps = 0.97 * job["seconds"] / trial["step_seconds"] if job["seconds"] else job["tokens"] / trial["step_tokens"]
+    steps = max(log_rows, round(steps))
+    return job | {"steps": steps, "warmup_iters": max(1, steps // 20), "log_step": max(1, steps // log_rows)}
+
+
 def race(args: argparse.Namespace, job: dict) -> list[str]:
-    """The table of held-out bits per byte after --seconds. A short run before tells how many steps to plan for."""
+    """The table of held-out bits per byte after --seconds."""
     if job["stage"] != "pretrain":
         raise ValueError('--seconds compares bits per byte of text: --data_path must hold rows with "text"')
     if not args.peers:
@@ -124,17 +141,8 @@ def race(args: argparse.Namespace, job: dict) -> list[str]:
     def round_jobs(number: int) -> compare.Jobs:
         jobs = contenders(args, job | {"seed": args.seed + number})
         for name, (module, one) in jobs.items():
-            if name == "original":  # goes by the clock
-                one["val_fraction"] = args.val_fraction
-                continue
-            trial = compare.run(module, one | {"steps": 8, "seconds": 0})
-            if "failed" in trial:
-                raise ValueError(f"{name}: {trial['failed']}")
-            # A little less than there is time for: the schedule should have come to its end within the budget.
-            steps = max(20, int(0.97 * args.seconds / trial["step_seconds"]))
-            every = max(1, steps // 20)
-            one |= {"steps": steps, "warmup_iters": max(1, steps // 20), "log_step": every, "eval_step": every}
-            one["val_fraction"] = args.val_fraction
+            one = planned(module, one, log_rows=20)
+            jobs[name] = module, one | {"eval_step": one["log_step"], "val_fraction": args.val_fraction}
         return jobs
 
     results = compare.in_turn(round_jobs, args.rounds)

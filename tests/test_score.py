@@ -445,6 +445,7 @@ def test_the_front_door_prints_and_keeps_figures_by_file(tmp_path, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--baseline", "a.pth"], "--baseline compares scores"), (["--shots", "-1", "--score", "x"], "--shots -1"),
     (["--score_rows", "-1"], "--score_rows -1"),
+    (["--score", "x", "--baseline", "gone.pth"], "--baseline gone.pth: no such checkpoint"),
 ])  # fmt: skip
 def test_impossible_score_flags_are_refused_by_name(argv, words):
     with pytest.raises(ValueError, match=words):
