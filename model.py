@@ -93,16 +93,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def attends_by_document(device: torch.device, dtype: torch.dtype, compiled: bool) -> bool:
+def attends_by_document(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `attention` takes packed documents as they are here, or needs a mask over whole rows.
 
-    Eager CPU code loops over them; a compiled one cannot, their number changes. CUDA has a kernel for half precision
-    from Ampere on.
+    The CPU loops over them; CUDA has a kernel for half precision from Ampere on.
     """
-    if device.type == "cpu":
-        return not compiled
     half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
+    ampere = device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" or ampere
 
 
 def document_of(documents: Tensor, rows: int, length: int) -> Tensor:
@@ -119,13 +117,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, docum
     is one document. The result has v's dtype; q and k may be wider.
     """
     if documents is not None and not q.is_cuda:
-        # One call a document costs the sum of the squared lengths; a masked row costs the square of the sum.
-        # In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
-        lengths = documents.diff().tolist()
-        parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
-        with torch.autocast("cpu", enabled=False):
-            out = [attention(*(x[None] for x in part)) for part in parts if len(part[0])]
-        return torch.cat(out, dim=1).view_as(q).type_as(v)
+        return attention_in_turn(q, k, v, documents)
     q, k = q.type_as(v), k.type_as(v)
     if documents is None:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
@@ -137,6 +129,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, docum
     # torch 2.11's kernel wants as many key-value heads as query heads.
     q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
     return varlen_attn(q, k, v, documents, documents, shape[1], shape[1], window_size=(-1, 0)).view(shape)
+
+
+@torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
+def attention_in_turn(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
+    """`attention` by one call a document: the sum of the squared lengths, where a masked row costs the sum squared.
+
+    In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
+    """
+    lengths = documents.diff().tolist()
+    parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+    with torch.autocast("cpu", enabled=False):
+        out = [attention(*(x[None] for x in part)) for part in parts if len(part[0])]
+    return torch.cat(out, dim=1).view_as(q).type_as(v)
 
 
 class Attention(nn.Module):
@@ -237,7 +242,7 @@ class SpongeBob(PreTrainedModel):
         if documents is not None:
             owner = document_of(documents, *input_ids.shape)
             positions = torch.arange(owner.numel(), device=x.device).view_as(owner) - documents[owner]
-            if not attends_by_document(x.device, product_dtype(x), torch.compiler.is_compiling()):
+            if not attends_by_document(x.device, product_dtype(x)):
                 mask, documents = (owner[:, None, :, None] == owner[:, None, None, :]).tril(), None  # (B, 1, T, T)
         elif positions is None:
             positions = torch.arange(input_ids.shape[1], device=x.device)[None]  # (1, T)

@@ -73,7 +73,7 @@ def open_data(
         )
     fit = packing.split_documents if dataset.splits else packing.cut_conversations
     # A mask over a whole row costs the square of its length.
-    in_line = batch_size if attends_by_document(rt.device, rt.dtype, compile) else 1
+    in_line = batch_size if attends_by_document(rt.device, rt.dtype) else 1
     return packing.prepare(
         cache, fit, max_seq_len=max_seq_len, batch_size=in_line, val_fraction=val_fraction, seed=seed
     )
