@@ -121,7 +121,7 @@ def planned(module: str, job: dict, log_rows: int) -> dict:
     """
     if module == MODULES["original"]:
         return job
-    limits = {"steps": 8, "warmup_iters": 2, "log_step": 1, "eval_step": 0, "seconds": 0, "tokens": 0}
+    limits = {"steps": 40, "warmup_iters": 2, "log_step": 1, "eval_step": 0, "seconds": 0, "tokens": 0}
     trial = compare.run(module, {name: value for name, value in job.items() if name != "out"} | limits)
     if "failed" in trial:
         raise ValueError(f"{module}: {trial['failed']}")

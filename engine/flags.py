@@ -257,7 +257,7 @@ def select(args: argparse.Namespace, *names: str) -> dict:
 def data(args: argparse.Namespace) -> dict:
     """For stage.open_data."""
     return select(
-        args, "data_path", "cache_dir", "num_workers", "strict_data", "max_seq_len", "batch_size", "compile",
+        args, "data_path", "cache_dir", "num_workers", "strict_data", "max_seq_len", "batch_size",
         "val_fraction", "seed",
     )  # fmt: skip
 

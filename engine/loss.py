@@ -45,6 +45,18 @@ def count(batches: list[Batch], tag_weight: float, token_bytes: Tensor) -> Count
     return Counts(tokens - tags + tag_weight * tags, tokens, tags, size, positions)
 
 
+@torch.compiler.disable
+def learned_positions(classes: Tensor) -> Tensor:
+    """The positions that need logits, in order; classes (positions,) uint8 -> (about as many as are learned,) int64.
+
+    Their number is rounded up, with positions that weigh nothing: bf16 kernels are made anew for every number of rows.
+    """
+    learned = classes != NO_LOSS
+    kept = learned.argsort(descending=True, stable=True)[: -(-int(learned.sum()) // LOGIT_ROWS) * LOGIT_ROWS]
+    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them
+    return kept
+
+
 class TokenLoss(nn.Module):
     """Model -> sums. The one module that compile, DDP and FSDP wrap, so that they see the whole computation.
 
@@ -72,12 +84,8 @@ class TokenLoss(nn.Module):
             labels.flatten(),
             classes.flatten(),
         )
-        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Only learned positions need logits. Elsewhere their number would have to be waited for. It is rounded up,
-            # with positions that weigh nothing: bf16 kernels are made anew for every number of rows.
-            learned = classes != NO_LOSS
-            count = -(-int(learned.sum()) // LOGIT_ROWS) * LOGIT_ROWS
-            kept = learned.argsort(descending=True, stable=True)[:count]
+        if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
+            kept = learned_positions(classes)
             hidden, labels, classes = hidden[kept], labels[kept], classes[kept]
         if not self.chunk:
             return self._sums(hidden, labels, classes)

@@ -124,7 +124,7 @@ def refuse_changes(saved: Saved, now: dict) -> None:
         if "steps" in changed:
             hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
         if "row_len" in changed:
-            hint = " (--max_seq_len, --batch_size and --compile decide how rows are laid out)"
+            hint = " (--max_seq_len, --batch_size and the device decide how rows are laid out)"
         raise ValueError(f"{saved.path.parent} belongs to another run: {words}{hint}. "
                          "Use the old flags, --name or --overwrite")  # fmt: skip
 

@@ -60,7 +60,6 @@ def open_data(
     strict_data,
     max_seq_len,
     batch_size,
-    compile,
     val_fraction,
     seed,
 ) -> StageData:
