@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("instead of a chat").add_mutually_exclusive_group().add_argument
     add("--prompt", nargs="+", help="answer each of these texts, in one batch")
     add("--export", nargs=2, metavar=("FORMAT", "DIR"), help="write DIR for other programs; FORMAT is hf")
-    add("--score", nargs="+", metavar="FILE", help="figures for JSONL files (greedy answers): SAVE_DIR/CHECKPOINT.scores.json")
+    add("--score", nargs="+", metavar="FILE", help="figures for JSONL files, greedy: SAVE_DIR/CHECKPOINT.scores.json")
     add("--report", nargs="?", const="", metavar="HTML", help="all stages on one page; default SAVE_DIR/report.html")
     add = parser.add_argument_group("scores").add_argument
     add("--baseline", metavar="CKPT", help="score this checkpoint on the same rows, and test the difference")
