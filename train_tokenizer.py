@@ -1,13 +1,12 @@
 """Recipe 0: learn a byte-level BPE tokenizer from JSONL and say how good it is.
 
-    python train_tokenizer.py --data_path pretrain.jsonl --save_dir spongebob_tokenizer --overwrite
+    python train_tokenizer.py --data_path pretrain.jsonl --save_dir mine
 
 Reads the pretraining and the conversation schema. It learns only from rows that training learns from: the rows
 that validation holds out (dataset.held_out) stay unseen here too. Memory is bounded by --max_bytes, whatever the size
 of the files: of a larger corpus an evenly spread part is taken.
 """
 
-import argparse
 import json
 import random
 import re
@@ -151,9 +150,7 @@ def report(tokenizer: Tokenizer, texts: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = flags.parser(__doc__)
     parser.add_argument(
         "--data_path",
         nargs="+",

@@ -41,7 +41,8 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def stage_parser(doc: str) -> argparse.ArgumentParser:

@@ -95,6 +95,7 @@ def run(
     training = replace(training, batch_size=training.batch_size // data.multiple)
     work = _assemble(model, data, rt, tokenizer, training, output, rows)
     identity = _identity(model, data, rt, tokenizer, stage, work.training, rows, work.steps)
+    _refuse_differences(identity, rt)
     about = {
         "stage": stage, "parent": parent, "on_sample": output.on_sample, "config": identity["config"],
         "tokenizer": identity["tokenizer"], "steps": work.steps, "machine": rt.machine(), "flags": flags,
@@ -170,6 +171,14 @@ def _identity(model, data, rt, tokenizer, stage: str, training: Training, rows_p
         "tokenizer": fingerprint(tokenizer), "rows_per_step": rows_per_step, "steps": steps,
         "row_len": data.training.row_len, "dtype": str(rt.dtype), "held_out": len(data.validation),
     } | {name: getattr(training, name) for name in names}  # fmt: skip
+
+
+def _refuse_differences(identity: dict, rt: runtime.Runtime) -> None:
+    """ValueError where another process trains something else, say the sample because its machine lacks the file."""
+    for rank, theirs in enumerate(rt.gather(identity)):
+        if differ := [name for name, value in identity.items() if theirs[name] != value]:
+            raise ValueError(f"processes {rt.rank} and {rank} differ in {', '.join(differ)}: every machine needs the "
+                             "same command, code and files")  # fmt: skip
 
 
 def _meta(about: dict, progress: loop.Progress) -> dict:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One stage on several machines. Start the same command on each; --save_dir must be a folder that all of them share.
-#   HEAD=10.0.0.1:29500 NODES=1:4 bash runs/multi_node.sh pretrain.py --save_dir /shared/results
+#   HEAD=10.0.0.1:29500 NODES=1:4 bash runs/multi_node.sh pretrain.py --save_dir /shared/results \
+#       --batch_size 8 --accumulation_steps 12
 # NODES min:max lets the run begin with fewer machines and go on when one is lost or comes back: torchrun restarts all
 # processes and --resume takes the last state. Rows a step stay the same, so batch_size x processes must divide them.
 set -euo pipefail

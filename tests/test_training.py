@@ -513,6 +513,16 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel, opt
     assert figures == pytest.approx(expected, rel=1e-2 if options and parallel == "fsdp" else 1e-3)
 
 
+def test_processes_that_would_train_on_different_data_are_refused(folder, monkeypatch):
+    def gather(self, value):
+        return [value, value | {"data": []}] if isinstance(value, dict) else [value]
+
+    monkeypatch.setattr(runtime.Runtime, "gather", gather)
+    with pytest.raises(ValueError, match="processes 0 and 1 differ in data: every machine needs the same"):
+        pretrain.main([*SHAPE, *SHORT, *SMALL, "--name", "apart"])
+    assert not (folder / "results/apart.pth").exists()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
     program = (
