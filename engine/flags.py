@@ -31,6 +31,11 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # torch has no class of its own for these two
+        if not any(words in str(error) for words in ("can't allocate memory", "InvalidCxxCompiler")):
+            raise
+        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
@@ -42,7 +47,8 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        told = action.default is not None and action.default is not False  # 0 is a value
+        return super()._get_help_string(action) if told else action.help
 
 
 def stage_parser(doc: str) -> argparse.ArgumentParser:

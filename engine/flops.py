@@ -1,5 +1,7 @@
 """Model FLOPs, and the share of the hardware's peak that a run turns into them (MFU, arXiv:2204.02311, appendix B)."""
 
+import re
+
 import torch
 
 from Config import LLMConfig
@@ -24,4 +26,4 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * tera for known, tera in PEAKS.items() if known in name), None)
+    return next((1e12 * tera for known, tera in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)

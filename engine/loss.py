@@ -53,12 +53,12 @@ def learned_positions(classes: Tensor) -> Tensor:
     """
     learned = classes != NO_LOSS
     kept = learned.argsort(descending=True, stable=True)[: -(-int(learned.sum()) // LOGIT_ROWS) * LOGIT_ROWS]
-    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them
+    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them (but not of chunks)
     return kept
 
 
 class TokenLoss(nn.Module):
-    """Model -> sums. The one module that compile, DDP and FSDP wrap, so that they see the whole computation.
+    """Model -> sums. The one module that compile, DDP and FSDP wrap: all of the computation is inside.
 
     Args:
         model: the decoder.

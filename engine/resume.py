@@ -112,6 +112,11 @@ def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
 
 
 @_readable
+def warmup_iters(saved: Saved) -> int:
+    return saved.rest["identity"]["warmup_iters"]
+
+
+@_readable
 def refuse_changes(saved: Saved, now: dict) -> None:
     """ValueError when flags differ that decide what a run computes; a longer run is one only if past rates differ."""
     before = saved.rest["identity"]

@@ -194,6 +194,9 @@ def finish() -> None:
 def wrap(module: nn.Module, runtime: Runtime, *, compile: bool = False, parallel: str = "ddp") -> nn.Module:
     """The loss module as it is called in training; its weights stay those of `module`."""
     if compile:
+        if runtime.device.type == "cpu" and module.model.recompute:
+            for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
+                layer.compile(dynamic=False)
         module.compile(dynamic=False)
     if runtime.world == 1:
         return module

@@ -217,8 +217,10 @@ def score(
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """({file name: summary}, {file name: records}) of JSONL files; the records lie in `folder`."""
     model.eval()
-    results, records = {}, {}
-    for path in jsonl.source_files(paths):
+    results, records, files = {}, {}, jsonl.source_files(paths)
+    if len({path.name for path in files}) < len(files):
+        raise ValueError("--score: two files have one name, by which their figures are kept; rename one of them")
+    for path in files:
         began = time.perf_counter()
         records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
         seconds = round(time.perf_counter() - began, 1)

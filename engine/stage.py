@@ -90,6 +90,8 @@ def run(
     rows = resume.rows_per_step(saved, training, rt.world)
     batch = {"rows_per_step": rows, "batch_size": training.batch_size, "world": rt.world,
              "accumulation_steps": training.accumulation_steps}  # fmt: skip
+    if saved and training.warmup_iters is None:  # the usual share of the run as it was planned, also of a longer one
+        training = replace(training, warmup_iters=resume.warmup_iters(saved))
     # Of 16 rows of 1,024 tokens laid in lines of 4, a batch has 4 of 4,096: from here on that is what "rows" are.
     rows //= data.multiple
     training = replace(training, batch_size=training.batch_size // data.multiple)
@@ -153,6 +155,8 @@ def _assemble(model, data, rt, tokenizer, training: Training, output: Output, ro
     optimizers = optim.build(
         model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
     )
+    if rt.rank:
+        torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return loop.Run(
         rt, model, wrapped, optimizers, rt.scaler(), rate, batches, validation, None, tokenizer,
         torch.from_numpy(token_bytes(tokenizer)), data.prompt, end_id, steps, training, output,

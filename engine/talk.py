@@ -25,7 +25,7 @@ class Speaker(NamedTuple):
         question = question.encode("utf-8", "replace").decode()  # a shell's broken bytes are no text to the tokenizer
         if not self.chats:
             return PretrainDataset(self.tokenizer).encode([question])[0].ids[:-1].tolist()
-        turns = [("system", self.system)] if self.system else []
+        turns = [("system", self.system.encode("utf-8", "replace").decode())] if self.system else []
         for asked, answered in history:
             turns += [("user", asked), ("assistant", answered)]
         turns.append(("user", question))

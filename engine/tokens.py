@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -125,9 +126,10 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
     """Encode every row into a temporary folder and rename it when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f"{folder.name}.tmp-*"):
-        if time.time() - left_over.stat().st_mtime > 3600:  # whoever wrote it was killed
+        newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
+        if time.time() - newest > 3600:  # whoever wrote it was killed
             shutil.rmtree(left_over, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
         report, documents, tokens = RowReport(strict), [0] * len(paths), 0

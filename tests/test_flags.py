@@ -380,3 +380,16 @@ def test_two_flags_that_name_different_trackers_are_refused():
     with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
         pretrain.parse(["--use_wandb", "--tracker", "tensorboard"])
     assert pretrain.parse(["--use_wandb", "--tracker", "wandb"]).tracker == "wandb"
+
+
+@pytest.mark.parametrize("message, code", [
+    ("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 byte\ntrace", 2),
+    ("InvalidCxxCompiler: no compiler\ntrace", 2), ("a defect", None)
+])  # fmt: skip
+def test_out_of_memory_and_no_compiler_are_one_line_and_a_defect_keeps_its_traceback(message, code, capsys):
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit if code else RuntimeError):
+        flags.run(main)
+    assert capsys.readouterr().err.count("\n") == (1 if code else 0)

@@ -122,6 +122,15 @@ def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(drop
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("name, tera", [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("Tesla T4", 65),
+    ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA A10G", None)
+])  # fmt: skip
+def test_the_peak_of_a_gpu_is_its_own_or_not_known(name, tera, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert flops.peak(torch.device("cuda"), torch.bfloat16) == (tera and 1e12 * tera)
+
+
 def test_model_flops_are_those_that_torch_counts_in_a_step_but_for_half_of_attention():
     model = tiny(max_seq_len=64, vocab_size=640)
     ids = torch.randint(3, 640, (2, 64))

@@ -507,3 +507,12 @@ def test_the_harness_finds_our_figures_without_network(harness, tmp_path, monkey
     if chats:  # it counts the line break before the answer to the answer, so lengths are shared out differently
         found = {name: value for name, value in found.items() if "norm" not in name}
     assert found == pytest.approx({name: ours[name]["value"] for name in found}, abs=1e-3)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    paths = [tmp_path / name / "rows.jsonl" for name in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps(chat("甲", "乙")) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="two files have one name"):
+        score.score(tiny(), TOKENIZER, paths, tmp_path, score.Settings(rows=0, max_new_tokens=4), 4)

@@ -157,6 +157,16 @@ def test_warm_up_is_a_tenth_of_a_short_run_and_the_plan_says_so(folder, capsys):
     assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3]) and max(rates) == rates[2]
 
 
+def test_a_run_with_the_usual_warm_up_is_made_longer_before_its_decay(folder):
+    at = SHORT.index("--warmup_iters")
+    words = [*SHAPE, *SHORT[:at], *SHORT[at + 2 :], "--schedule", "wsd", "--log_step", "1", "--save_step", "10"]
+    pretrain.main([*words, "--max_steps", "20"])
+    pretrain.main([*words, "--max_steps", "40", "--resume", "results/pretrain.state/00000010"])
+    log = rows(folder / "results/pretrain.metrics.jsonl")
+    rates = {row["step"]: row["learning_rate"] for row in log if "learning_rate" in row}
+    assert rates[1] == pytest.approx(1e-3 / 3) and rates[30] == 1e-3 and max(rates) == 40
+
+
 def test_torchrun_is_not_asked_to_start_again_what_max_minutes_stopped(folder, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(ValueError, match="--max_minutes.*--max-restarts=0"):
