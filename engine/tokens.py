@@ -20,7 +20,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -126,9 +126,10 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
     """Encode every row into a temporary folder and rename it when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f"{folder.name}.tmp-*"):
-        newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
-        if time.time() - newest > 3600:  # whoever wrote it was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+        with suppress(FileNotFoundError):  # finished meanwhile
+            newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
+            if time.time() - newest > 3600:  # whoever wrote it was killed
+                shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:

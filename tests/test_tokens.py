@@ -184,6 +184,19 @@ def test_changed_content_of_the_same_size_builds_a_new_cache(build, texts, tmp_p
     assert texts(first) == ["one"] and texts(second) == ["two"] and first.folder != second.folder
 
 
+def test_what_a_killed_run_left_is_cleared_after_an_hour_and_what_still_grows_is_not(build, tmp_path):
+    path = write(tmp_path / "rows.jsonl", ["one"])
+    folder = build(path).folder
+    shutil.rmtree(folder)
+    dead, alive = (folder.with_name(f"{folder.name}.tmp-{name}") for name in (os.getpid(), "other"))
+    for left_over in (dead, alive):
+        left_over.mkdir()
+        (left_over / "ids.bin").write_bytes(b"0")
+    for old in (dead / "ids.bin", dead, alive):  # a folder's own time stands still while its files grow
+        os.utime(old, (1, 1))
+    assert len(build(path)) == 1 and alive.is_dir() and not dead.exists()
+
+
 @pytest.fixture
 def extended(tokenizer):
     """The committed tokenizer with one token more."""
