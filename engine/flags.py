@@ -32,9 +32,12 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:  # torch has no class of its own for these two
-        if not any(words in str(error) for words in ("can't allocate memory", "InvalidCxxCompiler")):
+        advice = {"can't allocate memory": "try a smaller model or --batch_size",
+                  "InvalidCxxCompiler": "install one (g++ or clang++) or leave out --compile"}  # fmt: skip
+        what_to_do = next((advice[words] for words in advice if words in str(error)), None)
+        if what_to_do is None:
             raise
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        print(f"error: {str(error).strip().splitlines()[0]}; {what_to_do}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

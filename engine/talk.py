@@ -22,10 +22,11 @@ class Speaker(NamedTuple):
     sampling: dict
 
     def encode(self, question: str, history: list[tuple[str, str]]) -> list[int]:
-        question = question.encode("utf-8", "replace").decode()  # a shell's broken bytes are no text to the tokenizer
+        # A shell's broken bytes are no text to the tokenizer.
+        question, system = (text.encode("utf-8", "replace").decode() for text in (question, self.system or ""))
         if not self.chats:
             return PretrainDataset(self.tokenizer).encode([question])[0].ids[:-1].tolist()
-        turns = [("system", self.system.encode("utf-8", "replace").decode())] if self.system else []
+        turns = [("system", system)] if system else []
         for asked, answered in history:
             turns += [("user", asked), ("assistant", answered)]
         turns.append(("user", question))

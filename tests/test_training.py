@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tiny import tiny
 
 import distill
 import model as model_module
@@ -383,6 +384,23 @@ def test_two_hundred_compiled_steps_lose_the_same(losses):
     assert distance(losses("compiled", "--compile"), losses("plain")) < 1e-2
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "activation checkpointing"])
+def test_compiling_reaches_every_block(recompute, monkeypatch):
+    def counting(graph, _):  # in place of a compiler
+        linear = sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes)
+        return lambda *inputs: runs.append(linear) or graph(*inputs)
+
+    real, runs = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: real(self, backend=counting, **more))
+    model = tiny(n_layers=3)
+    model.recompute = recompute
+    rt = runtime.Runtime(torch.device("cpu"), torch.float32)
+    module = runtime.wrap(TokenLoss(model), rt, compile=True)
+    ids = torch.randint(3, 100, (1, 20))
+    module(ids, ids, torch.ones(1, 20, dtype=torch.uint8), torch.tensor([0, 20], dtype=torch.int32))
+    assert sum(runs) == 3 * 7 + 1
+
+
 def test_two_hundred_steps_chunked_masked_or_not_fused_lose_the_same(losses, monkeypatch):
     plain, curves = losses("plain"), {"chunked": losses("chunked", "--loss_chunk", "50")}
     with monkeypatch.context() as patch:
@@ -521,6 +539,18 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel, opt
     ]
     # Sharded matrices are orthogonalised by torch's own loop, in bf16: the second step begins from its rounding.
     assert figures == pytest.approx(expected, rel=1e-2 if options and parallel == "fsdp" else 1e-3)
+
+
+def test_dropout_differs_between_processes_whose_weights_are_the_same(folder):
+    script = folder / "seeds.py"
+    script.write_text(f"import os, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import pretrain; "
+                      f"pretrain.main({[*SHAPE, *SHORT, *SMALL, '--dropout', '0.1', '--seed', '7']!r}); "
+                      "open('seed' + os.environ['RANK'], 'w').write(str(torch.initial_seed()))")  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]
 
 
 def test_processes_that_would_train_on_different_data_are_refused(folder, monkeypatch):
