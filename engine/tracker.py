@@ -131,7 +131,8 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel="nats a token", title=path.stem)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

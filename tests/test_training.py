@@ -327,8 +327,14 @@ def a_run(
                     tokenizer, no_bytes, [], 2, 5, numbers, settings.Output("test", log_step=1))  # fmt: skip
 
 
+# In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
+IN_BF16 = 0.03 * 1e-2 * 0.2 * math.sqrt(192)  # of the longest side of its matrices, SwiGLU's
+
+
+@pytest.mark.parametrize("muon_dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, IN_BF16)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("options", OPTIONS, ids=OPTION_NAMES)
-def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options):
+def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, muon_dtype, atol, monkeypatch):
+    monkeypatch.setattr(optim, "pick_dtype", lambda *_: muon_dtype)  # whatever this machine is fast in
     whole, parts = (a_run(folder, batch_size=size, rows_per_step=12, **options) for size in (12, 3))
     results = []
     for run in (whole, parts):
@@ -340,7 +346,7 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options):
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=atol)
 
 
 def test_an_epoch_in_one_step_logs_the_same_however_the_window_is_cut_and_however_much_of_it_is_left_over(folder):
