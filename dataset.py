@@ -4,8 +4,8 @@
     {"conversations": ...}   <s>system\\n...</s>\\n<s>user\\n...</s>\\n<s>assistant\\n...</s>\\n
                              only the assistant's words and its </s> are learned
 
-The class of a token says how much predicting *it* costs: 0 nothing, 1 its cross-entropy, 2 the same
-times the tag weight. Nothing here imports torch: tokenising worker processes stay small.
+The class of a token says what kind of thing predicting *it* is: 0 nothing to learn, 1 to be learned, 2 a token of a
+tag. What each class costs is said by the recipes. Nothing here imports torch: tokenising worker processes stay small.
 """
 
 import hashlib
@@ -145,7 +145,6 @@ class PretrainDataset:
     """{"text": "..."}: one document between <s> and </s>, every token of it learned (nothing predicts the <s>)."""
 
     field = "text"
-    splits = True  # a document longer than a row becomes several
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -179,7 +178,6 @@ class SFTDataset:
     """
 
     field = "conversations"
-    splits = False  # a conversation longer than a row loses turns
     _tag = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 
     def __init__(self, tokenizer: Tokenizer):

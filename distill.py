@@ -1,51 +1,62 @@
 """Recipe 3, chain-of-thought distillation: the chat model learns to think, from a stronger model's written thoughts.
 
-    python distill.py          # results/SFT.pth      -> results/distill.pth
-    python distill.py --long   # results/SFT_long.pth -> results/distill_long.pth
+    python distill.py --use_wandb    # results/SFT.pth      -> results/distill.pth
+    python distill.py --long         # results/SFT_long.pth -> results/distill_long.pth
 
-The same as SFT but for one thing: <think></think><answer></answer> cost several tokens each, so the tokens of
-those tags weigh --tag_weight times as much as any other word of the assistant. The weighted sum is divided by the
-sum of the weights, so the rate means the same as in SFT; the log shows the weighted, the plain and the tags' own loss.
+The same as SFT.py except for one thing. Each of <think> </think> <answer> </answer> is spelt with four or five tokens,
+so the form is hard to learn. Those tokens therefore cost --tag_weight times as much as any other word of the assistant.
 """
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
 
-from dataset import SFTDataset, load_tokenizer
-from engine import flags, runtime, stage
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset, load_tokenizer
+from engine import cli, options
+from engine.flags import Flags, flag
+from engine.machine import runtime
+from engine.options import Start
+from engine.packing import cut_conversations
+from engine.stage import run as stage
+
+# This stage's numbers. Each is the default of the flag with the same name.
+NUMBERS = {
+    "data_file": "r1_1024.jsonl",
+    "parent": "SFT",
+    "name": "distill",
+    "max_seq_len": 1024,
+    "batch_size": 16,
+    "accumulation_steps": 4,  # 16 x 4 x 1,024 = 65,536 positions per step
+    "learning_rate": 1e-4,
+}
+LONG = {"parent": "SFT_long", "name": "distill_long"}
+ON_SAMPLE = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.stage_parser(__doc__)
-    flags.add_parent(parser)
-    parser.add_argument("--long", action="store_true", help="start from the long-context model")
-    parser.add_argument(
-        "--tag_weight", type=float, default=10.0, help="how much more a tag's tokens weigh (1: as any other)"
-    )
-    parser.set_defaults(
-        data_file="r1_1024.jsonl", name="distill", parent="SFT", max_seq_len=1024, batch_size=16, accumulation_steps=4,
-        learning_rate=1e-4,
-    )  # fmt: skip
-    sample = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40}
-    if parser.parse_args(argv).long:
-        parser.set_defaults(name="distill_long", parent="SFT_long")
-    return flags.parse(parser, argv, sample)
+@dataclass(frozen=True)
+class Thoughts(Flags):
+    """chain of thought"""
+
+    tag_weight: float = flag(10.0, "how many times as much as another word a tag's token costs (1: as much)", least=0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed, deterministic=args.deterministic)
-    tokenizer = load_tokenizer(args.tokenizer_dir)
+    chosen = options.choose(__doc__, argv, NUMBERS, long=LONG, on_sample=ON_SAMPLE, groups=[Start, Thoughts])
+    rt = runtime.start(chosen.machine, chosen.training.seed)  # device, dtype, seed, processes
+    tokenizer = load_tokenizer(chosen.data.tokenizer_dir)
 
-    parent = Path(args.init_from or f"{args.save_dir}/{args.parent}.pth")
-    model, _ = stage.load_parent(parent, tokenizer, **flags.start(args))
-    data = stage.open_data(SFTDataset, tokenizer, rt, **flags.data(args))
+    # 1. Where it starts from: the model of the stage before.
+    model, parent = stage.load_parent(chosen, tokenizer)
 
-    return stage.run(
-        model, data, rt=rt, tokenizer=tokenizer, stage="distill", parent=str(parent),
-        **flags.training(args, tag_weight=args.tag_weight),
-    )  # fmt: skip
+    # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
+    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbours.
+    documents = stage.open_documents(SFTDataset, tokenizer, chosen.data, rt)
+    rows = stage.pack(documents, cut_conversations, chosen, rt)
+
+    # 3. What a token costs, by its class. This line is all that distillation adds to SFT.
+    cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: chosen.thoughts.tag_weight}
+
+    # 4. Train (engine/loop.py); leaves results/distill.pth, .json, .state/, .metrics.jsonl, .png.
+    return stage.train(model, rows, cost, chosen, rt, tokenizer, stage="distill", parent=parent)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    cli.run(main)

@@ -19,8 +19,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from Config import LLMConfig
 
 
-class KVCache(Protocol):
-    """What attention needs of a cache; engine/generate.py owns the real one."""
+class Cache(Protocol):
+    """What the model needs of a key-value cache; engine/generate/kv_cache.py owns the real one."""
+
+    length: int  # S, positions that may be looked at
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, T, K, D) at `positions` (B, T) and return all of the layer's as (B, S, K, D)."""
@@ -32,10 +34,10 @@ class Context(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None = None
-    documents: Tensor | None = None
-    cache: KVCache | None = None
-    positions: Tensor | None = None
+    mask: Tensor | None = None  # (B, 1, T, S)
+    cu_seqlens: Tensor | None = None  # (N + 1,)
+    cache: Cache | None = None
+    positions: Tensor | None = None  # (B or 1, T)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -47,7 +49,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv:1910.07467), in fp32 whatever comes in: squares of half-precision numbers overflow.
 
-    It leaves in the dtype of the products that follow. Autocast would cast it once for each of them.
+    The result already has the dtype of the matrix products that follow; autocast would cast it once for each of them.
     """
 
     def __init__(self, dim: int, eps: float):
@@ -93,54 +95,62 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def attends_by_document(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `attention` takes packed documents as they are here, or needs a mask over whole rows.
+def can_attend_by_document(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this device has a fast path for packed documents; elsewhere a mask over whole rows is used.
 
-    The CPU loops over them; CUDA has a kernel for half precision from Ampere on.
+    The CPU attends to one after the other; CUDA has a kernel for half precision from Ampere on.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     ampere = device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" or ampere
 
 
-def document_of(documents: Tensor, rows: int, length: int) -> Tensor:
-    """(B, T) int64: which of `documents` (see `attention`) each position belongs to."""
-    positions = torch.arange(rows * length, device=documents.device, dtype=documents.dtype)
-    return torch.searchsorted(documents, positions, right=True).view(rows, length) - 1
+def document_of(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
+    """(B, T) int64: the number of the document (see `attention`) that each position belongs to."""
+    positions = torch.arange(rows * length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens, positions, right=True).view(rows, length) - 1
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
     """Grouped-query attention, q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
 
-    Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `documents` (N + 1,) int32, the
-    first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a row
-    is one document. The result has v's dtype; q and k may be wider.
+    Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `cu_seqlens` (N + 1,) int32,
+    the first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a
+    row is one document. The result has v's dtype; q and k may be wider.
     """
-    if documents is not None and not q.is_cuda:
-        return attention_in_turn(q, k, v, documents)
-    q, k = q.type_as(v), k.type_as(v)
-    if documents is None:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return out.transpose(1, 2)
+    if cu_seqlens is None:
+        return _sdpa(q.type_as(v), k.type_as(v), v, mask)
+    if q.is_cuda:
+        return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens)
+    return _document_by_document(q, k, v, cu_seqlens)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The CUDA kernel for documents of different lengths: no position outside a document is computed."""
     from torch.nn.attention.varlen import varlen_attn
 
     shape, groups = q.shape, q.shape[2] // k.shape[2]
     # torch 2.11's kernel wants as many key-value heads as query heads.
     q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-    return varlen_attn(q, k, v, documents, documents, shape[1], shape[1], window_size=(-1, 0)).view(shape)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, shape[1], shape[1], window_size=(-1, 0)).view(shape)
 
 
 @torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
-def attention_in_turn(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
-    """`attention` by one call a document: the sum of the squared lengths, where a masked row costs the sum squared.
+def _document_by_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """One call for each document. Cost: the sum of n^2 over documents, instead of (sum of n)^2 for a masked row.
 
     In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
     """
-    lengths = documents.diff().tolist()
+    lengths = cu_seqlens.diff().tolist()
     parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
     with torch.autocast("cpu", enabled=False):
-        out = [attention(*(x[None] for x in part)) for part in parts if len(part[0])]
+        out = [_sdpa(*(x[None] for x in part), mask=None) for part in parts if len(part[0])]
     return torch.cat(out, dim=1).view_as(q).type_as(v)
 
 
@@ -161,7 +171,7 @@ class Attention(nn.Module):
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # (B, S, K, D)
-        return self.wo(attention(q, k, v, context.mask, context.documents).flatten(2))
+        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -229,39 +239,45 @@ class SpongeBob(PreTrainedModel):
     def hidden_states(
         self,
         input_ids: Tensor,
-        documents: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
-        `documents` (N + 1,) int32: see `attention`. With `cache`, `positions` (B, T) says where each token stands in
+        `cu_seqlens` (N + 1,) int32: see `attention`. With `cache`, `positions` (B, T) says where each token stands in
         its row; every earlier position is visible, every later one is not, also inside a chunk of several tokens.
         """
-        x, mask = self.tok_embeddings(input_ids), None  # (B, T, C)
-        if documents is not None:
-            owner = document_of(documents, *input_ids.shape)
-            positions = torch.arange(owner.numel(), device=x.device).view_as(owner) - documents[owner]
-            if not attends_by_document(x.device, product_dtype(x)):
-                mask, documents = (owner[:, None, :, None] == owner[:, None, None, :]).tril(), None  # (B, 1, T, T)
-        elif positions is None:
-            positions = torch.arange(input_ids.shape[1], device=x.device)[None]  # (1, T)
-        if cache is not None:
-            mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        context = Context(*rope_table(self.config, positions), mask, documents, cache, positions)
+        x = self.tok_embeddings(input_ids)  # (B, T, C)
+        context = self._context(x, cu_seqlens, positions, cache)
         for layer in self.layers:
             x = checkpoint(layer, x, context, use_reentrant=False) if self.recompute else layer(x, context)
         return self.norm(x)
 
+    def _context(self, x: Tensor, cu_seqlens: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Context:
+        """Where each token of x (B, T, C) stands and what it may look at."""
+        rows, length, mask = x.shape[0], x.shape[1], None
+        if cu_seqlens is not None:  # packed documents: each counts its own positions
+            document = document_of(cu_seqlens, rows, length)
+            positions = torch.arange(rows * length, device=x.device).view(rows, length) - cu_seqlens[document]
+            if not can_attend_by_document(x.device, product_dtype(x)):
+                mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
+                cu_seqlens = None
+        elif positions is None:  # whole rows
+            positions = torch.arange(length, device=x.device)[None]  # (1, T)
+        if cache is not None:  # the next tokens of rows that were begun before
+            mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        return Context(*rope_table(self.config, positions), mask, cu_seqlens, cache, positions)
+
     def forward(
         self,
         input_ids: Tensor,
-        documents: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) of the token after each position; the arguments are those of `hidden_states`."""
-        return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, documents, positions, cache)))
+        return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, cu_seqlens, positions, cache)))
 
 
 AutoConfig.register("spongebob", LLMConfig, exist_ok=True)

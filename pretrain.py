@@ -1,4 +1,4 @@
-"""Recipe 1, pretraining: a fresh model reads packed documents and learns to predict the next token.
+"""Recipe 1, pretraining: a fresh model reads texts and learns to predict the next token.
 
     python pretrain.py                                   # ./pretrain.jsonl, or the bundled sample
     python pretrain.py --data_path mine.jsonl --dim 256 --n_layers 6 --batch_size 16
@@ -7,38 +7,64 @@
 Leaves results/pretrain.pth, which SFT.py starts from.
 """
 
-import argparse
+from dataclasses import dataclass
 
-from Config import LLMConfig
-from dataset import PretrainDataset, load_tokenizer
-from engine import flags, runtime, stage
+from Config import PRESETS, LLMConfig
+from dataset import LOSS, NO_LOSS, TAG, PretrainDataset, load_tokenizer
+from engine import cli, options
+from engine.flags import Flags, flag
+from engine.machine import runtime
+from engine.packing import split_documents
+from engine.stage import run as stage
 from model import SpongeBob
 
+# This stage's numbers. Each is the default of the flag with the same name.
+NUMBERS = {
+    "data_file": "pretrain.jsonl",
+    "name": "pretrain",
+    "max_seq_len": 512,
+    "batch_size": 32,
+    "accumulation_steps": 8,  # 32 x 8 x 512 = 131,072 positions per step
+    "learning_rate": 1e-3,
+}
+ON_SAMPLE = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.stage_parser(__doc__)
-    flags.add_shape(parser)
-    parser.set_defaults(
-        data_file="pretrain.jsonl", name="pretrain", max_seq_len=512, batch_size=32, accumulation_steps=8,
-        learning_rate=1e-3,
-    )  # fmt: skip
-    sample = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
-    return flags.parse(parser, argv, sample)
+
+@dataclass(frozen=True)
+class Shape(Flags):
+    """model"""
+
+    preset: str | None = flag(None, "a shape by name; the other flags of this group change it", choices=tuple(PRESETS))
+    dim: int = flag(512, "width of the residual stream", above=0)
+    n_layers: int = flag(8, "blocks", above=0)
+    n_heads: int = flag(8, "query heads", above=0)
+    n_kv_heads: int = flag(2, "key-value heads", above=0)
+    hidden_dim: int | None = flag(None, "inner width of SwiGLU; default: 8/3 x dim, rounded up to 64", above=0)
+    rope_theta: float = flag(1e6, "base of the rotary wavelengths", above=0)
+    dropout: float = flag(0.0, "share of each block's output dropped in training (0: none)", least=0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    rt = runtime.start(device=args.device, dtype=args.dtype, seed=args.seed, deterministic=args.deterministic)
-    tokenizer = load_tokenizer(args.tokenizer_dir)
-    data = stage.open_data(PretrainDataset, tokenizer, rt, **flags.data(args))
+    chosen = options.choose(__doc__, argv, NUMBERS, on_sample=ON_SAMPLE, groups=[Shape], presets=PRESETS)
+    rt = runtime.start(chosen.machine, chosen.training.seed)  # device, dtype, seed, processes
+    tokenizer = load_tokenizer(chosen.data.tokenizer_dir)
 
-    shape = flags.select(
-        args, "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "rope_theta", "dropout", "max_seq_len"
-    )
-    model = SpongeBob(LLMConfig(vocab_size=tokenizer.get_vocab_size(), **shape))
+    # 1. Where it starts from: fresh weights.
+    shape = {name: value for name, value in vars(chosen.shape).items() if name != "preset"}
+    config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=chosen.data.max_seq_len)
+    model = SpongeBob(config)
 
-    return stage.run(model, data, rt=rt, tokenizer=tokenizer, stage="pretrain", parent=None, **flags.training(args))
+    # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
+    #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
+    documents = stage.open_documents(PretrainDataset, tokenizer, chosen.data, rt)
+    rows = stage.pack(documents, split_documents, chosen, rt)
+
+    # 3. What a token costs, by its class: every token of a text as much as any other.
+    cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
+
+    # 4. Train (engine/loop.py); leaves results/pretrain.pth, .json, .state/, .metrics.jsonl, .png.
+    return stage.train(model, rows, cost, chosen, rt, tokenizer, stage="pretrain", parent=None)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    cli.run(main)

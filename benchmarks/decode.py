@@ -15,16 +15,17 @@ from pathlib import Path
 
 from benchmarks import compare, ours
 from dataset import load_tokenizer
-from engine import flags, runtime
+from engine import flags
+from engine.machine import runtime
 
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "
 
 
 def engine_generate(job: dict):
-    from engine import checkpoint
-    from engine.generate import generate
+    from engine.checkpoint.weights import load_model
+    from engine.generate.decode import generate
 
-    model, _ = checkpoint.load_model(Path(job["ckpt"]))
+    model, _ = load_model(Path(job["ckpt"]))
     model.eval().to(job["device"], job["dtype"])
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -74,11 +75,12 @@ def work(job: dict) -> dict:
 
 def prepare(args, folder: Path) -> dict[str, str]:
     """The checkpoint and its export. Without --ckpt its weights are as good as fresh: only their shape matters here."""
-    from engine import checkpoint, export
+    from engine.checkpoint import hugging_face
+    from engine.checkpoint.weights import load_model
 
     shape = flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads")
     ckpt = Path(args.ckpt).resolve() if args.ckpt else ours.one_step(shape, args.tokenizer_dir, folder)
-    export.to_hf(checkpoint.load_model(ckpt)[0], args.tokenizer_dir, folder / "exported")
+    hugging_face.to_hf(load_model(ckpt)[0], args.tokenizer_dir, folder / "exported")
     return {"ckpt": str(ckpt), "exported": str(folder / "exported")}
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import compare, rows
 from dataset import PretrainDataset, load_tokenizer
 from engine import flags
-from engine.tokens import open_or_build
+from engine.corpus.token_cache import open_or_build
 
 
 def ours(job: dict, out: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dataset import token_bytes
+from engine.corpus.token_cache import TokenCache
 from engine.packing import split_documents
-from engine.tokens import TokenCache
 
 
 class HeldOut:

@@ -23,7 +23,7 @@ from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import BOS, EOS, TAGS, load_tokenizer
-from engine.checkpoint import load_model
+from engine.checkpoint.weights import load_model
 
 TAG_WEIGHT = 10
 

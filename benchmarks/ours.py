@@ -11,7 +11,8 @@ import distill
 import pretrain
 import SFT
 from benchmarks import compare
-from engine import flags, jsonl
+from engine import flags
+from engine.files import read_log
 
 STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 
@@ -36,7 +37,7 @@ def main(job: dict) -> dict:
 
 
 def figures(log: Path) -> dict:
-    rows = jsonl.read_log(log)
+    rows = read_log(log)
     history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
                for row in rows if "val_bits_per_byte" in row]  # fmt: skip
     timed = [row for row in rows if "tokens_per_second" in row]

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import compare, ours
-from engine import plan
+from engine.stage import plan
 
 # The first part whose word is in an operator's (on CUDA: a kernel's) name; what torch.compile fuses is one part.
 PARTS = {

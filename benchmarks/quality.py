@@ -24,8 +24,11 @@ import torch
 from benchmarks import compare, rows
 from benchmarks.train import MODULES, planned
 from dataset import held_out, line_hash, load_tokenizer
-from engine import flags, jsonl, runtime, score
-from engine.checkpoint import load_model
+from engine import flags
+from engine.checkpoint.weights import load_model
+from engine.corpus import jsonl
+from engine.machine import runtime
+from engine.score import records, run
 
 STAGES = tuple(rows.DATASETS)
 FIGURES = {  # column: (stage, figure of its held-out rows)
@@ -88,9 +91,9 @@ def main(job: dict) -> dict:
 
 def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
     """The figures of a file of rows, as eval_model.py --score has them."""
-    settings = score.Settings(rows=0, max_new_tokens=max_new_tokens)
+    settings = records.Settings(rows=0, max_new_tokens=max_new_tokens)
     model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
-    results, _ = score.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
+    results, _ = run.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
     return results[heldout.name]["figures"]
 
 
@@ -101,7 +104,7 @@ def table(found: dict[str, list[dict]]) -> list[str]:
         if failed := next((one["failed"] for one in runs if "failed" in one), None):
             lines.append([name, f"not measured: {failed}", *[""] * (len(lines[0]) - 2)])
             continue
-        forms = {figure: "{:.1%}" if score.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
+        forms = {figure: "{:.1%}" if run.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
         cells = [compare.mean([one[figure] for one in runs], form) for figure, form in forms.items()]
         for what in ("tokens", "seconds"):
             each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, fingerprint, parse_line
-from engine import checkpoint
-from engine.jsonl import blocks, lines, source_files
-from engine.tokens import ARRAYS, TokenCache, open_cache, open_or_build
+from engine.checkpoint.weights import save_weights, shape_json
+from engine.corpus.jsonl import blocks, lines, source_files
+from engine.corpus.token_cache import ARRAYS, TokenCache, open_cache, open_or_build
 
 DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDataset}  # by stage
 
@@ -77,5 +77,5 @@ def texts(cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer) -> lis
 
 def leave(path: Path, weights: dict[str, Tensor], config: LLMConfig, tokenizer: Tokenizer) -> None:
     """A peer's weights, under our names, as a checkpoint that eval_model.py reads."""
-    meta = {"config": checkpoint.shape_json(config), "tokenizer": fingerprint(tokenizer)}
-    checkpoint.save_weights(path, {name: weight.cpu().float() for name, weight in weights.items()}, meta)
+    meta = {"config": shape_json(config), "tokenizer": fingerprint(tokenizer)}
+    save_weights(path, {name: weight.cpu().float() for name, weight in weights.items()}, meta)

@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import compare
-from engine import flags, score_judge
+from engine import flags
+from engine.score import judge
 
 FORMED = 0.95  # share of well-formed answers that counts as learned
 
@@ -45,16 +46,18 @@ def main(job: dict) -> dict:
     """One run of distill.py whose validations answer questions too: {"history": [[step, well-formed, correct]]}."""
     import distill
     from dataset import load_tokenizer
-    from engine import jsonl, loop, score
+    from engine import loop
+    from engine.files import read_log
+    from engine.score import records
 
     tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
-    items = score.read_items(Path(job["heldout"]), job["answers"])
+    items = records.read_items(Path(job["heldout"]), job["answers"])
     losses = loop.validate
 
     def validate(run: loop.Run) -> dict:
         figures = losses(run)
         run.model.eval()
-        records = score.score_answers.score_turns(
+        records = run.score_answers.score_turns(
             run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent=""
         )
         run.model.train()
@@ -70,7 +73,7 @@ def main(job: dict) -> dict:
     }  # fmt: skip
     argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     distill.main([*argv, *shlex.split(job["flags"])])
-    log = jsonl.read_log(folder / "distill.metrics.jsonl")
+    log = read_log(folder / "distill.metrics.jsonl")
     return {"history": [[row["step"], row["well_formed"], row["correct"]] for row in log if "well_formed" in row]}
 
 
@@ -80,7 +83,7 @@ def without_thoughts(path: Path, out: Path) -> Path:
         for row in map(json.loads, lines):
             for message in row["conversations"]:
                 if message["role"] == "assistant":
-                    message["content"] = score_judge.THOUGHT.sub("<think>\n</think>", message["content"])
+                    message["content"] = judge.THOUGHT.sub("<think>\n</think>", message["content"])
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return out
 

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from benchmarks import compare, growth, ours, parts, rows
 from dataset import load_tokenizer
-from engine import flags, runtime
-from engine.tokens import TokenCache
+from engine import flags
+from engine.corpus.token_cache import TokenCache
+from engine.machine import runtime
 
 PEERS = ("original", "trainer", "trainer_grouped")
 MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"}

@@ -8,33 +8,35 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine import checkpoint, flops, generate, optim
+from engine import optim
+from engine.checkpoint.weights import whole_copy
+from engine.generate import decode
+from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
+from engine.machine import flops
+from engine.machine.parallel import gradient_sync, is_sharded, reshard, whole
+from engine.machine.runtime import Runtime
+from engine.machine.signals import StopRequest
+from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
-from engine.runtime import Runtime, gradient_sync, is_sharded, reshard, whole
-from engine.settings import Output, Training
-from engine.signals import StopRequest
-from engine.tracker import Tracker
 from model import SpongeBob
 
 OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
-WALL_CLOCK = (
-    "seconds",
-    "tokens_per_second",
-    "loader_share",
-    "mfu",
-)  # what may differ between the logs of two equal runs
+NOT_FINITE = (
+    "a loss or gradient between steps {} and {} was not finite; it was kept from the weights and nothing was saved "
+    "since. Try a lower --learning_rate, more --warmup_iters, or --dtype float32; --resume goes on from the last state"
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """What training needs and does not change, but for the weights."""
+    """What training needs and does not change, except for the weights."""
 
     runtime: Runtime
     model: SpongeBob
@@ -44,12 +46,12 @@ class Run:
     rate: Callable[[int], float]
     batches: Batches
     validation: Batches | None
-    tracker: Tracker
     tokenizer: Tokenizer
     token_bytes: Tensor  # (V,) bytes of text a token stands for
-    prompt: list[int]
+    prompt: list[int]  # the beginning of a held-out document, to be continued
     end_id: int
     steps: int
+    warmup: int
     training: Training
     output: Output
 
@@ -70,57 +72,60 @@ class Progress:
     window_waiting: float = 0.0  # of them for the next batch
 
 
-class Save(Protocol):
-    """Puts a run on disk (saving.Saver)."""
+class StepResult(NamedTuple):
+    """What a step leaves beside the weights, all on the device: nothing waits for it, except for fp16's scaler."""
 
-    problem: str | None  # why the last try failed
+    sums: Tensor  # (4,) of this rank, see SUMS
+    norm: Tensor  # of the gradient before clipping
+    finite: Tensor  # whether loss and gradient were
 
-    def __call__(self, run: Run, progress: Progress) -> None: ...
+
+def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
+    """One optimizer step on this rank's micro-batches; `cost` is that of all their labels on all ranks."""
+    sums = add_gradients(run, batches, cost)
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
+    norm = whole(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
+    loss_finite, norm_finite = torch.isfinite(sums[0]), torch.isfinite(norm)
+    if run.scaler.is_enabled():
+        # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
+        take_step, finite = bool(norm_finite), loss_finite
+    else:
+        # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
+        take_step, finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
+        for parameter in parameters:
+            parameter.grad.masked_fill_(~finite, 0.0)
+    for optimizer in run.optimizers:
+        if take_step:
+            run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    return StepResult(sums, norm, finite)
 
 
-def train_step(run: Run, batches: list[Batch], weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One optimizer step on this rank's micro-batches; `weight` is the loss weight of all of them on all ranks.
-
-    Returns the summed losses (4,) of this rank, the gradient norm before clipping, and whether both were finite, all on
-    the device: nothing here waits for it, but for fp16's scaler.
-    """
+def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
+    """Forward and backward of every micro-batch; the summed losses (4,) of this rank."""
     sums = torch.zeros(len(SUMS), device=run.runtime.device)
     for number, batch in enumerate(batches, 1):
         with gradient_sync(run.loss, last=number == len(batches)):
             with run.runtime.autocast():
                 part = run.loss(*batch)
-            # Ranks are averaged by DDP and FSDP; the sum is wanted.
-            run.scaler.scale(part[0] * (run.runtime.world / weight)).backward()
+            # DDP and FSDP average over ranks; the sum is wanted.
+            run.scaler.scale(part[0] * (run.runtime.world / cost)).backward()
         sums += part.detach()
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
-    norm = whole(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
-    finite, step = torch.isfinite(sums[0]), True
-    if run.scaler.is_enabled():
-        # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
-        step = bool(torch.isfinite(norm))
-    else:
-        finite = torch.isfinite(norm) & (finite | (run.runtime.world > 1))  # ranks have sums of their own, but one norm
-        for parameter in parameters:
-            parameter.grad.masked_fill_(~finite, 0.0)
-    for optimizer in run.optimizers:
-        if step:
-            run.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    run.scaler.update()
-    return sums, norm, finite
+    return sums
 
 
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """A step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.training.tag_weight, run.token_bytes)
+    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.token_bytes)
 
 
 @torch.no_grad()
 def validate(run: Run) -> dict:
-    """Held-out loss a token, bits per byte of text, and a continuation of the fixed held-out prompt."""
+    """Held-out loss per token, bits per byte of text, and a continuation of the fixed held-out prompt."""
     if run.validation is None:
         return {}
     run.loss.eval()
@@ -128,12 +133,12 @@ def validate(run: Run) -> dict:
     sums, counts = torch.zeros(len(SUMS), device=run.runtime.device), Counts()
     for step in range(run.validation.steps_per_epoch):
         for batch in run.validation.step(step):
-            counts += count([batch], run.training.tag_weight, run.token_bytes)
+            counts += count([batch], run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
-    counts = run.runtime.total(counts)
+    counts = counts.over_ranks(run.runtime)
     figures = {
         "val_loss": nats["plain"] / counts.tokens,
         "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
@@ -147,23 +152,17 @@ def validate(run: Run) -> dict:
 
 def sample(run: Run) -> str:
     """A continuation of the fixed held-out prompt, by the main process; the others only help to collect shards."""
-    model = checkpoint.whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
+    model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
     if not run.runtime.main:
         return ""
     seeded = torch.Generator(run.runtime.device).manual_seed(0)
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
     with run.runtime.autocast():
-        return run.tokenizer.decode(generate.complete(model, [run.prompt], **options)[0])
+        return run.tokenizer.decode(decode.complete(model, [run.prompt], **options)[0])
 
 
-def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
-    """The row of a log step. Reading it waits for the device; a step that was not finite ends the run here."""
-    if not finite:
-        raise ValueError(
-            f"a loss or gradient between steps {progress.step - run.output.log_step} and {progress.step} was not "
-            "finite; it was kept from the weights and nothing was saved since. Try a lower --learning_rate, more "
-            "--warmup_iters, or --dtype float32; --resume goes on from the last state"
-        )
+def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
+    """What the log says of the steps since its last row."""
     nats = dict(zip(SUMS, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
     counts = progress.window_counts
     row = {
@@ -178,15 +177,22 @@ def report(run: Run, progress: Progress, norm: Tensor, finite: Tensor) -> dict:
         "loader_share": round(progress.window_waiting / max(progress.window_seconds, 1e-9), 5),
     }
     if counts.tags:
-        row |= {"weighted_loss": nats["weighted"] / counts.weight, "tag_loss": nats["tags"] / counts.tags}
-    if peak := flops.peak(run.runtime.device, run.runtime.dtype):
-        parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        achieved = row["tokens_per_second"] * flops.per_token(run.model.config, parameters)
-        row["mfu"] = round(achieved / (peak * run.runtime.world), 4)
+        row |= {"weighted_loss": nats["weighted"] / counts.cost, "tag_loss": nats["tags"] / counts.tags}
+    if mfu := flops.utilisation(run.runtime, run.model, row["tokens_per_second"]):
+        row["mfu"] = round(mfu, 4)
     return row
 
 
-def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str | None:
+def why_stop(run: Run, request: StopRequest, started: float) -> int:
+    """OUT_OF_TIME, SIGNAL or 0, the same on all ranks: clocks differ, and a signal may reach one process only."""
+    minutes = (time.perf_counter() - started) / 60
+    out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
+    return run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
+
+
+def train(
+    run: Run, progress: Progress, tracker: Tracker, save: Callable[[Run, Progress], None], request: StopRequest
+) -> str | None:
     """From `progress` to the last step: step, then log, validate and save if due, and all of it at the end.
 
     Returns None, or what stopped the run early: a signal or --max_minutes. The step is finished and saved then, and
@@ -197,45 +203,46 @@ def train(run: Run, progress: Progress, save: Save, request: StopRequest) -> str
     all_finite = torch.tensor(True, device=run.runtime.device)
     if progress.step == 0:
         progress.before = progress.validation = validate(run)
-        run.tracker.log({"step": 0, **progress.before})
+        tracker.log({"step": 0, **progress.before})
         clock = time.perf_counter()
     run.loss.train()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
-        counts = run.runtime.total(counts)
+        # 1. One optimizer step.
+        counts = counts.over_ranks(run.runtime)
         optim.set_rate(run.optimizers, run.rate(progress.step))
-        sums, norm, finite = train_step(run, batches, counts.weight)
+        result = train_step(run, batches, counts.cost)
         progress.step += 1
         progress.tokens += counts.positions
-        progress.window_sums += sums
+        progress.window_sums += result.sums
         progress.window_counts += counts
         progress.window_waiting += waited
-        all_finite &= finite
+        all_finite &= result.finite
 
-        minutes = (time.perf_counter() - started) / 60
-        out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
-        # Clocks differ and a signal may reach one process only, but ranks that stop alone leave the others waiting.
-        stop = run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
+        # 2. What is due after it.
+        stop = why_stop(run, request, started)
         every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
         due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
         if not any(due.values()) and not stop:
-            run.tracker.show(progress.step)
+            tracker.show(progress.step)
             continue
-        all_finite.item()  # the clock is read when the device is done
+        run.runtime.synchronize()
         progress.window_seconds += time.perf_counter() - clock
         progress.seconds += time.perf_counter() - clock
-        row = report(run, progress, norm, all_finite) if due["log"] or not all_finite else {"step": progress.step}
-        if due["validate"]:
+        if not all_finite:
+            raise ValueError(NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
+
+        # 3. Log and validate.
+        row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
+        if due["validate"] or stop == OUT_OF_TIME:  # the latter for the .json alone
             progress.validation = validate(run)
-            row |= progress.validation
+            row |= progress.validation if due["validate"] else {}
         if len(row) > 1:
-            run.tracker.log(row)
+            tracker.log(row)
         if due["log"]:
-            if save.problem:
-                run.tracker.say(f"warning: {save.problem}")
             progress.window_sums.zero_()
             progress.window_counts, progress.window_seconds, progress.window_waiting = Counts(), 0.0, 0.0
-        if stop == OUT_OF_TIME and not due["validate"]:
-            progress.validation = validate(run)  # for the .json
+
+        # 4. Save, and stop.
         if due["save"] or stop:
             save(run, progress)
         clock = time.perf_counter()

@@ -1,9 +1,10 @@
-"""The loss of a step, as sums: weighted next-token cross-entropy and what is logged beside it.
+"""The loss of a step, as sums: next-token cross-entropy times the cost of each label, and what is logged beside it.
 
-Sums, because a mean of micro-batch means weighs short answers more than long ones. The loop divides once, by the weight
+Sums, because a mean of micro-batch means weighs short answers more than long ones. The loop divides once, by the cost
 of the whole step over all micro-batches and ranks.
 """
 
+import math
 from dataclasses import astuple, dataclass
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dataset import LOSS, NO_LOSS, TAG
+from dataset import NO_LOSS, TAG
+from engine.machine.runtime import Runtime
 from engine.packing import Batch
 from model import SpongeBob
 
@@ -23,7 +25,7 @@ LOGIT_ROWS = 256  # logits on the CPU are made for a multiple of so many positio
 class Counts:
     """What a step divides by and reports, summed over its micro-batches and all ranks."""
 
-    weight: float = 0.0  # sum of loss weights
+    cost: float = 0.0  # of all labels
     tokens: int = 0  # learned tokens
     tags: int = 0  # of them tag tokens
     bytes: int = 0  # of text that the learned tokens stand for
@@ -32,27 +34,36 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
+    def over_ranks(self, rt: Runtime) -> "Counts":
+        """The same, summed over all processes."""
+        cost, *whole = rt.sum(astuple(self))
+        return Counts(cost, *map(int, whole))
 
-def count(batches: list[Batch], tag_weight: float, token_bytes: Tensor) -> Counts:
+
+def count(batches: list[Batch], token_bytes: Tensor) -> Counts:
     """The counts of one rank's micro-batches, on the CPU before they travel."""
-    tokens = tags = size = positions = 0
+    total = Counts()
     for batch in batches:
         learned = batch.classes != NO_LOSS
-        tokens += int(learned.sum())
-        tags += int((batch.classes == TAG).sum())
-        size += int(token_bytes[batch.labels[learned]].sum())
-        positions += int((batch.labels != 0).sum())
-    return Counts(tokens - tags + tag_weight * tags, tokens, tags, size, positions)
+        total += Counts(
+            cost=float(batch.cost.double().sum()),
+            tokens=int(learned.sum()),
+            tags=int((batch.classes == TAG).sum()),
+            bytes=int(token_bytes[batch.labels[learned]].sum()),
+            positions=int((batch.labels != 0).sum()),
+        )
+    return total
 
 
 @torch.compiler.disable
 def learned_positions(classes: Tensor) -> Tensor:
     """The positions that need logits, in order; classes (positions,) uint8 -> (about as many as are learned,) int64.
 
-    Their number is rounded up, with positions that weigh nothing: bf16 kernels are made anew for every number of rows.
+    Their number is rounded up, with positions that cost nothing: bf16 kernels are made anew for every number of rows.
     """
     learned = classes != NO_LOSS
-    kept = learned.argsort(descending=True, stable=True)[: -(-int(learned.sum()) // LOGIT_ROWS) * LOGIT_ROWS]
+    rounded = math.ceil(int(learned.sum()) / LOGIT_ROWS) * LOGIT_ROWS
+    kept = learned.argsort(descending=True, stable=True)[:rounded]
     torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them (but not of chunks)
     return kept
 
@@ -62,48 +73,38 @@ class TokenLoss(nn.Module):
 
     Args:
         model: the decoder.
-        tag_weight: what a tag token's cross-entropy is multiplied with (1: as any other).
         end_id: </s>, which stands for no text: it is learned, but left out of bits per byte.
         z_loss: weight of log(Z)^2 beside each cross-entropy, Z the sum behind the softmax: it keeps the logits from
             drifting (arXiv:2204.02311, section 5; 0: off).
         chunk: positions whose logits exist at a time, 0 all. Each chunk is computed again in backward.
     """
 
-    def __init__(self, model: SpongeBob, *, tag_weight: float = 1.0, end_id: int = 2, z_loss: float = 0.0,
-                 chunk: int = 0):  # fmt: skip
+    def __init__(self, model: SpongeBob, *, end_id: int = 2, z_loss: float = 0.0, chunk: int = 0):
         super().__init__()
         self.model, self.end_id, self.z_loss, self.chunk = model, end_id, z_loss, chunk
-        weights = torch.zeros(3)
-        weights[LOSS], weights[TAG] = 1.0, tag_weight
-        self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, inputs: Tensor, labels: Tensor, classes: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, labels: Tensor, classes: Tensor, cost: Tensor, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
         """A Batch's tensors -> (4,) fp32 sums of nats: weighted (the objective), plain, tags, text without </s>."""
-        hidden, labels, classes = (
-            self.model.hidden_states(inputs, documents).flatten(0, 1),
-            labels.flatten(),
-            classes.flatten(),
-        )
+        hidden = self.model.hidden_states(inputs, cu_seqlens).flatten(0, 1)  # (positions, C)
+        labels, classes, cost = labels.flatten(), classes.flatten(), cost.flatten()  # (positions,)
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
             kept = learned_positions(classes)
-            hidden, labels, classes = hidden[kept], labels[kept], classes[kept]
+            hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
         if not self.chunk:
-            return self._sums(hidden, labels, classes)
-        parts = zip(hidden.split(self.chunk), labels.split(self.chunk), classes.split(self.chunk), strict=True)
+            return self._sums(hidden, labels, classes, cost)
+        parts = zip(*(tensor.split(self.chunk) for tensor in (hidden, labels, classes, cost)), strict=True)
         return torch.stack([checkpoint(self._sums, *part, use_reentrant=False) for part in parts]).sum(0)
 
-    def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-        logits = self.model.output(hidden).float()
+    def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
+        logits = self.model.output(hidden).float()  # (positions, V)
         nats = F.cross_entropy(logits, labels, reduction="none")  # (positions,)
         learned = classes != NO_LOSS
-        masks = torch.stack([
-            self.class_weights[classes.long()],
-            learned.float(),
-            (classes == TAG).float(),
-            (learned & (labels != self.end_id)).float(),
-        ])  # (4, positions)  # fmt: skip
-        sums = (masks * nats).sum(1)  # not masks @ nats, which autocast would do in half precision
+        text = learned & (labels != self.end_id)
+        factors = torch.stack([cost, learned.float(), (classes == TAG).float(), text.float()])  # (4, positions)
+        sums = (factors * nats).sum(1)  # not factors @ nats, which autocast would do in half precision
         if self.z_loss:
             log_z = logits.logsumexp(-1)
-            sums = sums + F.pad(self.z_loss * (masks[:1] * log_z.square()).sum(1), (0, 3))  # weighted only
+            sums = sums + F.pad(self.z_loss * (cost * log_z.square()).sum()[None], (0, 3))  # the objective only
         return sums

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from engine.runtime import pick_dtype
-
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear", "wsd")
+from engine.machine.runtime import pick_dtype
+from engine.options import OPTIMIZERS, SCHEDULES
 
 
 def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -28,8 +26,9 @@ def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: fl
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings]
     others = [p for p in parameters if p.dim() < 2 or id(p) in embeddings]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups[name == "muon" :], lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    decays, stays = {"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
+    by_adamw = [decays, stays] if name == "adamw" else [stays]
+    adamw = torch.optim.AdamW(by_adamw, lr=learning_rate, betas=(0.9, 0.95), fused=True)
     if name == "adamw":
         return [adamw]
     return [Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]

@@ -1,5 +1,7 @@
 """Rows of a fixed length made of several documents, and batches as a pure function of (seed, step).
 
+Every label of a batch carries its cost, looked up in the recipe's table by the label's class (dataset.py).
+
 A document of n tokens has n - 1 predictions, so that is what it takes of a row: inputs and labels are cut from it
 separately, and no position is spent on predicting the next document. Row length 6, documents <s>abc</s>, <s>d</s>:
 
@@ -9,18 +11,27 @@ separately, and no position is spent on predicting the next document. Row length
 A document that is longer than a row is split into row-long parts; every prediction is still made exactly once.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dataset import NO_LOSS
-from engine.tokens import TokenCache
+
+
+class Documents(Protocol):
+    """What packing needs of the token cache: document d is ids[offsets[d] : offsets[d + 1]]."""
+
+    ids: np.ndarray
+    classes: np.ndarray  # the class of every token
+    offsets: np.ndarray
+    meta: dict  # holds "end_id", the id of </s>
 
 
 class Pieces(NamedTuple):
@@ -31,7 +42,7 @@ class Pieces(NamedTuple):
     cut: int = 0  # documents that lost tokens
 
 
-def split_documents(cache: TokenCache, documents: np.ndarray, row_len: int) -> Pieces:
+def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Pieces:
     """All predictions of the documents, in parts of at most `row_len`: nothing is thrown away."""
     starts, lengths = cache.offsets[documents], np.diff(cache.offsets)[documents] - 1
     parts = -(-lengths // row_len)
@@ -40,7 +51,7 @@ def split_documents(cache: TokenCache, documents: np.ndarray, row_len: int) -> P
     return Pieces(starts[owner] + part * row_len, np.minimum(lengths[owner] - part * row_len, row_len))
 
 
-def cut_conversations(cache: TokenCache, documents: np.ndarray, row_len: int) -> Pieces:
+def cut_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Pieces:
     """One piece a conversation; a longer one loses whole last turns, and its tail only if no answer would be left.
 
     The end mark of an answer is the one control token that is learned, and no text can forge it, so answers end where
@@ -53,7 +64,7 @@ def cut_conversations(cache: TokenCache, documents: np.ndarray, row_len: int) ->
         kept = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels that fit
         learned = cache.classes[kept] != NO_LOSS
         ends = np.flatnonzero(learned & (cache.ids[kept] == end_mark))
-        lengths[i] = ends[-1] + 1 if len(ends) else row_len * learned.any()
+        lengths[i] = ends[-1] + 1 if len(ends) else row_len if learned.any() else 0
     return Pieces(starts[lengths > 0], lengths[lengths > 0], len(too_long))
 
 
@@ -71,6 +82,11 @@ class PackedRows:
         return len(self.bounds) - 1
 
     @property
+    def joined(self) -> int:
+        """Rows of max_seq_len that make one row here (pack_dense)."""
+        return self.row_len // self.max_seq_len
+
+    @property
     def positions(self) -> int:
         """Positions that hold a real token."""
         return int(self.pieces.lengths.sum())
@@ -85,43 +101,51 @@ def pack(pieces: Pieces, row_len: int, seed: int, max_seq_len: int | None = None
     """Best-fit decreasing (arXiv:2404.10830): each piece, longest first, goes where it leaves the least space."""
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(pieces.lengths))
     longest_first = shuffled[np.argsort(-pieces.lengths[shuffled], kind="stable")]  # equal lengths meet at random
-    by_space: list[list[int]] = [[] for _ in range(row_len + 1)]  # rows, by the space that is left in them
-    spaces = 0  # bit s: some row has s positions left
-    row_of, rows = np.empty(len(longest_first), np.int64), 0
+    rows_by_space: list[list[int]] = [[] for _ in range(row_len + 1)]
+    open_spaces = 0  # bit s is set where some row has s positions left
+    row_of, n_rows = np.empty(len(longest_first), np.int64), 0
     for i, length in enumerate(pieces.lengths[longest_first].tolist()):
-        if enough := spaces >> length:
-            space = length + (enough & -enough).bit_length() - 1  # the lowest bit: the tightest fit
-            row_of[i] = row = by_space[space].pop()
-            spaces ^= 0 if by_space[space] else 1 << space
+        fitting = open_spaces >> length  # the rows with at least `length` positions left
+        if fitting:
+            lowest_bit = (fitting & -fitting).bit_length() - 1
+            space = length + lowest_bit  # the tightest of them
+            row = rows_by_space[space].pop()
+            if not rows_by_space[space]:
+                open_spaces &= ~(1 << space)
         else:
-            space, row_of[i], row, rows = row_len, rows, rows, rows + 1
-        by_space[space - length].append(row)
-        spaces |= 1 << (space - length)
+            space, row = row_len, n_rows
+            n_rows += 1
+        row_of[i] = row
+        rows_by_space[space - length].append(row)
+        open_spaces |= 1 << (space - length)
     by_row = np.argsort(row_of, kind="stable")
-    bounds = np.searchsorted(row_of[by_row], np.arange(rows + 1))
+    bounds = np.searchsorted(row_of[by_row], np.arange(n_rows + 1))
     return PackedRows(pieces, longest_first[by_row], bounds, row_len, max_seq_len or row_len)
 
 
-def pack_dense(pieces: Pieces, max_seq_len: int, batch_size: int, seed: int, density: float = 0.98) -> PackedRows:
-    """Rows of `max_seq_len`, or of the smallest multiple that divides `batch_size` rows and is dense enough.
+def pack_dense(pieces: Pieces, max_seq_len: int, most: int, seed: int, density: float = 0.98) -> PackedRows:
+    """Rows of `max_seq_len`, or k of them joined into one longer row, k the smallest that is dense enough.
 
-    Two conversations of 513 to 1,024 tokens never share a row of 1,024, which leaves a quarter of it empty; eight such
-    rows in a line hold ten or eleven. A batch holds as many positions either way, and a document sees only itself.
+    Two conversations of 513 to 1,024 tokens never share a row of 1,024, which leaves a quarter of it empty; a row of
+    eight times that length holds ten or eleven. k divides `most`, the rows of a micro-batch, which then has k times
+    fewer rows and as many positions; a document still sees only itself.
     """
-    for multiple in (m for m in range(1, batch_size + 1) if batch_size % m == 0):
-        rows = pack(pieces, multiple * max_seq_len, seed, max_seq_len)
+    rows = pack(pieces, max_seq_len, seed)
+    for joined in (k for k in range(2, most + 1) if most % k == 0):
         if rows.density >= density:
             break
+        rows = pack(pieces, joined * max_seq_len, seed, max_seq_len)
     return rows
 
 
 class Batch(NamedTuple):
-    """One micro-batch of B rows of T positions; what is not filled has class 0."""
+    """One micro-batch of B rows of T positions; a position that is not filled has class NO_LOSS and costs nothing."""
 
     inputs: Tensor  # (B, T) int64
     labels: Tensor  # (B, T) int64
-    classes: Tensor  # (B, T) uint8, the loss class of each label
-    documents: Tensor  # (N + 1,) int32, first positions in the flattened rows, padded with B*T (model.attention)
+    classes: Tensor  # (B, T) uint8, the class of each label
+    cost: Tensor  # (B, T) float32, what each label's cross-entropy is multiplied with
+    cu_seqlens: Tensor  # (N + 1,) int32, first positions in the flattened rows, padded with B*T (model.attention)
 
     def to(self, device: torch.device) -> "Batch":
         """On the GPU; this program does not wait for the copy."""
@@ -135,38 +159,58 @@ class Batches:
 
     Each epoch is a permutation drawn from (seed, epoch); a step takes the next `rows_per_step` of it, the last step of
     an epoch what is left. Micro-batch i gives rank r the rows (i * world + r) * batch_size and following.
+
+    Args:
+        cost: {class: cost} of a label; NO_LOSS, the class of empty positions, costs nothing.
+        batch_size, rows_per_step: rows of max_seq_len positions; joined ones (pack_dense) count as several.
+        seed: of the order of rows; None: file order.
     """
 
-    def __init__(self, cache: TokenCache, rows: PackedRows, *, batch_size: int, rows_per_step: int, seed: int | None,
-                 rank: int = 0, world: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        cache: Documents,
+        rows: PackedRows,
+        cost: Mapping[int, float],
+        *,
+        batch_size: int,
+        rows_per_step: int,
+        seed: int | None,
+        rank: int = 0,
+        world: int = 1,
+    ):
         if len(rows) == 0:
             raise ValueError("no rows: every document was held out or cut away; more data or a smaller --val_fraction")
         if rows_per_step % (batch_size * world):
             raise ValueError(f"{rows_per_step} rows a step do not divide into {world} ranks x {batch_size} rows")
+        if cost[NO_LOSS] != 0:
+            raise ValueError(f"cost[NO_LOSS]={cost[NO_LOSS]} must be 0: empty positions have this class, too")
         self.cache, self.rows, self.seed = cache, rows, seed
-        self.batch_size, self.rows_per_step = batch_size, rows_per_step
+        self.cost = np.array([cost[number] for number in range(len(cost))], np.float32)
+        self.batch_size, self.rows_per_step = batch_size // rows.joined, rows_per_step // rows.joined  # as joined
         self.rank, self.world = rank, world
-        self.steps_per_epoch = -(-len(rows) // rows_per_step)
-        per_row = np.diff(rows.bounds)
+        self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
+        fullest = np.sort(np.diff(rows.bounds))[-self.batch_size :]
         # The unfilled end of a row counts as documents, too, of at most max_seq_len positions.
-        unfilled = batch_size * -(-rows.row_len // rows.max_seq_len)
-        self.table_size = 1 + int(np.sort(per_row)[-batch_size:].sum()) + unfilled
-        self._epoch, self._permutation = None, None
+        self.table_size = 1 + int(fullest.sum()) + self.batch_size * rows.joined
+        self._epoch, self._permutation = None, np.arange(len(rows))
+
+    @property
+    def micro_batches(self) -> int:
+        """Of each rank in a step."""
+        return self.rows_per_step // (self.batch_size * self.world)
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """The rows of a step, of all ranks, in order. Without a seed: file order."""
+        """The rows of a step, of all ranks, in order."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        if self._epoch != epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed or 0, epoch]))
-            everything = np.arange(len(self.rows))
-            self._permutation = everything if self.seed is None else generator.permutation(everything)
-            self._epoch = epoch
+        if self._epoch != epoch and self.seed is not None:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._epoch, self._permutation = epoch, generator.permutation(np.arange(len(self.rows)))
         return self._permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
         numbers, together = self.row_numbers(step), self.batch_size * self.world
-        firsts = range(self.rank * self.batch_size, -(-len(numbers) // together) * together, together)
+        firsts = range(self.rank * self.batch_size, math.ceil(len(numbers) / together) * together, together)
         return [self._batch(numbers[first : first + self.batch_size]) for first in firsts]
 
     def _batch(self, numbers: np.ndarray) -> Batch:
@@ -174,11 +218,9 @@ class Batches:
         ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         classes = np.full(shape, NO_LOSS, np.uint8)
         begins = []
-        pieces, order, bounds = self.rows.pieces, self.rows.order, self.rows.bounds
         for row in range(self.batch_size):
             at = 0
-            for piece in order[bounds[numbers[row]] : bounds[numbers[row] + 1]] if row < len(numbers) else ():
-                start, length = pieces.starts[piece], pieces.lengths[piece]
+            for start, length in self._pieces_of(numbers[row]) if row < len(numbers) else ():
                 where = slice(at, at + length)
                 tokens = self.cache.ids[start : start + length + 1]
                 ids[row, where], labels[row, where] = tokens[:-1], tokens[1:]
@@ -186,52 +228,15 @@ class Batches:
                 begins.append(row * shape[1] + at)
                 at += length
             begins += range(row * shape[1] + at, (row + 1) * shape[1], self.rows.max_seq_len)
-        documents = np.full(self.table_size, ids.size, np.int32)
-        documents[: len(begins)] = begins
-        return Batch(*map(torch.from_numpy, (ids, labels, classes, documents)))
+        cu_seqlens = np.full(self.table_size, ids.size, np.int32)
+        cu_seqlens[: len(begins)] = begins
+        return Batch(*map(torch.from_numpy, (ids, labels, classes, self.cost[classes], cu_seqlens)))
 
-
-@dataclass(frozen=True)
-class StageData:
-    """What a stage reads: its token cache, packed rows to train on and to validate with."""
-
-    cache: TokenCache
-    training: PackedRows
-    validation: PackedRows
-    prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
-
-    @property
-    def multiple(self) -> int:
-        """Rows of max_seq_len positions that were put in a line (pack_dense): as much fewer make a batch."""
-        return self.training.row_len // self.training.max_seq_len
-
-    def describe(self) -> str:
-        rows = self.training
-        cut = f", {rows.pieces.cut:,} conversations shortened" if rows.pieces.cut else ""
-        length = f"{self.multiple} x {rows.max_seq_len:,}" if self.multiple > 1 else f"{rows.max_seq_len:,}"
-        return (
-            f"{rows.positions:,} tokens in {len(rows):,} rows of {length} "
-            f"({rows.density:.1%} of the positions are real tokens{cut}); "
-            f"held out: {self.validation.positions:,} tokens in {len(self.validation):,} rows"
-        )
-
-
-def prepare(
-    cache: TokenCache, fit: Callable[..., Pieces], *, max_seq_len: int, batch_size: int, val_fraction: float, seed: int
-) -> StageData:
-    """Split off the held-out documents and pack both parts; `fit` is split_documents or cut_conversations.
-
-    `batch_size` is how many rows of `max_seq_len` may be put in a line to fill them well (1: none).
-    """
-    training, validation = cache.split(val_fraction)
-    prompt = []
-    if len(validation):
-        begin, end = cache.offsets[validation[0]], cache.offsets[validation[0] + 1]
-        learned = np.flatnonzero(cache.classes[begin:end] != NO_LOSS)
-        prompt = cache.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
-    rows = pack_dense(fit(cache, training, max_seq_len), max_seq_len, batch_size, seed)
-    held_out = pack(fit(cache, validation, max_seq_len), rows.row_len, seed, max_seq_len)
-    return StageData(cache, rows, held_out, prompt)
+    def _pieces_of(self, row: int) -> Iterator[tuple[int, int]]:
+        """(start, length) of a row's pieces."""
+        pieces = self.rows.pieces
+        for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
+            yield pieces.starts[piece], pieces.lengths[piece]
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:

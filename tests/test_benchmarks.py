@@ -12,7 +12,9 @@ from benchmarks import compare, decode, encode, hf_trainer, original, ours, part
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
-from engine import checkpoint, export, flags
+from engine import flags
+from engine.checkpoint import hugging_face
+from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
 from model import SpongeBob
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
@@ -50,9 +52,9 @@ def test_real_predictions_are_counted_and_padding_and_the_warm_up_are_not(conten
 
 def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer):
     history = ours.main(job | {"val_fraction": 0.5, "steps": 2, "max_seq_len": 24, "batch_size": 2})["history"]
-    model, _ = checkpoint.load_model(next(rows.Path(job["folder"]).glob("*.pth")))
-    llama = LlamaForCausalLM(export.hf_config(model.config)).eval()
-    llama.load_state_dict(export.hf_weights(checkpoint.cpu_weights(model), model.config))
+    model, _ = load_model(next(rows.Path(job["folder"]).glob("*.pth")))
+    llama = LlamaForCausalLM(hugging_face.hf_config(model.config)).eval()
+    llama.load_state_dict(hugging_face.hf_weights(cpu_weights(model), model.config))
     cache, _, heldout = rows.reopen(job | {"val_fraction": 0.5}, tokenizer)
     score = HeldOut(cache, heldout, tokenizer, 24, "cpu")
     assert score(lambda ids: llama(input_ids=ids).logits) == pytest.approx(history[-1][2], rel=1e-5)
@@ -87,7 +89,7 @@ def test_the_original_is_the_same_model_as_ours(heavy):
 
 
 def test_a_llama_comes_back_under_our_names(heavy):
-    there = export.hf_weights(checkpoint.cpu_weights(heavy), heavy.config)
+    there = hugging_face.hf_weights(cpu_weights(heavy), heavy.config)
     back = hf_trainer.our_weights(there, heavy.config)
     assert back.keys() == heavy.state_dict().keys()
     assert all(torch.equal(back[name], weight) for name, weight in heavy.state_dict().items())
@@ -150,9 +152,9 @@ def test_all_encoders_write_the_same_ids(tmp_path):
 def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
-    checkpoint.save_weights(tmp_path / "fresh.pth", checkpoint.cpu_weights(model), {
-        "stage": "pretrain", "config": checkpoint.shape_json(model.config), "tokenizer": None})  # fmt: skip
-    export.to_hf(model, flags.ROOT / "spongebob_tokenizer", tmp_path / "hf")
+    save_weights(tmp_path / "fresh.pth", cpu_weights(model), {
+        "stage": "pretrain", "config": shape_json(model.config), "tokenizer": None})  # fmt: skip
+    hugging_face.to_hf(model, flags.ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
            "prompts": [[1, 300, 301], [1, 400, 401]], "dtype": "float32"}  # fmt: skip
     figures = [decode.work(job | {"contender": name}) for name in decode.CONTENDERS]
@@ -228,7 +230,7 @@ def test_every_contender_goes_through_three_stages_and_is_scored_after_each(cont
     assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance"] > 0
     assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
     assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100 and figures["scored"] == [4, 4, 4]
-    made = [checkpoint.load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
+    made = [load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
     first, second, third = (model.tok_embeddings.weight for model in made)
     # Each goes on from the last: the low rates leave the embedding where the high one had carried it.
     assert 0 < (second - first).norm() < 0.1 * first.norm() and 0 < (third - second).norm() < 0.1 * first.norm()

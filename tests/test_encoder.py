@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 import train_tokenizer
 from dataset import PretrainDataset
-from engine import encoder, tokens
-from engine.encoder import TiktokenEncoder, fastest
+from engine.corpus import fast_bpe, token_cache
+from engine.corpus.fast_bpe import TiktokenEncoder, fastest
 
 tiktoken = pytest.importorskip("tiktoken")
 
@@ -49,12 +49,12 @@ def test_any_text_gets_the_ids_of_tokenizers(both, text):
 
 
 def test_a_difference_is_said_and_tokenizers_goes_on(tokenizer, capsys):
-    ranks, _ = encoder._ranks(json.loads(tokenizer.to_str()))
+    ranks, _ = fast_bpe._ranks(json.loads(tokenizer.to_str()))
     longest = max(ranks, key=len)
     del ranks[longest]
     fast = TiktokenEncoder(
         tokenizer,
-        tiktoken.Encoding("other", pat_str=encoder.PIECES, mergeable_ranks=ranks, special_tokens={}),
+        tiktoken.Encoding("other", pat_str=fast_bpe.PIECES, mergeable_ranks=ranks, special_tokens={}),
         set(),
     )
     assert ids(fast, [longest.decode()]) == ids(tokenizer, [longest.decode()]) and not fast.trusted
@@ -93,7 +93,7 @@ def test_a_vocabulary_that_works_in_another_way_is_left_to_tokenizers(tokenizer,
 def test_the_cache_is_the_same_with_and_without_it(tokenizer, tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"{text}第{n}天 the {n}"}) + "\n" for n, text in enumerate(ODD * 9)))
-    with_it = tokens.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "with")
-    monkeypatch.setattr(tokens, "fastest", lambda tokenizer: tokenizer)
-    without = tokens.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "without")
+    with_it = token_cache.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "with")
+    monkeypatch.setattr(token_cache, "fastest", lambda tokenizer: tokenizer)
+    without = token_cache.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "without")
     assert np.array_equal(with_it.ids, without.ids) and np.array_equal(with_it.offsets, without.offsets)

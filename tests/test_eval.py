@@ -13,8 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval_model
 from dataset import SFTDataset, fingerprint, load_tokenizer
-from engine import checkpoint, export, flags, talk
-from engine.generate import KVCache, choose, complete, generate, stream_text
+from engine import flags
+from engine.checkpoint import hugging_face
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.generate.decode import complete, generate, stream_text
+from engine.generate.kv_cache import KVCache
+from engine.generate.sampling import choose
+from engine.serve import conversation
 
 TOKENIZER_DIR = flags.ROOT / "spongebob_tokenizer"
 TOKENIZER = load_tokenizer(TOKENIZER_DIR)
@@ -34,8 +39,8 @@ def model():
 
 
 def save(model, path, stage="SFT", **meta):
-    meta = {"stage": stage, "config": checkpoint.shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)} | meta
-    checkpoint.save_weights(path, checkpoint.cpu_weights(model), meta)
+    meta = {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)} | meta
+    save_weights(path, cpu_weights(model), meta)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +259,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
         yield "半"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(talk, "stream_text", interrupted)
+    monkeypatch.setattr(conversation, "stream_text", interrupted)
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
@@ -264,20 +269,20 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
-    seen, original = [], talk.Speaker.prompt
+    seen, original = [], conversation.Speaker.prompt
 
     def spy(self, question, history=()):
         seen.append([asked for asked, _ in history])
         return original(self, question, history)
 
-    monkeypatch.setattr(talk.Speaker, "prompt", spy)
+    monkeypatch.setattr(conversation.Speaker, "prompt", spy)
     type_in(monkeypatch, b"a\nb\nc\n")
     ask("--history_cnt", count, "--max_seq_len", 512)
     assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = talk.Speaker(model, TOKENIZER, True, None, 32, {})
+    speaker = conversation.Speaker(model, TOKENIZER, True, None, 32, {})
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
     ids = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
@@ -295,7 +300,7 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = talk.Speaker(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
+    speaker = conversation.Speaker(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
     ids = speaker.prompt("你好")
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
     assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
@@ -307,7 +312,7 @@ def test_an_answer_stops_where_the_context_ends(model):
 @pytest.mark.parametrize("tied", [True, False], ids=["with_output", "without_output"])
 def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_path, tied):
     model = tiny(n_heads=8, n_kv_heads=8, max_seq_len=512)
-    weights = checkpoint.cpu_weights(model)
+    weights = cpu_weights(model)
     if not tied:
         del weights["output.weight"]
     torch.save(weights, tmp_path / "SFT.pth")
@@ -358,4 +363,4 @@ def test_the_exported_folder_loads_in_transformers_and_says_the_same(ask, tmp_pa
     answer = theirs.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == TOKENIZER.decode(greedy(model, prompt[0].tolist()))
     with pytest.raises(ValueError, match="nothing is overwritten"):
-        export.to_hf(model, TOKENIZER_DIR, folder)
+        hugging_face.to_hf(model, TOKENIZER_DIR, folder)

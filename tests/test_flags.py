@@ -27,7 +27,13 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, loop, loss, plan, runtime, score_answers, tokens, tracker
+from engine import flags, loop, loss
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.corpus import token_cache
+from engine.log import services, tracker
+from engine.machine import parallel, runtime
+from engine.score import answers
+from engine.stage import plan
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
@@ -195,9 +201,9 @@ def home(tmp_path_factory):
     train_tokenizer.save(learned, home / "larger")
 
     def leave(path, model, stage):
-        known = {"stage": stage, "config": checkpoint.shape_json(model.config)}
+        known = {"stage": stage, "config": shape_json(model.config)}
         known["tokenizer"] = fingerprint(load_tokenizer(home / "tokenizer"))
-        checkpoint.save_weights(path, checkpoint.cpu_weights(model), known)
+        save_weights(path, cpu_weights(model), known)
 
     leave(home / "other.pth", model_of(9), "SFT")
     leave(home / "bare.pth", model_of(9), "SFT")
@@ -221,7 +227,7 @@ class Screen(io.StringIO):
 @contextlib.contextmanager
 def doors(monkeypatch, came):
     """Note in `came` what arrives where there may be nothing behind."""
-    real_wrap, real_complete = runtime.wrap, score_answers.complete
+    real_wrap, real_complete = parallel.wrap, answers.complete
 
     def pool(workers, context, start, setup):  # threads are processes enough here
         came["workers"] = workers
@@ -251,8 +257,8 @@ def doors(monkeypatch, came):
         return lambda *arguments, **_: came.__setitem__(door, arguments[-1] if arguments else True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "ProcessPoolExecutor", pool)
-        patch.setattr(tracker, "_open_service", service)
+        patch.setattr(token_cache, "ProcessPoolExecutor", pool)
+        patch.setattr(services, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(runtime, "wrap", wrap)
@@ -260,7 +266,7 @@ def doors(monkeypatch, came):
         patch.setattr("model.checkpoint", recompute)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
-        patch.setattr(score_answers, "complete", complete)
+        patch.setattr(answers, "complete", complete)
         patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))
         yield
 

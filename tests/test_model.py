@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 import model as model_module
 from Config import PRESETS, LLMConfig
 from dataset import LOSS
-from engine import flops
 from engine.loss import TokenLoss
-from engine.plan import memory_needed
+from engine.machine import flops
+from engine.stage.plan import memory_needed
 from model import SpongeBob
 
 SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
+from engine.corpus.token_cache import TokenCache
 from engine.loss import count
 from engine.packing import Batches, Pieces, cut_conversations, pack, pack_dense, split_documents
-from engine.tokens import TokenCache
 
 ROW_LEN = 16
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import eval_model
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import checkpoint, flags, report, report_page
+from engine import flags
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.pages import html, report
 from model import SpongeBob
 
 HOSTILE = "<script>alert(1)</script> & \u2028<b>"
@@ -49,8 +51,8 @@ def leave(folder, name, stage, parent=None, **meta):
     torch.manual_seed(len(name))
     model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=128))
     tokenizer = fingerprint(load_tokenizer(flags.ROOT / "spongebob_tokenizer"))
-    meta |= {"stage": stage, "parent": parent, "config": checkpoint.shape_json(model.config), "tokenizer": tokenizer}
-    checkpoint.save_weights(folder / f"{name}.pth", checkpoint.cpu_weights(model), meta)
+    meta |= {"stage": stage, "parent": parent, "config": shape_json(model.config), "tokenizer": tokenizer}
+    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
 
 
 def write_rows(path, rows):
@@ -146,13 +148,13 @@ def test_a_folder_without_checkpoints_is_an_error_that_names_it(tmp_path):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_are_few_round_numbers_inside_the_range(low, width):
-    found = report_page.ticks(low, low + width)
+    found = html.ticks(low, low + width)
     assert 2 <= len(found) <= 6
     assert all(low - 1e-3 * width <= tick <= low + 1.001 * width for tick in found)
 
 
 @pytest.mark.parametrize("points", [[(3, 1.0)], [(0, 2.0), (1, 2.0)], [(n, n * n) for n in range(5000)]])
 def test_a_chart_of_few_equal_or_many_points_is_drawn(points):
-    (line,) = Page(report_page.chart("t", [report_page.Line("l", points)], "x", "y")).lines
+    (line,) = Page(html.chart("t", [html.Line("l", points)], "x", "y")).lines
     assert len(line) <= 302 and len(line) >= min(len(points), 2)
-    assert all(0 <= x <= report_page.WIDTH and 0 <= y <= report_page.HEIGHT for x, y in line)
+    assert all(0 <= x <= html.WIDTH and 0 <= y <= html.HEIGHT for x, y in line)

@@ -16,9 +16,12 @@ from tiny import tiny
 
 import eval_model
 from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokenizer
-from engine import checkpoint, export, flags, score, score_answers, score_choices, score_judge, score_statistics
-from engine.generate import complete
-from engine.score_likelihood import language, windows
+from engine import flags
+from engine.checkpoint import hugging_face
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.generate.decode import complete
+from engine.score import answers, choices, judge, records, run, statistics
+from engine.score.likelihood import language, windows
 
 TOKENIZER = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
 GOOD = "<think>\n想\n</think>\n<answer>\n汪晴晴\n</answer>"
@@ -28,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(model, path, stage="SFT"):
-    meta = {"stage": stage, "config": checkpoint.shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)}
-    checkpoint.save_weights(path, checkpoint.cpu_weights(model), meta)
+    meta = {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)}
+    save_weights(path, cpu_weights(model), meta)
 
 
 def write_rows(path, rows):
@@ -47,10 +50,10 @@ def question(number, *choices, **more):
 
 
 def measure(model, path, *, batch=4, records=None, **options):
-    """(summary, records) of one file, scored as score.score does."""
+    """(summary, records) of one file, scored as run.score does."""
     options = {"rows": 0, "max_new_tokens": 8} | options
     folder = records or path.parent / "scores"
-    results, found = score.score(model, TOKENIZER, [path], folder, score.Settings(**options), batch)
+    results, found = run.score(model, TOKENIZER, [path], folder, records.Settings(**options), batch)
     return results[path.name], found[path.name]
 
 
@@ -64,7 +67,7 @@ def script(monkeypatch, said):
         asked = [text.split("user\n")[-1].split("</s>")[0] for text in texts]
         return [TOKENIZER.encode(said[one], add_special_tokens=False).ids for one in asked]
 
-    monkeypatch.setattr(score_answers, "complete", answers)
+    monkeypatch.setattr(answers, "complete", answers)
     return seen
 
 
@@ -79,12 +82,12 @@ def script(monkeypatch, said):
     ("<answer>汪晴晴</answer><think>想</think>", False, True), (GOOD.removesuffix("</answer>"), False, False),
 ])  # fmt: skip
 def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
-    assert score_judge.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
+    assert judge.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
 
 
 def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
-    assert score_judge.judge(" 是 \n", "是")["exact"] == 1
-    assert score_judge.judge("是。", "是")["exact"] == 0
+    assert judge.judge(" 是 \n", "是")["exact"] == 1
+    assert judge.judge("是。", "是")["exact"] == 0
 
 
 @pytest.mark.parametrize("given, wanted", [
@@ -95,8 +98,8 @@ def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
     ("三 七", "三七"),
 ])  # fmt: skip
 def test_the_same_answer_in_other_clothes_is_correct(given, wanted):
-    assert score_judge.same_answer(given, wanted)
-    assert score_judge.same_answer(wanted, given)
+    assert judge.same_answer(given, wanted)
+    assert judge.same_answer(wanted, given)
 
 
 @pytest.mark.parametrize("given, wanted", [
@@ -105,30 +108,30 @@ def test_the_same_answer_in_other_clothes_is_correct(given, wanted):
     ("三七", "37"), ("1/0", "1"), ("9" * 5000, "9"), ("选举", "举"), (r"\boxed{4", "4"), ("4 or 5", "4"),
 ])  # fmt: skip
 def test_another_answer_is_wrong(given, wanted):
-    assert not score_judge.same_answer(given, wanted)
-    assert not score_judge.same_answer(wanted, given)
+    assert not judge.same_answer(given, wanted)
+    assert not judge.same_answer(wanted, given)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.fractions(-(10**6), 10**6, max_denominator=40))
 def test_a_number_is_read_as_python_reads_it(value):
-    assert score_judge.number(score_judge.normalised(str(value))) == (value, "")
-    assert score_judge.number(f"{value.numerator:,}") == (Fraction(value.numerator), "")
+    assert judge.number(judge.normalised(str(value))) == (value, "")
+    assert judge.number(f"{value.numerator:,}") == (Fraction(value.numerator), "")
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_breaks_the_judge_and_every_text_is_its_own_answer(text, other):
-    assert score_judge.same_answer(text, text)
-    assert score_judge.same_answer(text, other) in (True, False)
-    assert 0 <= score_judge.token_f1(text, other) == score_judge.token_f1(other, text) <= 1
+    assert judge.same_answer(text, text)
+    assert judge.same_answer(text, other) in (True, False)
+    assert 0 <= judge.token_f1(text, other) == judge.token_f1(other, text) <= 1
 
 
 def test_token_f1_counts_chinese_by_character_and_english_by_word():
-    assert score_judge.token_f1("The red boat", "the boat!") == pytest.approx(2 * 2 / 5)
-    assert score_judge.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
-    assert score_judge.token_f1("a a a", "a b") == pytest.approx(2 * 1 / 5)
-    assert score_judge.token_f1("", "。") == 1 != score_judge.token_f1("", "船")
+    assert judge.token_f1("The red boat", "the boat!") == pytest.approx(2 * 2 / 5)
+    assert judge.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
+    assert judge.token_f1("a a a", "a b") == pytest.approx(2 * 1 / 5)
+    assert judge.token_f1("", "。") == 1 != judge.token_f1("", "船")
 
 
 # ----------------------------------------------------------------------------------------------- statistics
@@ -138,12 +141,12 @@ def test_token_f1_counts_chinese_by_character_and_english_by_word():
     (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962),
 ])  # fmt: skip
 def test_wilsons_interval_is_the_published_one(right, rows, low, high):
-    assert score_statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
+    assert statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
     x = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = score_statistics.bootstrap(x, np.ones(400))
+    low, high = statistics.bootstrap(x, np.ones(400))
     spread = 1.96 * x.std() / 20
     assert (low, high) == pytest.approx((x.mean() - spread, x.mean() + spread), abs=0.1 * spread)
 
@@ -152,7 +155,7 @@ def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
 def test_the_paired_test_of_right_and_wrong_is_mcnemars(won, lost):
     ours = np.array([1.0] * won + [0.0] * lost + [1.0, 0.0] * 20)
     theirs = np.array([0.0] * won + [1.0] * lost + [1.0, 0.0] * 20)
-    found, n = score_statistics.paired(ours, theirs, np.ones(len(ours))), won + lost
+    found, n = statistics.paired(ours, theirs, np.ones(len(ours))), won + lost
     exact = min(1.0, 2 * sum(math.comb(n, k) for k in range(max(won, lost), n + 1)) / 2**n)
     assert found["p"] == pytest.approx(exact, abs=0.015)
     assert found["difference"] == pytest.approx((won - lost) / len(ours))
@@ -237,7 +240,7 @@ def test_every_turn_is_answered_after_the_rows_own_history_and_counted_by_hand(t
     result, records = measure(tiny(), path, max_new_tokens=100)
     exact = result["figures"]["exact"]
     assert (exact["value"], exact["n"]) == (0.75, 4) and result["rows"] == 4
-    assert (exact["low"], exact["high"]) == pytest.approx(score_statistics.wilson(0.75, 3))  # rows, not turns
+    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 3))  # rows, not turns
     assert exact["chance"] == 0.25  # always saying the most frequent answer
     assert {turn: found["exact"]["value"] for turn, found in result["by_turn"].items()} == {"1": 2 / 3, "2": 1.0}
     assert result["figures"]["too_long"]["value"] == 0.2
@@ -326,7 +329,7 @@ def test_the_examples_are_the_first_other_rows_and_never_the_question_itself(tmp
         asked.extend(TOKENIZER.decode(ids, skip_special_tokens=False) for ids in sequences)
         return [np.ones(len(ids) - 1) for ids in sequences]
 
-    monkeypatch.setattr(score_choices, "token_nats", spy)
+    monkeypatch.setattr(choices, "token_nats", spy)
     rows = [question(n, "红", "蓝") for n in range(5)]
     measure(tiny(), write_rows(tmp_path / "choices.jsonl", rows), chats=chats, shots=(2,))
     found = {tuple(re.findall("问题([0-9])", text)) for text in asked}
@@ -350,12 +353,12 @@ def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_n
 def test_a_bad_question_is_named_with_file_and_line(tmp_path, row, words):
     path = write_rows(tmp_path / "choices.jsonl", [row])
     with pytest.raises(ValueError, match=f"(?s)choices.jsonl:1: .*({words})"):
-        score.read_items(path, 0)
+        records.read_items(path, 0)
 
 
 def test_an_answer_may_be_a_letter(tmp_path):
     path = write_rows(tmp_path / "choices.jsonl", [{"question": "q", "choices": ["a", "b"], "answer": "B"}])
-    assert score.read_items(path, 0)[0].answer == 1
+    assert records.read_items(path, 0)[0].answer == 1
 
 
 # ----------------------------------------------------------------------------------------- stop and compare
@@ -374,7 +377,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_figures(tmp_p
             raise KeyboardInterrupt
         return complete(model, prompts, **options)
 
-    monkeypatch.setattr(score_answers, "complete", stops)
+    monkeypatch.setattr(answers, "complete", stops)
     with pytest.raises(KeyboardInterrupt):
         measure(model, path, batch=2, records=tmp_path / "part")
     (left,) = (tmp_path / "part").iterdir()
@@ -402,7 +405,7 @@ def test_a_checkpoint_compared_with_itself_differs_by_nothing_and_with_another_b
     path = write_rows(tmp_path / "rows.jsonl", MIXED)
     ours, records = measure(tiny(), path)
     theirs, others = measure(tiny(seed=1), path)
-    same, change = score.compare(records, records), score.compare(records, others)
+    same, change = run.compare(records, records), run.compare(records, others)
     assert same["bits_per_byte"]["difference"] == 0 and same["bits_per_byte"]["p"] == 1
     for name in ("bits_per_byte", "answer_loss", "f1"):
         before, after = theirs["figures"][name]["value"], ours["figures"][name]["value"]
@@ -415,7 +418,7 @@ def test_a_baseline_with_a_shorter_context_is_compared_on_the_answers_that_both_
     path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "一", "乙" * 80, "二"), chat("丙", "三"), cut])
     _, records = measure(tiny(), path)
     _, shorter = measure(tiny(max_seq_len=64), path)
-    change = score.compare(records, shorter)["answer_loss"]
+    change = run.compare(records, shorter)["answer_loss"]
     assert change["n"] == 2 and change["difference"] == pytest.approx(0, abs=1e-6)
     assert change["after"] == pytest.approx(np.mean([records[at]["sums"]["answer_loss"][0] / 2 for at in (0, 2)]))
 
@@ -486,7 +489,7 @@ def test_the_harness_finds_our_figures_without_network(harness, tmp_path, monkey
 
     tokenizer = flags.ROOT / "spongebob_tokenizer"
     if exported:
-        export.to_hf(model, tokenizer, tmp_path / "hf")
+        hugging_face.to_hf(model, tokenizer, tmp_path / "hf")
     theirs = {"pretrained": str(tmp_path / "hf")} if exported else {"pretrained": model}
     ending, found = "_chat" * chats, {}
     with monkeypatch.context() as patch:
@@ -515,4 +518,4 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         path.parent.mkdir()
         path.write_text(json.dumps(chat("甲", "乙")) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="two files have one name"):
-        score.score(tiny(), TOKENIZER, paths, tmp_path, score.Settings(rows=0, max_new_tokens=4), 4)
+        run.score(tiny(), TOKENIZER, paths, tmp_path, records.Settings(rows=0, max_new_tokens=4), 4)

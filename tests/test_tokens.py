@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset, fingerprint
-from engine import jsonl, tokens
-from engine.tokens import open_or_build
+from engine.corpus import jsonl, token_cache
+from engine.corpus.token_cache import open_or_build
 from train_tokenizer import survey
 
 
@@ -169,7 +169,7 @@ def test_a_changed_mtime_alone_does_not_rebuild(build, tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", numbered(5))
     first = build(path)
     before = first.folder.stat().st_mtime_ns
-    monkeypatch.setattr(tokens, "_build", None)  # would fail if called
+    monkeypatch.setattr(token_cache, "_build", None)  # would fail if called
     os.utime(path, (1, 1))
     again = build(path)
     assert again.folder == first.folder and again.folder.stat().st_mtime_ns == before
@@ -213,7 +213,7 @@ def test_another_tokenizer_version_or_dataset_class_builds_a_new_cache(build, tm
     path.write_text(json.dumps({"text": "<think>", "conversations": turns}), encoding="utf-8")
     first = build(path)
     if what == "version":
-        monkeypatch.setattr(tokens, "ENCODING_VERSION", 999)
+        monkeypatch.setattr(token_cache, "ENCODING_VERSION", 999)
     changes = {"tokenizer": {"tokenizer": extended}, "dataset class": {"dataset_class": SFTDataset}}
     second = build(path, **changes.get(what, {}))
     assert first.folder != second.folder and first.folder.is_dir() and second.folder.is_dir()

@@ -21,10 +21,13 @@ import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import load_tokenizer
-from engine import flags, loop, optim, packing, runtime, settings, stage, state
+from engine import flags, loop, optim, options, packing
+from engine.checkpoint import state
+from engine.checkpoint.safe_reader import PlainReader
+from engine.corpus.token_cache import open_or_build
 from engine.loss import TokenLoss
-from engine.plain_reader import PlainReader
-from engine.tokens import open_or_build
+from engine.machine import parallel, runtime
+from engine.stage import run as stage
 from model import SpongeBob
 
 ROOT = Path(__file__).parents[1]
@@ -321,10 +324,10 @@ def a_run(
     )
     model.recompute = recompute
     optimizers = optim.build(model, name=optimizer, learning_rate=1e-2, weight_decay=0.1)
-    numbers = settings.Training(batch_size, 1, 1e-2, tag_weight=10.0, grad_clip=grad_clip)
+    numbers = options.Training(batch_size, 1, 1e-2, tag_weight=10.0, grad_clip=grad_clip)
     loss, no_bytes = TokenLoss(model, tag_weight=10, chunk=chunk), torch.zeros(6400, dtype=torch.int32)
     return loop.Run(rt, model, loss, optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
-                    tokenizer, no_bytes, [], 2, 5, numbers, settings.Output("test", log_step=1))  # fmt: skip
+                    tokenizer, no_bytes, [], 2, 5, numbers, options.Output("test", log_step=1))  # fmt: skip
 
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
@@ -401,7 +404,7 @@ def test_compiling_reaches_every_block(recompute, monkeypatch):
     model = tiny(n_layers=3)
     model.recompute = recompute
     rt = runtime.Runtime(torch.device("cpu"), torch.float32)
-    module = runtime.wrap(TokenLoss(model), rt, compile=True)
+    module = parallel.wrap(TokenLoss(model), rt, compile=True)
     ids = torch.randint(3, 100, (1, 20))
     module(ids, ids, torch.ones(1, 20, dtype=torch.uint8), torch.tensor([0, 20], dtype=torch.int32))
     assert sum(runs) == 3 * 7 + 1
@@ -506,14 +509,14 @@ from test_training import a_run
 from engine import loop, runtime
 rt = runtime.start(device="cpu", dtype="float32")
 run = a_run(Path({folder!r}), batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world, **{options!r})
-run.runtime, run.loss = rt, runtime.wrap(run.loss, rt, parallel={parallel!r})
+run.runtime, run.loss = rt, parallel.wrap(run.loss, rt, parallel={parallel!r})
 from engine import optim
 name = {options!r}.get("optimizer", "adamw")
 run.optimizers = optim.build(run.model, name=name, learning_rate=1e-2, weight_decay=0.1)
 figures = []
 for step in range(2):
     batches, counts = loop.load_step(run, step)
-    counts = rt.total(counts)
+    counts = counts.over_ranks(rt)
     sums, norm, _ = loop.train_step(run, batches, counts.weight)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     figures += [rt.all_reduce(sums)[0].item() / counts.weight, norm.item()]

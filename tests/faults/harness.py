@@ -16,8 +16,11 @@ from typing import NamedTuple
 import torch
 import torch.distributed.checkpoint as dcp
 
-from engine import flags, loop, packing, plan, state, tracker
-from engine.plain_reader import PlainReader
+from engine import flags, loop, packing
+from engine.checkpoint import state
+from engine.checkpoint.safe_reader import PlainReader
+from engine.log import tracker
+from engine.stage import plan
 
 ROOT = Path(__file__).parents[2]
 SHAPE = "--dim 32 --n_layers 2 --n_heads 2 --n_kv_heads 1 --dropout 0.1"

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from harness import differences, go
 
-from engine import plan, state
+from engine.checkpoint import state
+from engine.stage import plan
 
 ALL = bool(os.environ.get("ALL_FAULTS"))
 

@@ -20,8 +20,11 @@ import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, load_tokenizer
-from engine import checkpoint, flags, loop, optim, state
-from engine.tokens import open_or_build
+from engine import flags, loop, optim
+from engine.checkpoint import state
+from engine.checkpoint.weights import cpu_weights, load_model, shape_json
+from engine.corpus.token_cache import open_or_build
+from engine.files import write_json
 from model import SpongeBob
 
 SHAPE = {"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 6400}
@@ -250,12 +253,12 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state
 def test_weights_that_do_not_fit_are_refused_by_name(change, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = SpongeBob(LLMConfig(**SHAPE))
-    saved = checkpoint.cpu_weights(model)
+    saved = cpu_weights(model)
     change(saved)
     torch.save(saved, "weights.pth")
-    checkpoint.write_json(Path("weights.json"), {"config": checkpoint.shape_json(model.config)})
+    write_json(Path("weights.json"), {"config": shape_json(model.config)})
     with pytest.raises(ValueError, match=f"weights.pth: .*{words}"):
-        checkpoint.load_model(Path("weights.pth"))
+        load_model(Path("weights.pth"))
     assert not Path("it-ran").exists()
 
 

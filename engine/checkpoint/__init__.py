@@ -1,0 +1,1 @@
+"""What lies on disk: weights, states, and the formats of other programs."""

@@ -1,0 +1,202 @@
+"""States: all that resuming needs, whole or not there.
+
+results/pretrain.state/00000100/     the state after step 100
+    tensors/                         weights and optimizer by parameter name, written by torch.distributed.checkpoint:
+                                     sharded under FSDP, and read back by any number of processes, with FSDP or without
+    run.pt                           progress, random states of every process, what the run was started with
+    manifest.json                    sizes and checksums, written last
+results/pretrain.state/00000100.tmp  one that is being written, or whose writer was killed
+"""
+
+import json
+import os
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from engine.checkpoint.run_info import RunInfo
+from engine.checkpoint.safe_reader import PlainReader
+from engine.checkpoint.weights import problems_between
+from engine.console import warn
+from engine.files import first_line, sync_folder, write_json, write_whole
+
+# A run of one process writes its states with the same code, and torch finds that worth a warning a save.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+# -------------------------------------------------------------------------------------------------- what is saved
+
+
+def copy_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """model.<name> and optimizer.<name>.<value>, copied to the CPU; a process's shard stays its shard."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    live = {f"model.{name}": parameter for parameter, name in names.items()}
+    for optimizer in optimizers:
+        for parameter, values in optimizer.state.items():
+            live |= {f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    return {
+        name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+        for name, tensor in live.items()
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+def write(
+    folder: Path, step: int, tensors: dict[str, Tensor], info: RunInfo, *, keep: int, main: bool = True,
+    group: dist.ProcessGroup | None = None,
+) -> None:  # fmt: skip
+    """Write folder/<step>/, then drop all but the `keep` newest states. OSError when it could not be written.
+
+    `group`: the processes that hold shards, each of which calls this; None: this process holds everything.
+    """
+    final = folder / f"{step:08d}"
+    temporary = final.with_suffix(".tmp")
+    try:
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)  # the others write only after torch has gathered the plans
+        writer = dcp.FileSystemWriter(temporary / "tensors", single_file_per_rank=True)
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        if not main:
+            return
+        write_whole(temporary / "run.pt", lambda path: torch.save(vars(info), path))
+        files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+        seals = {path.relative_to(temporary).as_posix(): _seal(path) for path in files}
+        sync_folder(temporary / "tensors")
+        write_json(temporary / "manifest.json", {"step": step, "files": seals})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        sync_folder(folder)
+        for old in list_states(folder)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:  # torch.save turns ENOSPC into a RuntimeError
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{final}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """One line; torch wraps what the disk said in errors of its own."""
+    if isinstance(error, dcp.api.CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    cause = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return first_line(cause or error)
+
+
+def list_states(folder: Path) -> list[Path]:
+    """Whole or damaged, oldest first."""
+    return sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
+
+
+def _seal(path: Path) -> list[int]:
+    """[size, CRC-32] of a file: enough to notice what a broken disk or a stopped copy does to it."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+    return [path.stat().st_size, checksum]
+
+
+# -------------------------------------------------------------------------------------------------------- finding
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a state; None when every file is there and as it was written."""
+    try:
+        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        if not {"run.pt", "tensors/.metadata"} <= files.keys():
+            return "manifest.json does not name all its files"
+        damaged = [name for name, seal in files.items() if _seal(path / name) != seal]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json or a file it names cannot be read: {error}"
+    return f"{', '.join(damaged)} does not match its checksum" if damaged else None
+
+
+def find_newest(folder: Path) -> Path | None:
+    """The newest whole state, or None. A damaged one is named and set aside, and the one before it is used."""
+    for path in reversed(list_states(folder)):
+        if not (reason := damage(path)):
+            return path
+        warn(f"warning: {path} is damaged ({reason}), using the state before it")
+        set_aside(path)
+    return None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a state that is not to be continued; nothing deletes it."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.aside{number}")).exists():
+        number += 1
+    warn(f"{path} is now {target.name}; delete it when you do not need it")
+    os.replace(path, target)
+
+
+def set_aside_newer(path: Path) -> None:
+    """Rename the states after `path`, so that a later --resume does not continue them."""
+    for newer in list_states(path.parent):
+        if newer.name > path.name:
+            set_aside(newer)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What writers that were killed left behind."""
+    for path in folder.glob("*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Put weights and optimizer values back, each process its own shards. Every name and shape must fit."""
+    reader = PlainReader(path / "tensors")
+    saved, parameters = reader.read_metadata().state_dict_metadata, dict(model.named_parameters())
+    _refuse_misfits(path, saved, parameters)
+    tensors = {}
+    for name, entry in saved.items():
+        owner = parameters[_owner(name)]
+        dtype = entry.properties.dtype
+        tensors[name] = (
+            torch.empty_like(owner, dtype=dtype) if entry.size == owner.shape else torch.empty(entry.size, dtype=dtype)
+        )
+    try:
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except dcp.api.CheckpointException as error:  # a BaseException
+        raise ValueError(f"{path}: its tensors cannot be read ({_reason(error)})") from None
+    names = {parameter: name for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"model.{name}"])
+    for optimizer in optimizers:
+        values, groups = {}, optimizer.state_dict()["param_groups"]
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            prefix = f"optimizer.{names[parameter]}."
+            mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            values |= {index: mine} if mine else {}
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+def _owner(name: str) -> str:
+    """The parameter that a tensor of a state belongs to."""
+    kind, _, rest = name.partition(".")
+    return rest if kind == "model" else rest.rpartition(".")[0]
+
+
+def _refuse_misfits(path: Path, saved: dict, parameters: dict[str, nn.Parameter]) -> None:
+    """Before anything is read: values that are no tensors would be unpickled."""
+    odd = [name for name, entry in saved.items() if not isinstance(entry, TensorStorageMetadata)]
+    expected = {f"model.{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
+    found = {
+        name: tuple(entry.size) for name, entry in saved.items()
+        if name not in odd and (name.startswith("model.") or _owner(name) not in parameters)
+    }  # fmt: skip
+    problems_between(path, expected, found, [f"{name} is not a tensor" for name in odd])

@@ -1,0 +1,196 @@
+"""The weights a run publishes, whole or not at all. What resuming needs is in state.py.
+
+results/pretrain.pth    bare state dict, fp32, Meta's names: any script that reads published weights loads it
+results/pretrain.json   shape, parent, tokenizer, validation figures, flags
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from Config import LLMConfig
+from dataset import fingerprint
+from engine.console import say, warn
+from engine.files import first_line, write_json, write_whole
+from engine.machine.parallel import whole
+from engine.options import ROAD, Checkpoint
+from model import SpongeBob
+
+# -------------------------------------------------------------------------------------------------- writing
+
+
+def cpu_weights(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
+    """The fp32 state dict on the CPU. Under FSDP every rank has to call this; {} for those that do not keep it."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        full = whole(parameter.detach())
+        if kept:
+            weights[name] = full.cpu().float()
+    return tied(weights) if kept else {}
+
+
+def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
+    """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
+    weights, device = cpu_weights(model, kept), next(model.parameters()).device
+    if not kept:
+        return None
+    with torch.device("meta"):
+        copy = SpongeBob(model.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device).eval()
+
+
+def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the tied matrix under both of its names; a file stores it once."""
+    return weights | {"output.weight": weights["tok_embeddings.weight"]}
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: torch.save(weights, temporary))
+    write_json(path.with_suffix(".json"), meta)
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def read_tensors(path: Path) -> dict:
+    """A file of tensors and plain values. Pickled code is refused, whoever sent the file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
+        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
+    return content
+
+
+def read_meta(path: Path) -> dict:
+    """What the .json beside a .pth says; {} when there is none (weights published by others)."""
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); move it away to read the shape off the weights") from None
+
+
+def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
+    """Width, depth, vocabulary, hidden size and key-value heads as the tensors show; 8 heads and theta 1e6 assumed."""
+    layers = {int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
+    try:
+        vocab_size, dim = weights["tok_embeddings.weight"].shape
+        kv_dim, hidden_dim = (
+            weights[f"layers.0.{name}.weight"].shape[0] for name in ("attention.wk", "feed_forward.w1")
+        )
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: no LLaMA weights with Meta's names in it ({error})") from None
+    heads, theta = n_heads or 8, rope_theta or 1e6
+    say(f"{path}: no .json beside it, the shape is read off the tensors; {heads} heads and RoPE theta {theta:g} are "
+          f"{'given' if n_heads and rope_theta else 'assumed (--n_heads, --rope_theta)'}")  # fmt: skip
+    return {
+        "dim": dim, "n_layers": len(layers), "n_heads": heads, "n_kv_heads": kv_dim * heads // dim,
+        "vocab_size": vocab_size, "hidden_dim": hidden_dim, "rope_theta": theta,
+    }  # fmt: skip
+
+
+def problems_between(path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: list[str] = ()) -> None:
+    """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
+    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {found[name]}, expected {expected[name]}"
+        for name in expected.keys() & found.keys() if expected[name] != found[name]
+    ]  # fmt: skip
+    if problems := sorted([*problems, *reasons]):
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> None:
+    """Strictly: every name and shape must fit. Only output.weight may be absent, it is the embedding."""
+    tied = weights.get("tok_embeddings.weight")
+    weights = {"output.weight": tied, **weights} if tied is not None else weights
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    problems_between(path, expected, found)
+    if not torch.equal(weights["output.weight"], tied):
+        raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
+    model.load_state_dict(weights, strict=True)
+
+
+def load_model(
+    path: Path, *, n_heads: int | None = None, rope_theta: float | None = None, max_seq_len: int | None = None
+) -> tuple[SpongeBob, dict]:
+    """The model of a .pth with the shape its .json says, and that .json's content."""
+    weights, meta = read_tensors(path), read_meta(path)
+    for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
+        if value is not None and value != meta.get("config", {}).get(name, value):
+            raise ValueError(
+                f"--{name} {value}: {path.with_suffix('.json')} says {meta['config'][name]}; leave the flag out"
+            )
+    shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
+    if max_seq_len:
+        shape["max_seq_len"] = max_seq_len
+    model = SpongeBob(LLMConfig(**shape))
+    load_weights(model, weights, path)
+    return model, meta
+
+
+def open_checkpoint(
+    path: Path,
+    tokenizer: Tokenizer,
+    tokenizer_dir: str | Path,
+    *,
+    max_seq_len: int | None = None,
+    n_heads: int | None = None,
+    rope_theta: float | None = None,
+    flag: str = "--ckpt",
+) -> tuple[SpongeBob, dict]:
+    """A checkpoint's model and its .json, checked against the tokenizer.
+
+    A missing one is an error that says which command makes it, or which `flag` names another.
+    """
+    if not path.is_file():
+        made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
+        raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
+    model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
+    check_tokenizer(path, meta, fingerprint(tokenizer), tokenizer_dir)
+    if model.config.vocab_size < tokenizer.get_vocab_size():
+        raise ValueError(
+            f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {tokenizer.get_vocab_size()}"
+        )
+    return model, meta
+
+
+def open_chosen(chosen: Checkpoint, tokenizer: Tokenizer, path: Path | None = None) -> tuple[SpongeBob, dict]:
+    """The checkpoint that --model_mode, --long and --ckpt mean, or another one by the same flags."""
+    return open_checkpoint(
+        path or chosen.path, tokenizer, chosen.tokenizer_dir, max_seq_len=chosen.max_seq_len, n_heads=chosen.n_heads,
+        rope_theta=chosen.rope_theta,
+    )  # fmt: skip
+
+
+def shape_json(config: LLMConfig) -> dict:
+    """The numbers from which LLMConfig(**...) makes the same shape again."""
+    names = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "multiple_of", "norm_eps",
+             "max_seq_len", "rope_theta", "dropout", "rope_parameters")  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
+def check_tokenizer(path: Path, meta: dict, known: str, tokenizer_dir: str | Path) -> None:
+    """Refuse weights that were trained with another tokenizer: their shapes would fit, the output would be garbage."""
+    if "tokenizer" not in meta:
+        warn(f"warning: {path} does not say which tokenizer it needs; {tokenizer_dir} is used (--tokenizer_dir)")
+    elif meta["tokenizer"] != known:
+        raise ValueError(
+            f"{path} was trained with tokenizer {meta['tokenizer']}, {tokenizer_dir} is {known}: "
+            "give the right one with --tokenizer_dir"
+        )

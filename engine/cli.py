@@ -1,0 +1,34 @@
+"""Running a script's main(): its exit code, and one line in place of a traceback for a user's mistake."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from engine.machine import runtime
+
+# torch has no class of its own for these. What its words contain -> what to do.
+ADVICE = {
+    "can't allocate memory": "try a smaller model or --batch_size",
+    "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or leave out --compile",
+}
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 stopped by Ctrl-C."""
+    try:
+        code = main()
+        runtime.finish()
+        sys.exit(code)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {error or 'out of memory'}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        what_to_do = next((advice for words, advice in ADVICE.items() if words in str(error)), None)
+        if what_to_do is None:
+            raise
+        print(f"error: {str(error).strip().splitlines()[0]}; {what_to_do}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""JSONL -> token ids on disk."""

@@ -1,0 +1,36 @@
+"""Which files a stage reads: those that --data_path names, the stage's own (fetched by --download), or the sample."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from engine.options import Data, download_command
+
+
+def files_of(data: Data) -> list[Path]:
+    """The JSONL files or the finished cache that a run reads; fetches the stage's file where --download says so."""
+    if data.download and not Path(data.data_file).is_file():
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            command = download_command(data.data_file)
+            raise ValueError(f"--download: not by several processes at once; before them run {command}")
+        download(data.data_file)
+    return data.paths
+
+
+def download(name: str) -> None:
+    """Fetch one file of the corpus with the modelscope package, which resumes and checks sizes and hashes."""
+    # Beside the Python that runs: a virtual environment need not be activated.
+    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    program = shutil.which("modelscope", path=places)
+    if program is None:
+        raise ValueError("--download needs the modelscope package: pip install modelscope")
+    try:
+        subprocess.run([program, *download_command(name).split()[1:]], check=True)
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"modelscope ended with code {error.returncode}; run it again, it goes on where it stopped"
+        ) from None
+    if not Path(name).is_file():
+        raise ValueError(f"{name} is not there after the download")

@@ -1,0 +1,241 @@
+"""JSONL -> a token cache on disk: built once, in parallel and in bounded memory, then memory-mapped.
+
+    cache/<file>-<key>/  ids.bin      uint16, all documents one after another
+                         classes.bin  uint8, the loss class of every token (dataset.py)
+                         offsets.bin  int64 (documents + 1,), where each document begins
+                         hashes.bin   uint64 (documents,), content hashes: which rows are held out
+                         meta.json    what it was made from, written last
+
+The key is made of the files' contents, the tokenizer and the encoding version, so a stale cache cannot be opened
+by accident; a finished folder can be carried to another machine and given as --data_path.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from dataset import (
+    ENCODING_VERSION,
+    EOS,
+    BadRow,
+    PretrainDataset,
+    SFTDataset,
+    fingerprint,
+    held_out,
+    line_hash,
+    parse_line,
+)
+from engine.corpus.fast_bpe import fastest
+from engine.corpus.jsonl import RowReport, blocks, lines, source_files
+
+Dataset = PretrainDataset | SFTDataset  # what a row may mean
+ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
+
+# ------------------------------------------------------------------------------------------------- opening
+
+
+@dataclass
+class TokenCache:
+    """An opened cache. Documents are numbered in file order; document d is ids[offsets[d] : offsets[d + 1]]."""
+
+    folder: Path
+    ids: np.ndarray
+    classes: np.ndarray
+    offsets: np.ndarray
+    hashes: np.ndarray
+    meta: dict
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """The document numbers of (training, validation); every source file holds out rows of its own."""
+        ends = np.cumsum([source["documents"] for source in self.meta["sources"]])
+        mask = np.concatenate([held_out(part, val_fraction) for part in np.split(self.hashes, ends[:-1])])
+        return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: bool = False) -> TokenCache:
+    """Open a finished cache folder; ValueError when it holds other rows, or was made with another tokenizer.
+
+    With `strict` also when bad rows were left out of it: a cache that was built without --strict_data is there already.
+    """
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    for what, expected in _identity(dataset_class, tokenizer).items():
+        if meta.get(what) != expected:
+            raise ValueError(f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
+                             "give the JSONL file instead, or the --tokenizer_dir it was made with")  # fmt: skip
+    RowReport(strict, meta["rows"], meta["bad"], meta["examples"]).stop_if_strict()
+    ids, classes, offsets, hashes = (np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items())
+    if not len(ids) == len(classes) == meta["tokens"] == offsets[-1] or len(hashes) + 1 != len(offsets):
+        raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
+    return TokenCache(folder, ids, classes, offsets, hashes, meta)
+
+
+def open_or_build(
+    data_path: Sequence[str | Path],
+    dataset_class: type[Dataset],
+    tokenizer: Tokenizer,
+    *,
+    cache_dir: str | Path = "cache",
+    num_workers: int = 1,
+    strict: bool = False,
+) -> TokenCache:
+    """The token cache of one or more JSONL files (read as `dataset_class` says), or of a finished cache folder."""
+    if len(data_path) == 1 and (Path(data_path[0]) / "meta.json").is_file():
+        return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
+    paths = source_files(data_path)
+    digests = [_content_digest(path, Path(cache_dir)) for path in paths]
+    identity = _identity(dataset_class, tokenizer)
+    key = hashlib.blake2b(json.dumps([digests, identity]).encode(), digest_size=6).hexdigest()
+    folder = Path(cache_dir) / f"{paths[0].name.split('.')[0]}-{key}"
+    if not (folder / "meta.json").is_file():
+        _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
+    return open_cache(folder, dataset_class, tokenizer, strict)
+
+
+def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
+    return {"dataset": dataset_class.__name__, "tokenizer": fingerprint(tokenizer), "encoding": ENCODING_VERSION}
+
+
+def _content_digest(path: Path, cache_dir: Path) -> str:
+    """Size and hash of the file's content. An unchanged size and mtime save the reading, but identify nothing."""
+    book = cache_dir / "digests.json"
+    known = json.loads(book.read_text(encoding="utf-8")) if book.is_file() else {}
+    name, stat = str(path.resolve()), path.stat()
+    if known.get(name, [])[:2] == [stat.st_size, stat.st_mtime_ns]:
+        return known[name][2]
+    with open(path, "rb") as file:
+        digest = f"{stat.st_size}:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    temporary = book.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps({**known, name: [stat.st_size, stat.st_mtime_ns, digest]}), encoding="utf-8")
+    os.replace(temporary, book)
+    return digest
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
+    """Encode every row into a temporary folder and rename it when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(f"{folder.name}.tmp-*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
+            if time.time() - newest > 3600:  # whoever wrote it was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        report, documents, tokens = RowReport(strict), [0] * len(paths), 0
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
+            size = sum(map(os.path.getsize, paths))
+            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True))
+            source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
+            files["offsets"].write(np.int64(0))
+            for block in _encode_all(source, dataset_class, tokenizer, num_workers):
+                report.add(paths[block.file], block.rows, block.bad)
+                files["ids"].write(block.ids)
+                files["classes"].write(block.classes)
+                files["offsets"].write(tokens + block.lengths.cumsum())
+                files["hashes"].write(block.hashes)
+                documents[block.file] += len(block.lengths)
+                tokens += int(block.lengths.sum())
+        report.finish()
+        sources = [
+            {"name": path.name, "content": digest, "documents": count}
+            for path, digest, count in zip(paths, digests, documents, strict=True)
+        ]
+        counts = {"tokens": tokens, "rows": report.rows, "bad": report.bad, "examples": report.examples}
+        meta = {**identity, "end_id": tokenizer.token_to_id(EOS), "sources": sources, **counts}
+        (temporary / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():  # else another run was faster with the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class EncodedBlock(NamedTuple):
+    """What a worker makes of some lines of one file."""
+
+    file: int
+    rows: int
+    bad: list[tuple[int, str]]  # line number, what is wrong
+    ids: bytes
+    classes: bytes
+    lengths: np.ndarray
+    hashes: np.ndarray
+
+
+_dataset = None  # one a process, set by _start_worker
+
+
+def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
+    global _dataset
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.encode_special_tokens = True  # not part of the JSON
+    _dataset = dataset_class(fastest(tokenizer))
+
+
+def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
+    contents, hashes, bad, rows = [], [], [], 0
+    for number, line in lines(first, block):
+        rows += 1
+        try:
+            contents.append(_dataset.read(parse_line(line)))
+            hashes.append(line_hash(line))
+        except BadRow as error:
+            bad.append((number, str(error)))
+    documents = _dataset.encode(contents)
+    return EncodedBlock(
+        file,
+        rows,
+        bad,
+        ids=b"".join(document.ids.tobytes() for document in documents),
+        classes=b"".join(document.classes.tobytes() for document in documents),
+        lengths=np.array([len(document.ids) for document in documents], dtype=np.int64),
+        hashes=np.array(hashes, dtype=np.uint64),
+    )
+
+
+def _encode_all(
+    source: Iterable, dataset_class: type, tokenizer: Tokenizer, num_workers: int
+) -> Iterator[EncodedBlock]:
+    """The encoded blocks in order. At most two a process are in flight: memory does not grow with the file."""
+    setup = dataset_class, tokenizer.to_str()
+    if num_workers <= 1:
+        _start_worker(*setup)
+        yield from (_encode_block(*block) for block in source)
+        return
+    # fork shares the parent's pages; elsewhere it is unsafe or missing.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(num_workers, context, _start_worker, setup) as pool:
+        waiting = deque()
+        for block in source:
+            waiting.append(pool.submit(_encode_block, *block))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

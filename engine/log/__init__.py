@@ -1,0 +1,1 @@
+"""What a run tells: live line, log file, loss picture, services."""

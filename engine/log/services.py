@@ -1,0 +1,98 @@
+"""Tracking services beside the log file: wandb, swanlab and tensorboard behind one interface, and a silent one."""
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+from engine.console import say
+
+
+class Silent:
+    """No service. The others do the same elsewhere."""
+
+    run_id: str | None = None  # by which a resumed run goes on in the same place
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Numbers and sample texts of one step."""
+
+    def close(self) -> None:
+        """Everything has been logged."""
+
+
+class Wandb(Silent):
+    """wandb, online with an account and a network, else offline with a word on how to upload later."""
+
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+        import wandb
+
+        options: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": config}
+        options |= {"id": run_id, "resume": "allow", "settings": wandb.Settings(init_timeout=30, silent=True)}
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_account() else "offline")
+        try:
+            self.run = wandb.init(**options, mode=mode)
+        except Exception as error:  # no network, a wrong key, a full project: none of them is worth a training run
+            say(f"wandb: {str(error).splitlines()[0]}")
+            mode, self.run = "offline", wandb.init(**options, mode="offline")
+        if mode == "offline":
+            where = Path(self.run.dir).parent
+            say(f"wandb: offline, the run lies in {where}; upload it later with: wandb sync {where}")
+        self.run_id = self.run.id
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Swanlab(Silent):
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+        import swanlab
+
+        self.swanlab = swanlab
+        mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"
+        options = {"experiment_name": name, "config": config, "logdir": str(folder / "swanlog"), "mode": mode}
+        self.run_id = getattr(swanlab.init(project=project, **options), "id", None)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.swanlab.log({key: value for key, value in values.items() if not isinstance(value, str)}, step=step)
+
+    def close(self) -> None:
+        self.swanlab.finish()
+
+
+class Tensorboard(Silent):
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard" / name))
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        for key, value in values.items():
+            (self.writer.add_text if isinstance(value, str) else self.writer.add_scalar)(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+SERVICES = {"wandb": Wandb, "swanlab": Swanlab, "tensorboard": Tensorboard}
+
+
+def open_service(service: str, path: Path, project: str, config: dict | None, run_id: str | None) -> Silent:
+    """The service by its name; `path` is the log file, beside which local copies lie."""
+    if service == "none":
+        return Silent()
+    try:
+        return SERVICES[service](path.name.split(".")[0], path.parent, project, config, run_id)
+    except ImportError:
+        raise ValueError(f"--tracker {service}: not installed; pip install {service}, or --tracker none") from None
+
+
+def _has_wandb_account() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

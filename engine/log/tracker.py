@@ -1,0 +1,137 @@
+"""What a run tells: a live line, results/<name>.metrics.jsonl, a loss picture, and wandb or the like on request."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.console import warn
+from engine.files import read_log, write_whole
+from engine.log import services
+
+
+class Tracker:
+    """One run's log. On processes that are not the main one everything is silent.
+
+    Args:
+        path: the .metrics.jsonl file; rows after `step` are cut off (a resumed run writes them again).
+        steps: length of the run, for the progress bar.
+        step: steps that are done already.
+        service: one of options.TRACKERS; `run_id` continues a wandb run.
+    """
+
+    def __init__(self, path: Path, *, steps: int, step: int = 0, active: bool = True, service: str = "none",
+                 project: str = "SelfLLM-Engine", config: dict | None = None, run_id: str | None = None):  # fmt: skip
+        self.path, self.active = path, active
+        self.rows: list[dict] = []
+        self.reminder: str | None = None  # a warning that every row repeats
+        self.service = services.open_service(service if active else "none", path, project, config, run_id)
+        self.run_id = self.service.run_id
+        if not active:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if step and path.is_file():
+            self.rows = [row for row in _read_rows(path) if row["step"] <= step]
+        text = "".join(map(_line, self.rows))
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._written, self._size = len(self.rows), path.stat().st_size
+        # Redraw often on a terminal, every 30 s in a log file.
+        self.bar = tqdm(total=steps, initial=step, desc=path.name.split(".")[0], unit="step", dynamic_ncols=True,
+                        mininterval=0.1 if sys.stderr.isatty() else 30)  # fmt: skip
+
+    def log(self, row: dict) -> None:
+        """Append one row (it has "step") everywhere."""
+        if not self.active:
+            return
+        self.rows.append(row)
+        try:
+            self._append()
+        except OSError as error:  # a full disk: the next row tries again, and nothing is saved before it succeeds
+            self.warn(f"{self.path} cannot be written ({error}), its last rows wait in memory")
+        self.service.log({key: value for key, value in row.items() if key != "step"}, row["step"])
+        self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in _SHOWN if key in row))
+        if self.reminder:
+            self.warn(self.reminder)
+
+    def _append(self) -> None:
+        """The rows that are not in the file yet. What a failed try left of a line is written over."""
+        with open(self.path, "r+b") as file:
+            file.seek(self._size)
+            file.truncate()
+            file.write("".join(map(_line, self.rows[self._written :])).encode())
+            file.flush()
+            self._written, self._size = len(self.rows), file.tell()
+
+    def sync(self) -> None:
+        """Every row on the disk, before a state counts on them; OSError when that fails."""
+        if self.active:
+            self._append()
+            with open(self.path, "r+b") as file:
+                os.fsync(file.fileno())
+
+    def show(self, step: int, words: str = "") -> None:
+        if self.active:
+            self.bar.update(step - self.bar.n)
+            if words:
+                self.bar.set_postfix_str(words)
+
+    def warn(self, words: str) -> None:
+        if self.active:
+            warn(f"warning: {words}")
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            try:
+                draw(self.rows, self.path.with_name(self.path.name.replace(".metrics.jsonl", ".png")))
+            except OSError as error:
+                self.warn(f"no loss picture ({error})")
+        self.service.close()
+
+
+_SHOWN = (
+    "loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second", "mfu",
+)  # fmt: skip
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read_rows(path: Path) -> list[dict]:
+    return [row for row in read_log(path) if isinstance(row.get("step"), int)]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """The loss picture: training loss (each point the mean since the one before) and validation loss by step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    names = {
+        "loss": "training",
+        "weighted_loss": "training, weighted",
+        "tag_loss": "training, tags",
+        "val_loss": "held-out",
+    }
+    for key, label in names.items():
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), "o-" if key == "val_loss" else "-", label=label, markersize=4, linewidth=1.3
+            )
+    axes.set(xlabel="optimizer step", ylabel="nats per token", title=path.stem)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,63 @@
+"""compile, DDP or FSDP2 around the loss module, and what a sharded module needs besides."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+def wrap(
+    module: nn.Module, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str
+) -> nn.Module:
+    """The loss module as it is called in training; its weights stay those of `module`."""
+    if compile:
+        if device.type == "cpu" and module.model.recompute:
+            for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
+                layer.compile(dynamic=False)
+        module.compile(dynamic=False)
+    if world == 1:
+        return module
+    if parallel == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    if dtype == torch.float16:
+        raise ValueError("--parallel fsdp needs --dtype bfloat16 or float32: each process would scale fp16 its own way")
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # Blocks travel in the dtype they compute in, gradients are summed in fp32. Inputs stay as they are: cos and sin of
+    # late positions do not fit into bf16. Embedding and last norm stay fp32, as under autocast.
+    low = dtype if dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in module.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    return fully_shard(module)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def reshard(module: nn.Module) -> None:
+    """Free the weights that FSDP gathered for a backward pass that does not come (after validation)."""
+    if hasattr(module, "reshard"):
+        module.reshard()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP may have sharded; every rank has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextlib.contextmanager
+def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients travel between ranks once a step, with its last micro-batch. Must enclose forward too (DDP)."""
+    if isinstance(module, DistributedDataParallel):
+        with contextlib.nullcontext() if last else module.no_sync():
+            yield
+        return
+    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+        module.set_requires_gradient_sync(last)
+    yield

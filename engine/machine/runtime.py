@@ -1,0 +1,199 @@
+"""Where a run computes: device, dtype, random seed, memory, processes and how they speak to each other."""
+
+import ctypes
+import os
+import platform
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from engine.machine.rendezvous import fresh_store
+from engine.options import DTYPES, Device, Machine
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process speaks and writes files."""
+        return self.rank == 0
+
+    def machine(self) -> str:
+        """What it ran on, in words."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+        cores = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+        return f"{self.world} x {name}, {cores}, torch {torch.__version__}, {str(self.dtype).removeprefix('torch.')}"
+
+    def autocast(self) -> torch.autocast:
+        """The weights stay fp32; matrix products run in the dtype that was asked for."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Only fp16 needs its gradients scaled up: bf16 has the range of fp32."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was told, so that a clock can be read."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).synchronize()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each of the numbers summed over ranks. They travel on the CPU, so nothing waits for the device."""
+        if self.world == 1:
+            return list(values)
+        return self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def largest(self, number: int) -> int:
+        """The largest number that any rank gives."""
+        box = torch.tensor(number)
+        if self.world > 1:
+            dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def gather(self, value: object) -> list:
+        """Every rank's value, on every rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """make() on the main process, its result (or its error) on all: what is found on disk may change meanwhile."""
+        result, error = None, None
+        if self.main:
+            try:
+                result = make()
+            except (ValueError, OSError) as raised:
+                error = raised
+        if self.world > 1:
+            box = [(result, error is not None)]
+            dist.broadcast_object_list(box)
+            result, failed = box[0]
+            if failed and not self.main:
+                raise SystemExit(2)  # the main process tells why
+        if error:
+            raise error
+        return result
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """make() on the main process, and when it is done on the others: it builds the token cache, they open it.
+
+        They wait as long as it takes: torch's own limit is 10 minutes for NCCL, and 20 GB are read for longer.
+        """
+        if self.world == 1:
+            return make()
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        made, error = None, None
+        if self.main:
+            try:
+                made = make()
+            except (ValueError, OSError) as raised:
+                error = raised
+        box = torch.tensor(error is not None)
+        dist.broadcast(box, 0, group=patient)
+        if error:
+            raise error
+        if box:
+            raise SystemExit(2)  # the main process tells why
+        return make() if made is None else made
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu") from None
+    if not available.get(device.type, False):
+        raise ValueError(
+            f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it, fp16 on older CUDA cards, else fp32."""
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        if name == "bfloat16" and not has_bf16:
+            raise ValueError(
+                f"--dtype bfloat16: {torch.cuda.get_device_name(device)} has no bf16 units; use float16 or float32"
+            )
+        return getattr(torch, name) if name != "auto" else torch.bfloat16 if has_bf16 else torch.float16
+    if name != "auto":
+        return getattr(torch, name)
+    # Emulated bf16 is slower than fp32; torch says only in these private functions whether it is native.
+    native = device.type == "cpu" and any(
+        getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return torch.bfloat16 if native else torch.float32
+
+
+def start(machine: Machine | Device, seed: int) -> Runtime:
+    """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    chosen = pick_device(machine.device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        if chosen.index >= torch.cuda.device_count():
+            raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+        torch.cuda.set_device(chosen)
+    if world > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store = fresh_store(rank, world)
+        joined = {"store": store, "rank": rank, "world_size": world} if store else {}
+        dist.init_process_group(backend, **joined)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    deterministic = isinstance(machine, Machine) and machine.deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is meant)
+    torch.manual_seed(seed)
+    return Runtime(chosen, pick_dtype(machine.dtype, chosen), rank, world)
+
+
+def keep_freed_memory() -> None:
+    """glibc only: large tensors that were freed stay with the process, for the next step's.
+
+    malloc gives them back to the system otherwise, which clears every page again before it lends it: more than a tenth
+    of a CPU step.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)  # never
+
+
+def finish() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

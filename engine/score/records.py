@@ -1,0 +1,79 @@
+"""One scored answer a record: what is scored, where the records of a file lie, and how they are read back."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from dataset import BadRow, PretrainDataset, SFTDataset, fingerprint, parse_line
+from engine.checkpoint.weights import shape_json
+from engine.corpus import jsonl
+from engine.files import read_log
+from engine.score import answers, choices
+from engine.score.likelihood import Text
+from model import SpongeBob
+
+VERSION = 1  # part of the records' key: raise it when a row would be scored differently than before
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What figures depend on beside weights and rows."""
+
+    rows: int = 200  # first good rows of each file (0: all)
+    max_new_tokens: int = 512
+    shots: tuple[int, ...] = (0, 5)  # examples before a multiple-choice question
+    chats: bool = True  # whether multiple choice is asked with roles
+    dtype: str = "float32"
+
+
+def read_items(path: Path, limit: int) -> list:
+    """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
+    items, rows, report = [], 0, jsonl.RowReport()
+    for number, line in (pair for block in jsonl.blocks(path) for pair in jsonl.lines(*block)):
+        bad = []
+        try:
+            row = parse_line(line)
+            task = str(row["task"]) if "task" in row else None
+            if SFTDataset.field in row:
+                items += answers.turns(number, SFTDataset.read(row), task)
+            elif "choices" in row:
+                items.append(choices.read_question(number, row))
+            else:
+                items.append(Text(number, PretrainDataset.read(row), task))
+            rows += 1
+        except BadRow as error:
+            bad = [(number, str(error))]
+        report.add(path, 1, bad)
+        if rows == limit and limit:
+            break
+    report.finish()
+    return items
+
+
+def weights_digest(model: SpongeBob) -> str:
+    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
+    with open(path, "rb") as file:
+        rows = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    shape = shape_json(model.config)
+    identity = [VERSION, weights_digest(model), shape, rows, fingerprint(tokenizer), asdict(settings)]
+    key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
+
+
+def read_records(path: Path) -> dict[tuple, dict]:
+    """The whole records of a file by (row, turn)."""
+    return {key_of(record): record for record in read_log(path)}
+
+
+def key_of(record: dict) -> tuple[int, int]:
+    return record["row"], record.get("turn", 0)

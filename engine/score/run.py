@@ -1,0 +1,176 @@
+"""Figures for held-out rows, whatever they hold; a row's schema says how it is scored.
+
+    {"text"}                            bits per byte, by language and by position          likelihood.py
+    {"conversations"}                   loss on answers, exact match, F1, by turn           answers.py
+    ... with <think> in an answer       well-formed, correct, cut off, length of thinking   score_judge.py
+    {"question", "choices", "answer"}   right by letter and by text                         choices.py
+
+Every row leaves a record, written as soon as its batch is done, so a stopped run goes on where it was and two
+checkpoints are compared row by row:
+
+    results/SFT.scores/<file>-<key>.jsonl   records; the key is made of weights, rows, tokenizer and settings
+    results/SFT.scores.json                 {file name: figures with interval and chance level}
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from engine.corpus import jsonl
+from engine.files import write_json, write_whole
+from engine.score import answers, choices, likelihood
+from engine.score.answers import Turn
+from engine.score.choices import Question
+from engine.score.likelihood import Text
+from engine.score.records import Settings, key_of, read_items, read_records, records_path
+from engine.score.statistics import bootstrap, paired, wilson
+from model import SpongeBob
+
+SHARES = ("exact", "well_formed", "correct", "cut_off", "too_long")  # of right-or-wrong marks, and all of choices
+
+
+# -------------------------------------------------------------------------------------------------- records
+
+
+def score_file(
+    model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings, batch: int
+) -> tuple[list[dict], Path]:
+    """Score a file's rows, or what an earlier run left of them; the records, in file order, and where they lie."""
+    items = read_items(path, settings.rows)
+    target = records_path(model, tokenizer, path, folder, settings)
+    records = read_records(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records.values())
+    write_whole(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
+        for kind, scorer in _scorers(model, tokenizer, items, settings, batch).items():
+            # The longest come first, so that memory runs out now or never. Batches do not depend on what is done.
+            chosen = sorted((item for item in items if type(item) is kind), key=lambda item: -item.size)
+            for start in range(0, len(chosen), batch):
+                part = chosen[start : start + batch]
+                if not all((item.row, getattr(item, "turn", 0)) in records for item in part):
+                    made = scorer(part)
+                    with open(target, "a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+                    records |= {key_of(record): record for record in made}
+                bar.update(len(part))
+    return [records[key] for key in sorted(records)], target
+
+
+def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> dict[type, Callable[[list], list[dict]]]:
+    scorers = {Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)}
+    if conversations := [item for item in items if isinstance(item, Turn)]:
+        scorers[Turn] = partial(
+            answers.score_turns, model, tokenizer, batch=batch, max_new_tokens=settings.max_new_tokens,
+            frequent=answers.most_frequent(conversations),
+        )  # fmt: skip
+    if questions := [item for item in items if isinstance(item, Question)]:
+        scorers[Question] = partial(
+            choices.score_questions, model, tokenizer, batch=batch, chats=settings.chats, shots=settings.shots,
+            examples=questions[: max(settings.shots, default=0) + 1],
+        )  # fmt: skip
+    return scorers
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def _by_row(records: Sequence[dict], name: str) -> dict[int, np.ndarray]:
+    """{row: (x, w, chance x, answers)} of a figure: the unit of chance is the row."""
+    rows: dict[int, np.ndarray] = {}
+    for record in records:
+        if name in record["sums"]:
+            values = np.array([*record["sums"][name], record["chance"].get(name, np.nan), 1.0])
+            rows[record["row"]] = rows.get(record["row"], 0) + values
+    return rows
+
+
+def is_share(name: str) -> bool:
+    return name in SHARES or name.rsplit("_", 1)[0] in ("letter", "text", "text_norm")
+
+
+def figures(records: Sequence[dict]) -> dict[str, dict]:
+    """{figure: {"value", "low", "high", "chance", "n"}}; `chance` is None where guessing has no meaning."""
+    found = {}
+    for name in dict.fromkeys(name for record in records for name in record["sums"]):
+        x, w, chance, count = np.array(list(_by_row(records, name).values())).T
+        if not w.sum():
+            continue
+        value, luck = float(x.sum() / w.sum()), float(chance.sum() / w.sum())
+        low, high = wilson(value, len(x)) if is_share(name) else bootstrap(x, w)
+        luck = None if math.isnan(luck) else luck
+        found[name] = {"value": value, "low": low, "high": high, "chance": luck, "n": int(count.sum())}
+    return found
+
+
+def summary(records: Sequence[dict]) -> dict:
+    """All figures of a file: overall, by every group that has several, and by position."""
+    result = {"rows": len({record["row"] for record in records}), "figures": figures(records)}
+    for group in ("language", "task", "turn", "start"):
+        values = sorted({record["groups"][group] for record in records if group in record["groups"]})
+        if len(values) > 1:
+            result[f"by_{group}"] = {
+                str(value): figures([record for record in records if record["groups"].get(group) == value])
+                for value in values
+            }
+    curves: dict[str, dict[int, np.ndarray]] = {}
+    for record in records:
+        for name, points in record.get("curve", {}).items():
+            for position, sums in points.items():
+                curve = curves.setdefault(name, {})
+                curve[int(position)] = curve.get(int(position), 0) + np.array(sums)
+    if curves:
+        result["by_position"] = {
+            name: {str(position): x / w for position, (x, w) in sorted(curve.items())} for name, curve in curves.items()
+        }
+    return result
+
+
+def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict]:
+    """{figure: {"before", "after", "difference", "low", "high", "p", "n"}} over the answers that both have, by row."""
+    earlier, found = {key_of(record): record for record in baseline}, {}
+    for name in dict.fromkeys(name for record in records for name in record["sums"]):
+        rows: dict[int, np.ndarray] = {}
+        for record in records:
+            before, after = (one.get("sums", {}).get(name) for one in (earlier.get(key_of(record), {}), record))
+            if before and after and before[1] == after[1]:  # a longer context may hold more of an answer
+                rows[record["row"]] = rows.get(record["row"], 0) + np.array([before[0], *after])
+        if rows:
+            before, after, w = np.array(list(rows.values())).T
+            if total := float(w.sum()):
+                means = {"before": float(before.sum()) / total, "after": float(after.sum()) / total, "n": len(rows)}
+                found[name] = means | paired(after, before, w)
+    return found
+
+
+def score(
+    model: SpongeBob, tokenizer: Tokenizer, paths: Sequence[str | Path], folder: Path, settings: Settings, batch: int
+) -> tuple[dict[str, dict], dict[str, list[dict]]]:
+    """({file name: summary}, {file name: records}) of JSONL files; the records lie in `folder`."""
+    model.eval()
+    results, records, files = {}, {}, jsonl.source_files(paths)
+    if len({path.name for path in files}) < len(files):
+        raise ValueError("--score: two files have one name, by which their figures are kept; rename one of them")
+    for path in files:
+        began = time.perf_counter()
+        records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
+        seconds = round(time.perf_counter() - began, 1)
+        results[path.name] = summary(records[path.name]) | {
+            "settings": asdict(settings), "seconds": seconds, "records": f"{folder.name}/{written.name}",
+        }  # fmt: skip
+    return results, records
+
+
+def save(path: Path, results: dict[str, dict]) -> None:
+    """Merge into the file of earlier scores, by file name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, earlier | results)

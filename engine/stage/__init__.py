@@ -1,0 +1,1 @@
+"""One run around the loop: plan, resume, save."""

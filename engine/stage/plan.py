@@ -1,0 +1,97 @@
+"""What a run says before its first step and after its last: size, memory, disk, time, what was gained."""
+
+import math
+import shutil
+import time
+
+import torch
+
+from engine.loop import Progress, Run, load_step
+from engine.machine import parallel, rng
+from engine.packing import PackedRows
+
+
+def describe(run: Run) -> str:
+    """Steps, size, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
+    rt, batches = run.runtime, run.batches
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    memory = memory_needed(parameters, rt.world if parallel.is_sharded(run.model) else 1)
+    needed = disk_needed(parameters, run.output.keep)
+    if rt.main:
+        check_disk(run, needed)
+    joined, length = batches.rows.joined, batches.rows.max_seq_len
+    return (
+        f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
+        f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
+        f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
+        f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world} processes), "
+        f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
+    )
+
+
+def describe_rows(training: PackedRows, validation: PackedRows) -> str:
+    """How many tokens there are, and how well they fill their rows."""
+    cut = f", {training.pieces.cut:,} conversations shortened" if training.pieces.cut else ""
+    length = f"{training.joined} x {training.max_seq_len:,}" if training.joined > 1 else f"{training.max_seq_len:,}"
+    return (
+        f"{training.positions:,} tokens in {len(training):,} rows of {length} "
+        f"({training.density:.1%} of the positions are real tokens{cut}); "
+        f"held out: {validation.positions:,} tokens in {len(validation):,} rows"
+    )
+
+
+def memory_needed(parameters: int, shards: int = 1) -> int:
+    """Bytes a process holds whatever the batch is: fp32 weights, gradients and AdamW's two moments, 4 each."""
+    return 16 * parameters // shards
+
+
+def disk_needed(parameters: int, keep: int) -> int:
+    """Bytes at the worst moment: fp32 weights twice, `keep` states and the one being written, each with two moments."""
+    return parameters * (4 * 2 + 12 * (keep + 1))
+
+
+def check_disk(run: Run, needed: int) -> None:
+    """ValueError when the files will not fit; those of the run's earlier part are there already."""
+    ours = [run.output.weights, *run.output.states.rglob("*")]
+    there = sum(path.stat().st_size for path in ours if path.is_file())
+    folder = run.output.weights.parent
+    free = shutil.disk_usage(folder).free
+    if free + there < needed:
+        raise ValueError(
+            f"{folder}: {free / 2**20:,.0f} MiB free, but weights and states need {(needed - there) / 2**20:,.0f} MiB "
+            f"(--keep {run.output.keep})"
+        )
+
+
+def trial(run: Run, progress: Progress) -> str:
+    """One micro-batch forth and back without a step: out of memory shows now, and how long the run will take."""
+    before = rng.random_states()
+    micro, _ = load_step(run, progress.step)
+    run.loss.train()
+    for _ in range(2):  # the first one compiles and warms up
+        began = time.perf_counter()
+        # With a sync: FSDP keeps gradients that were not, out of zero_grad's reach.
+        with parallel.gradient_sync(run.loss, last=True):
+            with run.runtime.autocast():
+                sums = run.loss(*micro[0])
+            sums[0].backward()
+        sums.sum().item()
+        seconds = (time.perf_counter() - began) * len(micro)
+        run.model.zero_grad(set_to_none=True)
+    rng.set_random_states(before)
+    left = seconds * (run.steps - progress.step)
+    memory = ""
+    if run.runtime.device.type == "cuda":
+        memory = f", {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB of GPU memory so far"
+    return f"time   about {left / 60:.1f} minutes of training ({seconds:.2f} s a step{memory})"
+
+
+def summary(run: Run, progress: Progress) -> str:
+    lines = [
+        f"wrote {run.output.weights} after {progress.step} of {run.steps} steps, {progress.tokens:,} tokens, "
+        f"{progress.seconds:.0f} s"
+    ]
+    for key in ("val_loss", "val_bits_per_byte", "val_tag_loss"):
+        if key in progress.validation:
+            lines.append(f"  {key:18} {progress.before.get(key, math.nan):.4f} -> {progress.validation[key]:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,174 @@
+"""--resume: which state is continued, what may differ from the run that left it, and how it is put back."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import optim
+from engine.checkpoint import state
+from engine.checkpoint.run_info import RunInfo, read_info
+from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
+from engine.console import say
+from engine.files import first_line
+from engine.loop import Progress, Run
+from engine.loss import Counts
+from engine.machine import rng
+from engine.machine.runtime import Runtime
+from engine.options import Output, Training
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state to go on from."""
+
+    path: Path
+    info: RunInfo
+
+    @property
+    def step(self) -> int:
+        return self.info.progress["step"]
+
+
+def find(output: Output, rt: Runtime) -> Saved | None:
+    """The state to continue; None for a fresh start. Refuses to replace what an earlier run left unasked."""
+    path = rt.from_main(lambda: _choose(output))
+    if path is None:
+        return None
+    if not path.is_dir():
+        raise ValueError(f"{path}: not seen by this process; all machines need a shared --save_dir")
+    return Saved(path, read_info(path))
+
+
+def _choose(output: Output) -> Path | None:
+    weights, states = output.weights, output.states
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    state.remove_leftovers(states)
+    if output.resume and output.resume != "auto":
+        return _named(Path(output.resume), states)
+    if output.resume:
+        if (newest := state.find_newest(states)) is not None:
+            return newest
+        if not weights.exists():
+            say(f"--resume: no state in {states} yet, starting from the beginning")
+            return None
+        raise ValueError(f"--resume: {weights} is there, but no whole state in {states}; --name NAME or --overwrite")
+    if weights.exists() or states.exists():
+        if not output.overwrite:
+            raise ValueError(
+                f"{weights} is there already: --resume continues it, --name NAME keeps it, --overwrite replaces it"
+            )
+        shutil.rmtree(states, ignore_errors=True)  # a later --resume must not find the old run's states
+    return None
+
+
+def _named(path: Path, states: Path) -> Path:
+    """The state that --resume PATH means: one state, or the newest of a .state folder."""
+    if not path.is_dir():
+        raise ValueError(f"--resume {path}: no such folder; name a .state folder or one state in it")
+    is_one = path.name.isdigit()
+    own = (path.parent if is_one else path).resolve() == states.resolve()
+    if not own and state.list_states(states):
+        raise ValueError(f"--resume {path}: {states} has states of its own; --resume continues them, --name keeps them")
+    if not is_one:
+        if (newest := state.find_newest(path)) is None:
+            raise ValueError(f"--resume {path}: no whole state in it")
+        return newest
+    if reason := state.damage(path):
+        raise ValueError(f"--resume {path}: damaged ({reason})")
+    if own:
+        state.set_aside_newer(path)
+    return path
+
+
+def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
+    """Rows per optimizer step, over all ranks.
+
+    If the number of ranks has changed, a resumed run keeps it and the accumulation steps per rank change.
+    """
+    mine = training.batch_size * training.accumulation_steps
+    if saved is None:
+        return mine * world
+    before = saved.info.batch
+    rows = before["rows_per_step"]
+    unchanged = mine == before["batch_size"] * before["accumulation_steps"]
+    if mine * world == rows or not unchanged or world == before["world"]:
+        return mine * world  # what differs now is refused with the other changed flags
+    if rows % (training.batch_size * world):
+        raise ValueError(
+            f"{saved.path} was trained with {rows} rows a step, which do not divide into {world} processes x "
+            f"{training.batch_size} rows; choose another number of processes"
+        )
+    return rows
+
+
+def batch_of(run: Run) -> dict[str, int]:
+    """How a step's rows are divided, for the state."""
+    return {
+        "rows_per_step": run.batches.rows_per_step * run.batches.rows.joined,
+        "batch_size": run.training.batch_size,
+        "accumulation_steps": run.training.accumulation_steps,
+        "world": run.runtime.world,
+    }
+
+
+def refuse_changes(saved: Saved, now: dict[str, Any]) -> None:
+    """Refuse to resume when a setting that changes the result differs.
+
+    More steps are allowed if every learning rate so far would have been the same.
+    """
+    before = saved.info.identity
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    if changed == ["steps"] and _same_past(saved.step, before, now):
+        return
+    if changed:
+        words = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
+        hint = ""
+        if "steps" in changed:
+            hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
+        if "row_len" in changed:
+            hint = " (--max_seq_len, --batch_size and the device decide how rows are laid out)"
+        raise ValueError(
+            f"{saved.path.parent} belongs to another run: {words}{hint}. Use the old flags, --name or --overwrite"
+        )
+
+
+def _same_past(step: int, before: dict, now: dict) -> bool:
+    """Whether a run of the new length would have done the same until `step`."""
+    rates = [
+        optim.schedule(plan["schedule"], peak=plan["learning_rate"], steps=plan["steps"], warmup=plan["warmup_iters"])
+        for plan in (before, now)
+    ]
+    return step <= now["steps"] and all(rates[0](done) == rates[1](done) for done in range(step))
+
+
+def put_back(saved: Saved, run: Run) -> Progress:
+    """Put weights, optimizer and random states back, in place, and return where the run stands."""
+    rt, info = run.runtime, saved.info
+    state.load_into(saved.path, run.model, run.optimizers)
+    run.scaler.load_state_dict(info.scaler)
+    try:
+        if rt.rank < len(info.ranks):  # ranks that were not there before keep the seed of their own
+            rng.set_random_states(info.ranks[rt.rank]["random"])
+        sums = [rank["window_sums"] for rank in info.ranks]
+        mine = sums[rt.rank] if rt.world == len(sums) else sum(sums) if rt.main else 0 * sums[0]
+        counts = Counts(**info.progress["window_counts"])
+        progress = Progress(**info.progress | {"window_counts": counts, "window_sums": mine})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{saved.path}: run.pt cannot be put back ({first_line(error)})") from None
+    if rt.world != len(sums):
+        say(
+            f"the run had {len(sums)} processes and has {rt.world}: each step stays {batch_of(run)['rows_per_step']} "
+            f"rows, now {run.batches.micro_batches} micro-batches of {run.training.batch_size} rows for each process"
+        )
+    return progress
+
+
+def finish(saved: Saved, run: Run, meta: dict) -> None:
+    """A finished run: write the weights if the run was killed between its last state and them."""
+    output = run.output
+    if read_meta(output.weights).get("step") != saved.step or not output.weights.is_file():
+        weights = cpu_weights(run.model, kept=run.runtime.main)
+        if run.runtime.main:
+            save_weights(output.weights, weights, meta)
+    say(f"{output.weights} is finished: nothing left to do")

@@ -1,0 +1,234 @@
+"""What every recipe does around the loop: find the start, open the data, state the plan, train, leave the files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+
+from dataset import NO_LOSS, fingerprint, token_bytes
+from engine import loop, optim
+from engine.checkpoint.weights import open_checkpoint, shape_json
+from engine.console import say
+from engine.corpus.source import files_of
+from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
+from engine.flags import Chosen
+from engine.log.tracker import Tracker
+from engine.loss import TokenLoss
+from engine.machine import parallel
+from engine.machine.runtime import Runtime
+from engine.machine.signals import StopRequest
+from engine.options import Data
+from engine.packing import Batches, PackedRows, Pieces, pack_dense
+from engine.packing import pack as pack_rows
+from engine.stage import plan, resume
+from engine.stage.saver import Saver
+from model import SpongeBob, can_attend_by_document
+
+# The exit code of a run that was stopped early and saved; 0 is a finished run, 2 a mistake, 130 a second Ctrl-C.
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a stage reads: its token cache, packed rows to train on and to validate with."""
+
+    cache: TokenCache
+    training: PackedRows
+    validation: PackedRows
+    prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+
+
+# ------------------------------------------------------------------------------------- what a recipe does first
+
+
+def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
+    """The model of the stage before, with this stage's max_seq_len, and the path of its weights."""
+    start = chosen.start
+    path = Path(start.init_from or f"{chosen.output.save_dir}/{start.parent}.pth")
+    model, meta = open_checkpoint(
+        path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
+        rope_theta=start.rope_theta, flag="--init_from",
+    )  # fmt: skip
+    if meta.get("on_sample") and not chosen.data.on_sample:
+        say(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
+    return model, str(path)
+
+
+def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt: Runtime) -> TokenCache:
+    """The documents of the stage's files as token ids on disk: the main process encodes them, the others wait."""
+    make = lambda: open_or_build(
+        files_of(data), dataset, tokenizer, cache_dir=data.cache_dir, num_workers=data.num_workers,
+        strict=data.strict_data,
+    )  # fmt: skip
+    return rt.main_first(make)
+
+
+def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime) -> Rows:
+    """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
+    length, seed = chosen.data.max_seq_len, chosen.training.seed
+    training, validation = documents.split(chosen.data.val_fraction)
+    prompt = []
+    if len(validation):
+        begin, end = documents.offsets[validation[0]], documents.offsets[validation[0] + 1]
+        learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
+        prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
+    # A mask over a whole row costs the square of its length.
+    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
+    rows = pack_dense(fit(documents, training, length), length, most, seed)
+    held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
+    return Rows(documents, rows, held_out, prompt)
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+
+
+def train(
+    model: SpongeBob,
+    rows: Rows,
+    cost: Mapping[int, float],
+    chosen: Chosen,
+    rt: Runtime,
+    tokenizer: Tokenizer,
+    *,
+    stage: str,
+    parent: str | None,
+) -> int:
+    """Train `model` on `rows` and leave <save_dir>/<name>.pth, .json, .state/, .metrics.jsonl and .png.
+
+    `cost` is what a label costs by its class. Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended
+    the run before its last step.
+    """
+    output = chosen.output
+    saved = resume.find(output, rt)
+    run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
+    identity = _identity(run, rows, cost, stage, chosen.data)
+    _refuse_differences(identity, rt)
+    about = {
+        "stage": stage,
+        "parent": parent,
+        "on_sample": chosen.data.on_sample,
+        "config": identity["config"],
+        "tokenizer": identity["tokenizer"],
+        "machine": rt.machine(),
+        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
+    }
+    progress = loop.Progress()
+    if saved:
+        resume.refuse_changes(saved, identity)
+        progress = resume.put_back(saved, run)
+        say(f"resuming after step {progress.step} of {run.steps}")
+        if progress.step >= run.steps:
+            resume.finish(saved, run, _meta(about, run, progress))
+            return 0
+
+    say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
+    say(plan.describe(run))
+    say(plan.trial(run, progress))
+    tracker = Tracker(
+        output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
+        project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
+    )  # fmt: skip
+    saver = Saver(
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
+        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
+    )  # fmt: skip
+    try:
+        with StopRequest() as request:
+            stopped = loop.train(run, progress, tracker, saver.save, request)
+            saver.finish()
+    finally:
+        saver.wait()
+        tracker.close()
+    say(plan.summary(run, progress))
+    if stopped:
+        say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")
+    return STOPPED if stopped else 0
+
+
+def _assemble(
+    model: SpongeBob, rows: Rows, cost: Mapping[int, float], chosen: Chosen, rt: Runtime, tokenizer: Tokenizer,
+    saved: resume.Saved | None,
+) -> loop.Run:  # fmt: skip
+    """Everything the loop needs, except for the log, which is opened when the run is known to start."""
+    training, machine = chosen.training, chosen.machine
+    share = {"batch_size": training.batch_size, "rank": rt.rank, "world": rt.world}
+    rows_per_step = resume.rows_per_step(saved, training, rt.world)
+    batches = Batches(rows.cache, rows.training, cost, rows_per_step=rows_per_step, seed=training.seed, **share)
+    validation = None
+    if len(rows.validation):
+        together = training.batch_size * rt.world
+        validation = Batches(rows.cache, rows.validation, cost, rows_per_step=together, seed=None, **share)
+    steps = training.max_steps or training.epochs * batches.steps_per_epoch
+    warmup = training.warmup_iters
+    if warmup is None:  # the usual share of the run as it was first planned, also of one that was made longer
+        warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
+    rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
+    end_id = rows.cache.meta["end_id"]
+    model.to(rt.device)
+    model.recompute = machine.activation_checkpointing
+    loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
+    wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
+    run = loop.Run(
+        runtime=rt,
+        model=model,
+        loss=wrapped,
+        optimizers=optim.build(
+            model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
+        ),
+        scaler=rt.scaler(),
+        rate=rate,
+        batches=batches,
+        validation=validation,
+        tokenizer=tokenizer,
+        token_bytes=torch.from_numpy(token_bytes(tokenizer)),
+        prompt=rows.prompt,
+        end_id=end_id,
+        steps=steps,
+        warmup=warmup,
+        training=training,
+        output=chosen.output,
+    )
+    if rt.rank:
+        torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
+    return run
+
+
+def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
+    """The settings that must be equal for a run to be resumed."""
+    training, sources = run.training, rows.cache.meta["sources"]
+    names = ("learning_rate", "schedule", "optimizer", "weight_decay", "grad_clip", "z_loss", "seed")
+    return {
+        "stage": stage,
+        "config": shape_json(run.model.config),
+        "data": [{name: source[name] for name in ("content", "documents")} for source in sources],
+        "tokenizer": fingerprint(run.tokenizer),
+        "cost": {str(number): float(price) for number, price in cost.items()},
+        "rows_per_step": run.batches.rows_per_step * rows.training.joined,
+        "steps": run.steps,
+        "warmup_iters": run.warmup,
+        "row_len": rows.training.row_len,
+        "dtype": str(run.runtime.dtype),
+        "held_out": len(rows.validation),
+    } | {name: getattr(training, name) for name in names}
+
+
+def _refuse_differences(identity: dict, rt: Runtime) -> None:
+    """Refuse to start when processes would train on different data or settings, as when one machine lacks the file."""
+    for rank, theirs in enumerate(rt.gather(identity)):
+        if differ := [name for name, value in identity.items() if theirs[name] != value]:
+            raise ValueError(
+                f"processes {rt.rank} and {rank} differ in {', '.join(differ)}: every machine needs the same command, "
+                "code and files"
+            )
+
+
+def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
+    """The .json beside the weights."""
+    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
+    flags = about["flags"]
+    return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
