@@ -4,6 +4,7 @@ results/pretrain.pth    bare state dict, fp32, Meta's names: any script that rea
 results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -49,6 +50,14 @@ def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
 
+def digest(model: SpongeBob) -> str:
+    """Of what the weights are, wherever their file lies and whatever it is called."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.state_dict().items()):
+        total.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: torch.save(weights, temporary))
@@ -77,9 +86,12 @@ def read_meta(path: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); move it away to read the shape off the weights") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("config", {}), dict):
+        raise ValueError(f"{file}: not as a run writes it; move it away to read the shape off the weights")
+    return meta
 
 
 def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
@@ -139,7 +151,10 @@ def load_model(
     shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len
-    model = SpongeBob(LLMConfig(**shape))
+    try:
+        model = SpongeBob(LLMConfig(**shape))
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path.with_suffix('.json')}: no shape of a model ({first_line(error)})") from None
     load_weights(model, weights, path)
     return model, meta
 

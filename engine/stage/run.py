@@ -1,9 +1,12 @@
 """What every recipe does around the loop: find the start, open the data, state the plan, train, leave the files."""
 
+import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, fingerprint, token_bytes
 from engine import loop, optim
-from engine.checkpoint.weights import open_checkpoint, shape_json
+from engine.checkpoint.weights import digest, open_checkpoint, shape_json
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
@@ -21,16 +24,13 @@ from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
-from engine.machine.signals import StopRequest
+from engine.machine.signals import STOPPED, StopRequest
 from engine.options import Data
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
-from engine.stage import plan, resume
+from engine.stage import lock, plan, resume
 from engine.stage.saver import Saver
 from model import SpongeBob, can_attend_by_document
-
-# The exit code of a run that was stopped early and saved; 0 is a finished run, 2 a mistake, 130 a second Ctrl-C.
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,22 @@ def train(
     `cost` is what a label costs by its class. Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended
     the run before its last step.
     """
+    with ExitStack() as kept:
+        rt.from_main(lambda: kept.enter_context(lock.hold(chosen.output.weights.with_suffix(".lock"))))
+        return _train(model, rows, cost, chosen, rt, tokenizer, stage, parent)
+
+
+def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
+    """See train: what it does while this run alone has the name."""
     output = chosen.output
+    from_weights = digest(model) if parent else None
     saved = resume.find(output, rt)
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
-    identity = _identity(run, rows, cost, stage, chosen.data)
+    identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
     _refuse_differences(identity, rt)
+    name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
     about = {
+        "run": name,
         "stage": stage,
         "parent": parent,
         "on_sample": chosen.data.on_sample,
@@ -129,21 +139,22 @@ def train(
     say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
     say(plan.describe(run))
     say(plan.trial(run, progress))
+    rt.from_main(lambda: resume.clear(output, saved))
     tracker = Tracker(
         output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
         project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
     )  # fmt: skip
     saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name,
         dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
     )  # fmt: skip
-    try:
-        with StopRequest() as request:
+    with StopRequest() as request:
+        try:
             stopped = loop.train(run, progress, tracker, saver.save, request)
             saver.finish()
-    finally:
-        saver.wait()
-        tracker.close()
+        finally:
+            saver.wait()
+            tracker.close()
     say(plan.summary(run, progress))
     if stopped:
         say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")
@@ -202,6 +213,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
     """The settings that must be equal for a run to be resumed."""
     training, sources = run.training, rows.cache.meta["sources"]
     names = ("learning_rate", "schedule", "optimizer", "weight_decay", "grad_clip", "z_loss", "seed")
+    held_out = rows.cache.hashes[rows.cache.split(data.val_fraction)[1]]
     return {
         "stage": stage,
         "config": shape_json(run.model.config),
@@ -213,7 +225,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
         "warmup_iters": run.warmup,
         "row_len": rows.training.row_len,
         "dtype": str(run.runtime.dtype),
-        "held_out": len(rows.validation),
+        "held_out": {"documents": len(held_out), "content": hashlib.blake2b(held_out, digest_size=8).hexdigest()},
     } | {name: getattr(training, name) for name in names}
 
 
@@ -229,6 +241,7 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
     """The .json beside the weights."""
-    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
+    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
+            "validated_at_step": progress.validated}  # fmt: skip
     flags = about["flags"]
     return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
