@@ -188,3 +188,24 @@ def overwrite_cannot_delete():
             raise PermissionError(1, "Operation not permitted", str(path))
 
     resume.shutil.rmtree = rmtree
+
+
+def dies_before_a_write():
+    """kill -9 before the call, of the number in die-before, that puts something on the disk for good."""
+    calls = [0]
+    number = int(Path("die-before").read_text())
+
+    def wrap(module, name: str):
+        real = getattr(module, name)
+
+        @functools.wraps(real)
+        def dying(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        setattr(module, name, dying)
+
+    for name in ("fsync", "replace", "rmdir", "unlink"):
+        wrap(os, name)

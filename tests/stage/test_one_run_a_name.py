@@ -106,3 +106,21 @@ def test_a_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
         done = go(home, "--save_dir", str(tmp_path), "--name", "package", *how)
         assert done.code == 2 and "not the .json of a run" in done.said, done.said
     assert (tmp_path / "package.json").read_text() == '{"name": "shop"}'
+
+
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n == 20 else pytest.mark.faults) for n in range(1, 60)])
+def test_a_run_that_overwrites_may_be_killed_between_any_two_files(home, number, tmp_path):
+    """It goes on and ends with its own bits, or is refused with a reason and its weights of before are there."""
+    (home / "die-before").write_text(str(number))
+    shutil.copytree(home / "whole", tmp_path / "out")
+    here = ["--learning_rate", "0.02", "--save_dir"]
+    if not (home / "calm").exists():
+        assert go(home, *here, "calm").code == 0
+    killed = go(home, *here, str(tmp_path / "out"), "--overwrite", prepare="dies_before_a_write")
+    assert killed.code in (0, -9)
+    again = go(home, *here, str(tmp_path / "out"), "--resume")
+    if again.code == 2:
+        assert "belongs to another run" in again.said or "no whole state" in again.said, again.said
+        assert weights(tmp_path / "out") == weights(home / "whole")
+        again = go(home, *here, str(tmp_path / "out"), "--overwrite")
+    assert again.code == 0 and weights(tmp_path / "out") == weights(home / "calm"), again.said
