@@ -185,8 +185,7 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
 
 def why_stop(run: Run, request: StopRequest, started: float) -> int:
     """OUT_OF_TIME, SIGNAL or 0, the same on all ranks: clocks differ, and a signal may reach one process only."""
-    minutes = (time.perf_counter() - started) / 60
-    out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
+    out_of_time = 0 < run.training.max_minutes < (time.perf_counter() - started) / 60
     return run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
 
 

@@ -234,9 +234,8 @@ class Batches:
 
     def _pieces_of(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, length) of a row's pieces."""
-        pieces = self.rows.pieces
-        for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
-            yield pieces.starts[piece], pieces.lengths[piece]
+        pieces, chosen = self.rows.pieces, self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]
+        return zip(pieces.starts[chosen], pieces.lengths[chosen], strict=True)
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:

@@ -22,7 +22,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
-from engine.options import Data
+from engine.options import Data, Training
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import plan, resume
@@ -108,15 +108,7 @@ def train(
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
     identity = _identity(run, rows, cost, stage, chosen.data)
     _refuse_differences(identity, rt)
-    about = {
-        "stage": stage,
-        "parent": parent,
-        "on_sample": chosen.data.on_sample,
-        "config": identity["config"],
-        "tokenizer": identity["tokenizer"],
-        "machine": rt.machine(),
-        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
-    }
+    about = _about(identity, parent, chosen, rt)
     progress = loop.Progress()
     if saved:
         resume.refuse_changes(saved, identity)
@@ -164,9 +156,7 @@ def _assemble(
         together = training.batch_size * rt.world
         validation = Batches(rows.cache, rows.validation, cost, rows_per_step=together, seed=None, **share)
     steps = training.max_steps or training.epochs * batches.steps_per_epoch
-    warmup = training.warmup_iters
-    if warmup is None:  # the usual share of the run as it was first planned, also of one that was made longer
-        warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
+    warmup = _warmup(training, steps, saved)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
     model.to(rt.device)
@@ -198,6 +188,13 @@ def _assemble(
     return run
 
 
+def _warmup(training: Training, steps: int, saved: resume.Saved | None) -> int:
+    """Steps of warm-up, by default the usual share of the run as it was first planned, also if it was made longer."""
+    if training.warmup_iters is not None:
+        return training.warmup_iters
+    return saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
+
+
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
     """The settings that must be equal for a run to be resumed."""
     training, sources = run.training, rows.cache.meta["sources"]
@@ -225,6 +222,19 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
                 f"processes {rt.rank} and {rank} differ in {', '.join(differ)}: every machine needs the same command, "
                 "code and files"
             )
+
+
+def _about(identity: dict, parent: str | None, chosen: Chosen, rt: Runtime) -> dict[str, Any]:
+    """What the .json beside the weights says from the start."""
+    return {
+        "stage": identity["stage"],
+        "parent": parent,
+        "on_sample": chosen.data.on_sample,
+        "config": identity["config"],
+        "tokenizer": identity["tokenizer"],
+        "machine": rt.machine(),
+        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
+    }
 
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
