@@ -1,7 +1,6 @@
 """Runs that can be killed: stages in processes forked from one that has imported everything, and under torchrun."""
 
 import importlib
-import json
 import os
 import resource
 import signal
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed.checkpoint as dcp
+from making import log_of, tensors, weights
 
-from engine import flags, loop, packing
+from engine import cli, loop, packing
 from engine.checkpoint import state
-from engine.checkpoint.safe_reader import PlainReader
 from engine.log import tracker
 from engine.stage import plan
 
@@ -32,7 +30,7 @@ LATER = NUMBERS.split()
 TINY = SHAPE.split() + LATER
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["harness", "pretrain", "SFT", "distill"])
+FORKS.set_forkserver_preload(["faults.harness", "pretrain", "SFT", "distill"])
 
 
 # ------------------------------------------------------------------------------------------------- forked stages
@@ -73,7 +71,7 @@ def _child(stage: str, argv: list[str], cwd: str, log: str, prepare: str, number
     tracker.draw = lambda rows, path: None  # half a second each time
     if prepare:
         globals()[prepare](*numbers)
-    flags.run(lambda: importlib.import_module(stage).main(argv))
+    cli.run(lambda: importlib.import_module(stage).main(argv))
 
 
 def die_before_write(number: int) -> None:
@@ -187,27 +185,13 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
 # ----------------------------------------------------------------------------------------------------- comparing
 
 
-def rows(metrics: Path) -> list[dict]:
-    """The log without what a clock decides."""
-    lines = metrics.read_bytes().split(b"\n")[:-1]
-    return [{k: v for k, v in json.loads(line).items() if k not in loop.WALL_CLOCK} for line in lines]
-
-
-def tensors(states: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer values of the newest state."""
-    reader = PlainReader(state.find_newest(states) / "tensors")
-    found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
-    dcp.load(found, storage_reader=reader, no_dist=True)
-    return found
-
-
 def differences(one: Path, other: Path, stage: str) -> list[str]:
     """What is not bitwise the same in two folders of results; [] when nothing was lost."""
     found = []
-    mine, theirs = (torch.load(folder / f"{stage}.pth", weights_only=True) for folder in (one, other))
+    mine, theirs = (weights(folder / f"{stage}.pth") for folder in (one, other))
     found += [name for name in mine if not torch.equal(mine[name], theirs[name])]
     mine, theirs = (tensors(folder / f"{stage}.state") for folder in (one, other))
     found += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
-    if rows(one / f"{stage}.metrics.jsonl") != rows(other / f"{stage}.metrics.jsonl"):
+    if log_of(one / f"{stage}.metrics.jsonl") != log_of(other / f"{stage}.metrics.jsonl"):
         found.append("metrics")
     return found

@@ -8,7 +8,8 @@ import time
 
 import pytest
 import torch
-from harness import LATER, differences, ended, free_port, go, rows, tensors, torchrun, wait_for, workers
+from faults.harness import LATER, differences, ended, free_port, go, torchrun, wait_for, workers
+from making import log_of, tensors
 
 TWO = "--standalone", "--nproc_per_node=2"
 
@@ -32,7 +33,7 @@ def two(home, undisturbed):
 
 def assert_close(one, other, stage="pretrain") -> None:
     """To float tolerance: every row of the log and all tensors."""
-    logs = [rows(folder / f"{stage}.metrics.jsonl") for folder in (one, other)]
+    logs = [log_of(folder / f"{stage}.metrics.jsonl") for folder in (one, other)]
     assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
     for mine, theirs in zip(*logs, strict=True):
         for key in mine.keys() - {"sample"}:

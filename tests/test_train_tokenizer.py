@@ -71,12 +71,6 @@ def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corp
     assert "learning from 1,000 of 6,200 bytes" in capsys.readouterr().out
 
 
-def test_held_out_rows_are_not_learned_from(corpus):
-    (hidden,) = train_tokenizer.survey([corpus], 0.1, strict=True)[1]
-    seen, unseen = (list(train_tokenizer.sample(corpus, hidden, 1.0, wanted)) for wanted in (False, True))
-    assert len(unseen) == 64 and len(seen) == 336 and not set(seen) & set(unseen)
-
-
 def test_a_tokenizer_that_is_there_is_replaced_only_when_asked(corpus, tmp_path):
     learn(corpus, tmp_path)
     before = (tmp_path / "tokenizer.json").read_bytes()
@@ -102,14 +96,3 @@ def test_the_committed_tokenizer_has_6400_tokens_and_spells_the_tags_with_4_4_5_
 @given(st.text(max_size=30))
 def test_any_text_survives_a_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
-
-
-@settings(deadline=None, derandomize=True)
-@given(
-    st.lists(st.tuples(st.sampled_from("海a 。.\n\r"), st.sampled_from([1, 2, 510, 511, 512, 513, 1100])), max_size=8)
-)
-def test_pieces_join_to_the_text_and_none_is_longer_than_512(runs):
-    text = "".join(character * count for character, count in runs)
-    pieces = train_tokenizer.PIECE.findall(text)
-    assert "".join(pieces) == text and all(len(piece) <= 512 for piece in pieces)
-    assert all(not set(piece[:-1]) & set("。.\n") for piece in pieces)
