@@ -142,12 +142,13 @@ def limit_at(first_save: int, limit) -> None:
 
 def torchrun(stage: str, argv: list[str], cwd: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / f"{stage}.py"), *argv]
-    log = open(cwd / f"said-{time.monotonic_ns()}", "w+b")  # noqa: SIM115
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if "--standalone" not in options:
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as runs/multi_node.sh
-    process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    process.log = Path(log.name)
+    log = cwd / f"said-{time.monotonic_ns()}"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    process.log = log
     return process
 
 

@@ -1,10 +1,10 @@
 """A resumed run is the one that was never stopped; what would make it another run is refused."""
 
 import pytest
-from making import SHAPE, SHORT, log_of, same, tensors, weights
+from making import SHAPE, SHORT, SMALL, log_of, same, tensors, weights
 
 import pretrain
-from engine import loop
+from engine import loop, optim
 
 ALL_ON = ["--optimizer", "muon", "--schedule", "wsd", "--z_loss", "1e-4", "--loss_chunk", "50", "--dtype", "bfloat16",
           "--activation_checkpointing"]  # fmt: skip
@@ -55,3 +55,18 @@ def test_resuming_says_what_there_is(folder, capsys):
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.5"):
         pretrain.main([*SHAPE, *SHORT, "--resume", "--learning_rate", "0.5"])
     pretrain.main([*SHAPE, *SHORT, "--resume", "--log_step", "1"])  # harmless
+
+
+def test_a_defect_of_our_own_is_not_called_a_damaged_state(folder, monkeypatch):
+    words = [*SHAPE, *SHORT, *SMALL, "--schedule", "wsd"]
+    pretrain.main(words)
+    real, calls = optim.schedule, []
+
+    def schedule(*arguments, **more):
+        calls.append(arguments)
+        return real(*arguments, **more) if len(calls) == 1 else real(*arguments, **more, oops=1)
+
+    monkeypatch.setattr(optim, "schedule", schedule)
+    with pytest.raises(TypeError, match="oops"):  # not "cannot be put back"
+        pretrain.main([*words, "--max_steps", "12", "--resume"])
+    assert len(calls) == 2
