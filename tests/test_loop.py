@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import sysconfig
 from dataclasses import replace
@@ -65,7 +66,7 @@ def losses(folder, monkeypatch):
     monkeypatch.setattr(stage, "can_attend_by_document", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
-        steps = ["--max_steps", "100", "--log_step", "1", "--eval_step", "0", "--save_step", "0"]
+        steps = shlex.split("--max_steps 100 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0")
         pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
         curve = [row["loss"] for row in log_of(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
         assert len(curve) == 100

@@ -111,8 +111,9 @@ def test_the_init_of_a_room_is_one_docstring():
 
 
 @pytest.mark.parametrize("name", TOKENISING)
-def test_what_a_tokenising_process_loads_imports_nothing_of_ours_but_its_room(name):
+def test_what_a_tokenising_process_loads_imports_no_torch_and_of_ours_only_its_room(name):
     assert ours(name) <= set(TOKENISING)
+    assert not {other for other in imports(name) if other.split(".")[0] in ("torch", "transformers")}
 
 
 def test_a_tokenising_process_loads_no_torch():

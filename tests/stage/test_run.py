@@ -1,14 +1,11 @@
 """Training through the stages' real main(): what a run refuses, makes and leaves."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from making import SHAPE, SHORT, SMALL, log_of, weights
+from making import SHAPE, SHORT, SMALL, log_of, torchrun, weights
 
 import distill
 import eval_model
@@ -96,12 +93,5 @@ def test_processes_that_would_train_on_different_data_are_refused(folder, monkey
 
 
 def test_dropout_differs_between_processes_whose_weights_are_the_same(folder):
-    script = folder / "seeds.py"
-    script.write_text(f"import os, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import pretrain; "
-                      f"pretrain.main({[*SHAPE, *SHORT, *SMALL, '--dropout', '0.1', '--seed', '7']!r}); "
-                      "open('seed' + os.environ['RANK'], 'w').write(str(torch.initial_seed()))")  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(ROOT / "tests/stage/seeded_ranks.py", *SHAPE, *SHORT, *SMALL, "--dropout", "0.1", "--seed", "7")
     assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]
