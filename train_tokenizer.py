@@ -16,6 +16,7 @@ from engine import cli
 from engine.console import say
 from engine.corpus.bpe import first_pass, report, save, texts_of_examples, train
 from engine.corpus.jsonl import source_files
+from engine.files import file_inside
 from engine.flags import ROOT, Flags, flag, parse, shown
 from engine.options import SAMPLE
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if not chosen.data_path and not Path("pretrain.jsonl").exists():
         paths = [SAMPLE / "pretrain.jsonl"]
         say(f"pretrain.jsonl is not here: learning from the bundled sample {shown(paths[0])}")
-    files = source_files(paths)
+    files = source_files([file_inside(Path(path)) for path in paths])
     total, held_out = first_pass(files, chosen.val_fraction, chosen.strict_data)
     say(f"learning from {min(total, chosen.max_bytes):,} of {total:,} bytes")
 

@@ -48,3 +48,8 @@ def read_log(path: Path) -> list[dict]:
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
+
+
+def file_inside(path: Path) -> Path:
+    """The file in a folder of its own name, which `modelscope download --local_dir ./pretrain.jsonl` leaves."""
+    return path / path.name if (path / path.name).is_file() else path

@@ -17,7 +17,7 @@ from dataset import fingerprint
 from engine.console import say, warn
 from engine.files import first_line, write_json, write_whole
 from engine.machine.parallel import whole
-from engine.options import ROAD, Checkpoint
+from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
 from model import SpongeBob
 
 # -------------------------------------------------------------------------------------------------- writing
@@ -161,6 +161,8 @@ def open_checkpoint(
     if not path.is_file():
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
+    if path.stem in ORIGINAL_NAMES.values():
+        say(f"{path}: the original scripts' name, taken as this stage's model")
     model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
     check_tokenizer(path, meta, fingerprint(tokenizer), tokenizer_dir)
     if model.config.vocab_size < tokenizer.get_vocab_size():

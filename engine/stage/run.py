@@ -22,7 +22,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
-from engine.options import Data
+from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import plan, resume
@@ -49,7 +49,7 @@ class Rows:
 def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     """The model of the stage before, with this stage's max_seq_len, and the path of its weights."""
     start = chosen.start
-    path = Path(start.init_from or f"{chosen.output.save_dir}/{start.parent}.pth")
+    path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
         rope_theta=start.rope_theta, flag="--init_from",
