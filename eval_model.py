@@ -117,10 +117,11 @@ def choose(argv: list[str] | None) -> tuple[str, Chosen]:
     return mode, chosen
 
 
-def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool]:
-    """A checkpoint, and whether it chats or continues a text."""
+def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
+    """A checkpoint, whether it chats or continues a text, and whether it was trained on the bundled sample."""
     model, meta = open_chosen(chosen, tokenizer, path)
-    return model.eval(), (meta.get("stage") or MODES[chosen.model_mode]) != "pretrain"
+    chats = (meta.get("stage") or MODES[chosen.model_mode]) != "pretrain"
+    return model.eval(), chats, bool(meta.get("on_sample"))
 
 
 def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
@@ -129,7 +130,7 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.device, seed=0)
 
     def measure(checkpoint: Path) -> tuple[dict, dict]:
-        model, chats = load(checkpoint, chosen.checkpoint, tokenizer)
+        model, chats, _ = load(checkpoint, chosen.checkpoint, tokenizer)
         settings = Settings(
             scoring.score_rows, chosen.answers.max_new_tokens, tuple(scoring.shots), chats, str(rt.dtype)
         )
@@ -153,7 +154,7 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
 def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     """Chat, or answer --prompt."""
     talk, path = chosen.talk, chosen.checkpoint.path
-    model, chats = load(path, chosen.checkpoint, tokenizer)
+    model, chats, on_sample = load(path, chosen.checkpoint, tokenizer)
     rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
@@ -164,7 +165,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     if talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:
-        terminal.chat(conversation, talk.history_cnt, talk.stream)
+        terminal.chat(conversation, talk.history_cnt, talk.stream, on_sample)
 
 
 def main(argv: list[str] | None = None) -> None:
