@@ -79,8 +79,6 @@ class Scoring(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.baseline and not Path(self.baseline).is_file():
-            raise ValueError(f"--baseline {self.baseline}: no such checkpoint")
         if min(self.shots) < 0:
             raise ValueError(f"--shots {min(self.shots)} must not be negative")
 
@@ -114,6 +112,9 @@ def choose(argv: list[str] | None) -> tuple[str, Chosen]:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
     refuse_unread(chosen.typed, mode, READS)
+    baseline = chosen.scoring.baseline
+    if baseline and not Path(baseline).is_file():
+        raise ValueError(f"--baseline {baseline}: no such checkpoint")
     return mode, chosen
 
 

@@ -20,7 +20,12 @@ class Export(Flags):
     """export"""
 
     target: str = flag("", "folder to write; it must be new or empty", called="target", metavar="TARGET")
-    format: str = flag("hf", "hf: a LlamaForCausalLM in float32 with its tokenizer", choices=("hf",))
+    format: str = flag("", "hf: a LlamaForCausalLM in float32 with its tokenizer", choices=("hf",))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.format:
+            raise ValueError("--format: say which; hf is what transformers reads")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """The only training loop in the repository: train_step, validate, train.
 
-Everything a step needs is in Run, everything it changes beside the weights is in Progress. What happens in a step, and
-in which order, is read in train_step; what happens around it, in train.
+Run is what a step needs, Progress what it changes beside the weights. train_step is a step, train what is around it.
 """
 
 import math

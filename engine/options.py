@@ -233,12 +233,11 @@ def choose(
 
 def _refuse_unread(chosen: Chosen) -> None:
     """ValueError for a typed flag that this run would not read."""
-    alone, paths = int(os.environ.get("WORLD_SIZE", 1)) == 1, chosen.data.paths
-    cached = len(paths) == 1 and (paths[0] / "meta.json").is_file()
+    cached = [(path / "meta.json").is_file() for path in chosen.data.paths] == [True]
     unread = [
         ("download", chosen.data.data_path, "--data_path names what is read"),
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
-        ("parallel", alone, "it is read where torchrun starts several processes"),
+        ("parallel", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is read where torchrun starts several processes"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir num_workers", cached, "--data_path is a finished cache"),
     ]

@@ -8,7 +8,7 @@ separately, and no position is spent on predicting the next document. Row length
     inputs   <s> a   b   c   | <s> d            The labels are shifted here and nowhere else. The documents of
     labels    a  b   c  </s> |  d  </s>         a row do not see each other in attention (model.attention).
 
-A document that is longer than a row is split into row-long parts; every prediction is still made exactly once.
+A longer document is split into row-long parts; every prediction is still made exactly once.
 """
 
 import math
@@ -93,7 +93,7 @@ class PackedRows:
 
     @property
     def density(self) -> float:
-        """Share of positions that hold a real token."""
+        """The share of those."""
         return self.positions / max(1, len(self) * self.row_len)
 
 
@@ -149,9 +149,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """On the GPU; this program does not wait for the copy."""
-        if device.type != "cuda":
-            return Batch(*(tensor.to(device) for tensor in self))
-        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+        pinned = (tensor.pin_memory() for tensor in self) if device.type == "cuda" else self
+        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in pinned))
 
 
 class Batches:
@@ -163,7 +162,7 @@ class Batches:
     Args:
         cost: {class: cost} of a label; NO_LOSS, the class of empty positions, costs nothing.
         batch_size, rows_per_step: rows of max_seq_len positions; joined ones (pack_dense) count as several.
-        seed: of the order of rows; None: file order.
+        seed: of the order of rows (None: file order).
     """
 
     def __init__(

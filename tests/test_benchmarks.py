@@ -12,7 +12,7 @@ from benchmarks import compare, decode, encode, hf_trainer, original, ours, part
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
-from engine import flags
+from engine import flags, options
 from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
 from model import SpongeBob
@@ -23,7 +23,7 @@ DOCUMENTS, BATCH = 24, 4
 
 @pytest.fixture(scope="module")
 def sample(tokenizer, tmp_path_factory):
-    return rows.open_rows(flags.SAMPLE / "pretrain.jsonl", tokenizer, tmp_path_factory.mktemp("sample"), 1)
+    return rows.open_rows(options.SAMPLE / "pretrain.jsonl", tokenizer, tmp_path_factory.mktemp("sample"), 1)
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_a_llama_comes_back_under_our_names(heavy):
 
 @pytest.mark.parametrize("name", ["pretrain.jsonl", "sft_512.jsonl"])
 def test_the_original_reads_the_rows_of_the_cache(name, tokenizer, tmp_path):
-    cache = rows.open_rows(flags.SAMPLE / name, tokenizer, tmp_path, 1)
-    stage = rows.stage_of(flags.SAMPLE / name)
+    cache = rows.open_rows(options.SAMPLE / name, tokenizer, tmp_path, 1)
+    stage = rows.stage_of(options.SAMPLE / name)
     data = original.Rows(
         rows.texts(cache, np.arange(20), tokenizer), str(flags.ROOT / "spongebob_tokenizer"), 512, stage
     )

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-import train_tokenizer
 from dataset import PretrainDataset
-from engine.corpus import fast_bpe, token_cache
+from engine.corpus import bpe, fast_bpe, token_cache
 from engine.corpus.fast_bpe import TiktokenEncoder, fastest
 
 tiktoken = pytest.importorskip("tiktoken")
@@ -28,7 +27,7 @@ def ids(given, texts):
 @pytest.fixture(scope="module", params=["committed", "tags are tokens"])
 def both(request, tokenizer):
     if request.param != "committed":
-        learned = train_tokenizer.train(["the sea is calm and the boats come home 雨停了"] * 9, 320, tag_tokens=True)
+        learned = bpe.train(["the sea is calm and the boats come home 雨停了"] * 9, 320, tag_tokens=True)
         learned.encode_special_tokens = True
         return learned, fastest(learned)
     return tokenizer, fastest(tokenizer)

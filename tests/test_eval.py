@@ -12,6 +12,7 @@ from tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval_model
+import export
 from dataset import SFTDataset, fingerprint, load_tokenizer
 from engine import flags
 from engine.checkpoint import hugging_face
@@ -53,12 +54,13 @@ def results(model, tmp_path_factory):
 
 @pytest.fixture
 def ask(results, capsys):
-    """Run eval_model.py on the tiny checkpoints and return what it printed."""
+    """Run eval_model.py on the tiny checkpoints and return what it printed; `ask.warned` is what it warned of."""
 
     def run(*argv):
         fixed = ["--save_dir", str(results), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "12"]
         eval_model.main([*fixed, *map(str, argv)])
-        return capsys.readouterr().out
+        out, run.warned = capsys.readouterr()
+        return out
 
     return run
 
@@ -223,7 +225,7 @@ def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, mode, lo
 @pytest.mark.parametrize("argv, words", [
     (["--long", "--model_mode", "0"], "--long"), (["--long", "--ckpt", "a.pth"], "--long"),
     (["--temperature", "-1"], "--temperature -1"), (["--top_p", "1.5"], "--top_p 1.5"), (["--top_p", "0"], "--top_p 0"),
-    (["--export", "onnx", "there"], "--export onnx"), (["--history_cnt", "-1"], "--history_cnt -1"),
+    (["--export", "onnx", "there"], "export.py"), (["--history_cnt", "-1"], "--history_cnt -1"),
 ])  # fmt: skip
 def test_impossible_flags_are_refused_by_name(argv, words):
     with pytest.raises(ValueError, match=words):
@@ -269,20 +271,20 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
-    seen, original = [], conversation.Speaker.prompt
+    seen, original = [], conversation.Conversation.prompt
 
     def spy(self, question, history=()):
         seen.append([asked for asked, _ in history])
         return original(self, question, history)
 
-    monkeypatch.setattr(conversation.Speaker, "prompt", spy)
+    monkeypatch.setattr(conversation.Conversation, "prompt", spy)
     type_in(monkeypatch, b"a\nb\nc\n")
     ask("--history_cnt", count, "--max_seq_len", 512)
     assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = conversation.Speaker(model, TOKENIZER, True, None, 32, {})
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32, {})
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
     ids = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
@@ -300,7 +302,7 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = conversation.Speaker(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
     ids = speaker.prompt("你好")
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
     assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
@@ -318,7 +320,7 @@ def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_pa
     torch.save(weights, tmp_path / "SFT.pth")
     out = ask("--save_dir", tmp_path, "--temperature", 0, "--prompt", "你好")
     assert "8 heads and RoPE theta 1e+06 are assumed" in out
-    assert "does not say which tokenizer" in out
+    assert "does not say which tokenizer" in ask.warned
     ids = SFTDataset(TOKENIZER).prompt([{"role": "user", "content": "你好"}])
     assert out.endswith(TOKENIZER.decode(greedy(model, ids), skip_special_tokens=False) + "\n")
 
@@ -346,7 +348,7 @@ def test_another_tokenizers_weights_are_refused(model, tmp_path):
 def test_the_exported_folder_loads_in_transformers_and_says_the_same(ask, tmp_path, scaling):
     model, folder = tiny(rope_scaling=scaling, rope_theta=50000.0), tmp_path / "hf"
     save(model, tmp_path / "SFT.pth")
-    assert f"wrote {folder}" in ask("--save_dir", tmp_path, "--export", "hf", folder)
+    export.main(["--format", "hf", str(folder), "--save_dir", str(tmp_path)])
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50000.0

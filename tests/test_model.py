@@ -27,6 +27,11 @@ def tiny(**changes) -> SpongeBob:
     )
 
 
+def prices(classes, tag_weight):
+    """The cost of each label, as packing.py looks it up."""
+    return torch.tensor([0.0, 1.0, tag_weight])[classes.long()]
+
+
 def test_the_future_is_invisible():
     model, ids = tiny().eval(), torch.randint(3, 100, (2, 40))
     changed = ids.clone()
@@ -39,7 +44,7 @@ def test_the_future_is_invisible():
 @pytest.mark.parametrize("chunk, recompute", [(0, False), (7, True)], ids=["plain", "chunked, recomputed"])
 @pytest.mark.parametrize("by_document", [True, False], ids=["one by one", "masked"])
 def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recompute, monkeypatch):
-    monkeypatch.setattr(model_module, "attends_by_document", lambda *where: by_document)
+    monkeypatch.setattr(model_module, "can_attend_by_document", lambda *where: by_document)
     lengths = [13, 20, 7, 24]  # two rows of 33 and 31 positions, packed into rows of 40
     documents = [torch.randint(3, 100, (n + 1,)) for n in lengths]
     packed = [torch.zeros(2, 40, dtype=torch.long) for _ in range(2)]
@@ -60,8 +65,8 @@ def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recomput
 
     one, other = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
     one.model.recompute = recompute
-    sums = one(*packed, classes, torch.tensor([*bounds, 80, 80], dtype=torch.int32))
-    expected = other(*padded, padded_classes)
+    sums = one(*packed, classes, classes.float(), torch.tensor([*bounds, 80, 80], dtype=torch.int32))
+    expected = other(*padded, padded_classes, padded_classes.float())
     torch.testing.assert_close(sums, expected)
     sums[0].backward()
     expected[0].backward()
@@ -89,11 +94,12 @@ def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
 
 
 def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
-    whole, chunked = TokenLoss(tiny(), tag_weight=5), TokenLoss(tiny(), tag_weight=5, chunk=7)
+    whole, chunked = TokenLoss(tiny()), TokenLoss(tiny(), chunk=7)
     ids, labels = torch.randint(3, 100, (2, 2, 40))
     labels[0, 5] = 2
     classes = torch.randint(0, 3, (2, 40), dtype=torch.uint8)
-    a, b = whole(ids, labels, classes), chunked(ids, labels, classes)
+    costs = prices(classes, tag_weight=5)
+    a, b = whole(ids, labels, classes, costs), chunked(ids, labels, classes, costs)
     torch.testing.assert_close(a, b)
     a[0].backward()
     b[0].backward()
@@ -104,7 +110,7 @@ def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(dropout, monkeypatch):
     ids, labels = torch.randint(3, 100, (2, 2, 40))
-    documents = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
     found, runs = [], []
     for recompute in (False, True):
         loss = TokenLoss(tiny(dropout=dropout)).train()
@@ -114,7 +120,8 @@ def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(drop
             forward = block.forward
             monkeypatch.setattr(block, "forward", lambda *args, f=forward, c=calls: (c.append(1), f(*args))[1])
         torch.manual_seed(5)
-        sums = loss(ids, labels, torch.ones(2, 40, dtype=torch.uint8), documents)
+        ones = torch.ones(2, 40)
+        sums = loss(ids, labels, ones.byte(), ones, cu_seqlens)
         sums[0].backward()
         found.append([sums.detach(), *(parameter.grad for parameter in loss.parameters())])
         runs.append(len(calls))
@@ -150,7 +157,7 @@ def test_the_tag_weight_multiplies_the_tags_alone():
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
-    weighted, plain, tags, text = TokenLoss(model, tag_weight=10)(ids, labels, classes)
+    weighted, plain, tags, text = TokenLoss(model)(ids, labels, classes, prices(classes, tag_weight=10))
     torch.testing.assert_close(weighted, nats[10:22].sum() + 10 * nats[22:].sum())
     torch.testing.assert_close(plain, nats[10:].sum())
     torch.testing.assert_close(tags, nats[22:].sum())
@@ -162,7 +169,8 @@ def test_costs_are_summed_in_fp32_under_autocast():
     model = tiny()
     ids, labels = torch.randint(3, model.config.vocab_size, (2, 4, 32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plain = TokenLoss(model)(ids, labels, torch.full_like(labels, LOSS))[1]
+        classes = torch.full_like(labels, LOSS)
+        plain = TokenLoss(model)(ids, labels, classes, classes.float())[1]
         logits = model(ids).logits.float()
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten(), reduction="sum")
     assert plain.item() == pytest.approx(nats.item(), rel=1e-5)
@@ -173,7 +181,8 @@ def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     squares = model(ids).logits[0].exp().sum(-1).log().square()
-    off, on = (TokenLoss(model, tag_weight=10, z_loss=z)(ids, labels, classes) for z in (0.0, 0.3))
+    costs = prices(classes, tag_weight=10)
+    off, on = (TokenLoss(model, z_loss=z)(ids, labels, classes, costs) for z in (0.0, 0.3))
     torch.testing.assert_close(on[0] - off[0], 0.3 * (squares[10:22].sum() + 10 * squares[22:].sum()))
     torch.testing.assert_close(on[1:], off[1:])
 

@@ -20,8 +20,9 @@ from engine import flags
 from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.generate.decode import complete
-from engine.score import answers, choices, judge, records, run, statistics
+from engine.score import choices, judge, run, statistics
 from engine.score.likelihood import language, windows
+from engine.score.records import Settings, read_items
 
 TOKENIZER = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
 GOOD = "<think>\n想\n</think>\n<answer>\n汪晴晴\n</answer>"
@@ -53,7 +54,7 @@ def measure(model, path, *, batch=4, records=None, **options):
     """(summary, records) of one file, scored as run.score does."""
     options = {"rows": 0, "max_new_tokens": 8} | options
     folder = records or path.parent / "scores"
-    results, found = run.score(model, TOKENIZER, [path], folder, records.Settings(**options), batch)
+    results, found = run.score(model, TOKENIZER, [path], folder, Settings(**options), batch)
     return results[path.name], found[path.name]
 
 
@@ -67,7 +68,7 @@ def script(monkeypatch, said):
         asked = [text.split("user\n")[-1].split("</s>")[0] for text in texts]
         return [TOKENIZER.encode(said[one], add_special_tokens=False).ids for one in asked]
 
-    monkeypatch.setattr(answers, "complete", answers)
+    monkeypatch.setattr("engine.score.answers.complete", answers)
     return seen
 
 
@@ -353,12 +354,12 @@ def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_n
 def test_a_bad_question_is_named_with_file_and_line(tmp_path, row, words):
     path = write_rows(tmp_path / "choices.jsonl", [row])
     with pytest.raises(ValueError, match=f"(?s)choices.jsonl:1: .*({words})"):
-        records.read_items(path, 0)
+        read_items(path, 0)
 
 
 def test_an_answer_may_be_a_letter(tmp_path):
     path = write_rows(tmp_path / "choices.jsonl", [{"question": "q", "choices": ["a", "b"], "answer": "B"}])
-    assert records.read_items(path, 0)[0].answer == 1
+    assert read_items(path, 0)[0].answer == 1
 
 
 # ----------------------------------------------------------------------------------------- stop and compare
@@ -377,7 +378,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_figures(tmp_p
             raise KeyboardInterrupt
         return complete(model, prompts, **options)
 
-    monkeypatch.setattr(answers, "complete", stops)
+    monkeypatch.setattr("engine.score.answers.complete", stops)
     with pytest.raises(KeyboardInterrupt):
         measure(model, path, batch=2, records=tmp_path / "part")
     (left,) = (tmp_path / "part").iterdir()
@@ -446,7 +447,8 @@ def test_the_front_door_prints_and_keeps_figures_by_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--baseline", "a.pth"], "--baseline compares scores"), (["--shots", "-1", "--score", "x"], "--shots -1"),
+    (["--baseline", "a.pth"], "--baseline is not read by a chat, only by --score"),
+    (["--shots", "-1", "--score", "x"], "--shots -1"),
     (["--score_rows", "-1"], "--score_rows -1"),
     (["--score", "x", "--baseline", "gone.pth"], "--baseline gone.pth: no such checkpoint"),
 ])  # fmt: skip
@@ -518,4 +520,4 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         path.parent.mkdir()
         path.write_text(json.dumps(chat("甲", "乙")) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="two files have one name"):
-        run.score(tiny(), TOKENIZER, paths, tmp_path, records.Settings(rows=0, max_new_tokens=4), 4)
+        run.score(tiny(), TOKENIZER, paths, tmp_path, Settings(rows=0, max_new_tokens=4), 4)

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 import train_tokenizer
 from dataset import TAGS, load_tokenizer
+from engine.corpus import bpe
 
 MIXED = [
     "海绵宝宝住在菠萝里。",
@@ -55,7 +56,7 @@ def test_tag_tokens_are_one_token_each_and_stay_visible(corpus, tmp_path):
 
 
 def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corpus, tmp_path, monkeypatch, capsys):
-    train, learned = train_tokenizer.train, []
+    train, learned = bpe.train, []
 
     def watched(texts, *options):
         learned.extend(texts)
@@ -72,8 +73,8 @@ def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corp
 
 
 def test_held_out_rows_are_not_learned_from(corpus):
-    (hidden,) = train_tokenizer.survey([corpus], 0.1, strict=True)[1]
-    seen, unseen = (list(train_tokenizer.sample(corpus, hidden, 1.0, wanted)) for wanted in (False, True))
+    (hidden,) = bpe.first_pass([corpus], 0.1, strict=True)[1]
+    seen, unseen = (list(bpe.texts_of_examples(corpus, hidden, 1.0, wanted)) for wanted in (False, True))
     assert len(unseen) == 64 and len(seen) == 336 and not set(seen) & set(unseen)
 
 
@@ -110,6 +111,6 @@ def test_any_text_survives_a_round_trip(tokenizer, text):
 )
 def test_pieces_join_to_the_text_and_none_is_longer_than_512(runs):
     text = "".join(character * count for character, count in runs)
-    pieces = train_tokenizer.PIECE.findall(text)
+    pieces = bpe.PIECE.findall(text)
     assert "".join(pieces) == text and all(len(piece) <= 512 for piece in pieces)
     assert all(not set(piece[:-1]) & set("。.\n") for piece in pieces)

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset, fingerprint
 from engine.corpus import jsonl, token_cache
+from engine.corpus.bpe import first_pass
 from engine.corpus.token_cache import open_or_build
-from train_tokenizer import survey
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_the_tokenizer_learns_from_the_rows_that_training_learns_from(build, tmp
     a = write(tmp_path / "a.jsonl", [*numbered(300, "a"), *numbered(9, "a")], [7])
     b = tmp_path / "b.jsonl"
     b.write_bytes(BOM + write(b, numbered(200, "b")).read_bytes().replace(b"\n", b"\r\n\r\n"))
-    size, hidden = survey([a, b], 0.01, strict=False)
+    size, hidden = first_pass([a, b], 0.01, strict=False)
     assert hidden == held(build(a, b)) and all(len(part) >= 60 for part in hidden)
     assert size == sum(len(text.encode()) for text in [*numbered(300, "a"), *numbered(9, "a"), *numbered(200, "b")])
 

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from making import WALL_CLOCK, chosen, cost
 from tiny import tiny
 
 import distill
@@ -21,42 +23,24 @@ import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import load_tokenizer
-from engine import flags, loop, optim, options, packing
+from engine import cli, loop, optim, options, packing
 from engine.checkpoint import state
 from engine.checkpoint.safe_reader import PlainReader
+from engine.corpus import source
 from engine.corpus.token_cache import open_or_build
 from engine.loss import TokenLoss
 from engine.machine import parallel, runtime
+from engine.options import Device
 from engine.stage import run as stage
 from model import SpongeBob
 
 ROOT = Path(__file__).parents[1]
-SHAPE = ["--dim", "64", "--n_layers", "2", "--n_heads", "4", "--n_kv_heads", "2"]
-SHORT = [
-    "--batch_size",
-    "2",
-    "--max_seq_len",
-    "64",
-    "--accumulation_steps",
-    "2",
-    "--max_steps",
-    "6",
-    "--warmup_iters",
-    "2",
-    "--log_step",
-    "2",
-    "--eval_step",
-    "4",
-    "--save_step",
-    "3",
-    "--num_workers",
-    "1",
-    "--device",
-    "cpu",
-]
-
-
-SMALL = ["--dim", "32", "--n_layers", "1", "--max_seq_len", "256", "--val_fraction", "0"]
+SHAPE = "--dim 64 --n_layers 2 --n_heads 4 --n_kv_heads 2".split()
+SHORT = (
+    "--batch_size 2 --max_seq_len 64 --accumulation_steps 2 --max_steps 6 --warmup_iters 2 --log_step 2 --eval_step 4 "
+    "--save_step 3 --num_workers 1 --device cpu"
+).split()
+SMALL = "--dim 32 --n_layers 1 --max_seq_len 256 --val_fraction 0".split()
 
 
 @pytest.fixture
@@ -94,7 +78,7 @@ def tensors(states) -> dict:
 
 
 def rows(path, *without) -> list[dict]:
-    dropped = {*loop.WALL_CLOCK, *without}
+    dropped = {*WALL_CLOCK, *without}
     return [
         {k: v for k, v in json.loads(line).items() if k not in dropped} for line in path.read_text("utf-8").splitlines()
     ]
@@ -181,7 +165,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="cuda:9: there are 2 GPUs"):
-        runtime.start(device="cuda:9")
+        runtime.start(Device(device="cuda:9"), 0)
 
 
 def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monkeypatch):
@@ -204,19 +188,19 @@ def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monk
 def test_a_download_runs_the_program_beside_this_python_and_says_how_it_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an environment that was not activated
-    monkeypatch.setattr(flags.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
+    monkeypatch.setattr(source.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
     with pytest.raises(ValueError, match="pip install modelscope"):
-        flags.download("sft_512.jsonl")
+        source.download("sft_512.jsonl")
     program = tmp_path / "scripts/modelscope"
     program.parent.mkdir()
     for script, words in (("exit 3", "ended with code 3"), ("exit 0", "is not there after the download")):
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         with pytest.raises(ValueError, match=words):
-            flags.download("sft_512.jsonl")
+            source.download("sft_512.jsonl")
     program.write_text('#!/bin/sh\necho "$@" > sft_512.jsonl\n')
-    flags.download("sft_512.jsonl")
-    assert Path("sft_512.jsonl").read_text().split() == flags.download_command("sft_512.jsonl").split()[1:]
+    source.download("sft_512.jsonl")
+    assert Path("sft_512.jsonl").read_text().split() == options.download_command("sft_512.jsonl").split()[1:]
 
 
 def test_resuming_says_what_there_is(folder, capsys):
@@ -237,8 +221,8 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_used(folder, capsys)
     (newest / "run.pt").write_bytes(content)
     before = weights("results/pretrain.pth")
     pretrain.main([*SHAPE, *SHORT, "--resume"])
-    said = capsys.readouterr().out
-    assert str(newest.name) in said and "after step 3 of 6" in said
+    said, warned = capsys.readouterr()
+    assert str(newest.name) in warned and "after step 3 of 6" in said
     assert same(before, weights("results/pretrain.pth"))
 
 
@@ -272,7 +256,7 @@ def test_a_missing_parent_says_which_command_makes_it(folder):
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line_and_code_2(folder, argv, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        flags.run(lambda: pretrain.main([*argv, "--num_workers", "1"]))
+        cli.run(lambda: pretrain.main([*argv, "--num_workers", "1"]))
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and words in last
@@ -280,11 +264,11 @@ def test_a_users_mistake_is_one_line_and_code_2(folder, argv, words, capsys):
 
 def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    args = pretrain.parse(["--learning_rate", "0.5"])
+    data = chosen(pretrain, ["--learning_rate", "0.5"])
     said = capsys.readouterr().out.splitlines()
-    assert args.on_sample and args.data_path == [flags.SAMPLE / "pretrain.jsonl"]
-    assert args.learning_rate == 0.5 and args.max_steps == 40  # what was typed stays
-    assert pretrain.parse(["--data_path", str(flags.SAMPLE / "pretrain.jsonl")]).on_sample  # named or not
+    assert data.data.on_sample and data.data.paths == [options.SAMPLE / "pretrain.jsonl"]
+    assert data.training.learning_rate == 0.5 and data.training.max_steps == 40  # what was typed stays
+    assert chosen(pretrain, ["--data_path", str(options.SAMPLE / "pretrain.jsonl")]).data.on_sample  # named or not
     assert len(said) == 2 and "bundled sample" in said[0]
     assert "modelscope download --dataset Harris/pretrainSpongeBob pretrain.jsonl --local_dir . (or" in said[1]
 
@@ -292,13 +276,13 @@ def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------------ one step
 
 
-@pytest.mark.parametrize("name", runtime.DTYPES)
+@pytest.mark.parametrize("name", options.DTYPES)
 def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(name):
-    rt = runtime.start(device="cpu", dtype=name)
+    rt = runtime.start(Device(device="cpu", dtype=name), 0)
     weight = torch.eye(8, requires_grad=True)
     with rt.autocast():
         product = weight @ weight
-    assert product.dtype == runtime.DTYPES[name] and weight.dtype == torch.float32
+    assert product.dtype == getattr(torch, name) and weight.dtype == torch.float32
     assert rt.scaler().is_enabled() == (name == "float16")
 
 
@@ -314,20 +298,22 @@ def a_run(
     torch.manual_seed(1)
     from dataset import SFTDataset
 
-    tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
+    tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     cache = open_or_build([folder / "r1_1024.jsonl"], SFTDataset, tokenizer)
-    data = packing.prepare(cache, packing.cut_conversations, max_seq_len=128, batch_size=1, val_fraction=0.1, seed=0)
+    documents = packing.cut_conversations(cache, cache.split(0.1)[0], 128)
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
     rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world)
-    batches = packing.Batches(
-        cache, data.training, batch_size=batch_size, rows_per_step=rows_per_step, seed=3, rank=rank, world=world
-    )
+    share = {"batch_size": batch_size, "rows_per_step": rows_per_step, "rank": rank, "world": world}
+    batches = packing.Batches(cache, packing.pack(documents, 128, 0), cost(10.0), seed=3, **share)
     model.recompute = recompute
-    optimizers = optim.build(model, name=optimizer, learning_rate=1e-2, weight_decay=0.1)
-    numbers = options.Training(batch_size, 1, 1e-2, tag_weight=10.0, grad_clip=grad_clip)
-    loss, no_bytes = TokenLoss(model, tag_weight=10, chunk=chunk), torch.zeros(6400, dtype=torch.int32)
-    return loop.Run(rt, model, loss, optimizers, rt.scaler(), lambda step: 1e-2, batches, None, None,
-                    tokenizer, no_bytes, [], 2, 5, numbers, options.Output("test", log_step=1))  # fmt: skip
+    optimizers = optim.build(model, options.Training(optimizer=optimizer, learning_rate=1e-2, weight_decay=0.1))
+    return loop.Run(
+        runtime=rt, model=model, loss=TokenLoss(model, chunk=chunk), optimizers=optimizers, scaler=rt.scaler(),
+        rate=lambda step: 1e-2, batches=batches, validation=None, tokenizer=tokenizer,
+        token_bytes=torch.zeros(6400, dtype=torch.int32), prompt=[], end_id=2, steps=5, warmup=0,
+        training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
+        output=options.Output(name="test", log_step=1),
+    )  # fmt: skip
 
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
@@ -343,8 +329,8 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, mu
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
         assert len(batches) == (1 if run is whole else 4)
-        sums, norm, _ = loop.train_step(run, batches, counts.weight)
-        results.append((sums / counts.weight, norm, run.model.state_dict()))
+        sums, norm, _ = loop.train_step(run, batches, counts.cost)
+        results.append((sums / counts.cost, norm, run.model.state_dict()))
     (loss, norm, one), (loss_parts, norm_parts, other) = results
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
@@ -372,7 +358,7 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
 @pytest.fixture
 def losses(folder, monkeypatch):
     """losses(name, flag, ...) -> the logged loss of each of 200 steps."""
-    monkeypatch.setattr(stage, "attends_by_document", lambda *_: False)  # the same rows for all
+    monkeypatch.setattr(stage, "can_attend_by_document", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
         steps = ["--epochs", "100", "--max_steps", "200", "--log_step", "1", "--eval_step", "0", "--save_step", "0"]
@@ -404,16 +390,17 @@ def test_compiling_reaches_every_block(recompute, monkeypatch):
     model = tiny(n_layers=3)
     model.recompute = recompute
     rt = runtime.Runtime(torch.device("cpu"), torch.float32)
-    module = parallel.wrap(TokenLoss(model), rt, compile=True)
+    module = parallel.wrap(TokenLoss(model), rt.device, rt.dtype, 1, compile=True, parallel="ddp")
     ids = torch.randint(3, 100, (1, 20))
-    module(ids, ids, torch.ones(1, 20, dtype=torch.uint8), torch.tensor([0, 20], dtype=torch.int32))
+    ones = torch.ones(1, 20)
+    module(ids, ids, ones.byte(), ones, torch.tensor([0, 20], dtype=torch.int32))
     assert sum(runs) == 3 * 7 + 1
 
 
 def test_two_hundred_steps_chunked_masked_or_not_fused_lose_the_same(losses, monkeypatch):
     plain, curves = losses("plain"), {"chunked": losses("chunked", "--loss_chunk", "50")}
     with monkeypatch.context() as patch:
-        patch.setattr(model_module, "attends_by_document", lambda *_: False)
+        patch.setattr(model_module, "can_attend_by_document", lambda *_: False)
         curves["masked"] = losses("masked")
     adamw = torch.optim.AdamW
     with monkeypatch.context() as patch:
@@ -428,11 +415,11 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
     batches, counts = loop.load_step(run, 0)
     nats = tokens = 0.0
     for batch in batches:
-        logits = run.model(batch.inputs, batch.documents).logits
+        logits = run.model(batch.inputs, batch.cu_seqlens).logits
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
-    sums, _, _ = loop.train_step(run, batches, counts.weight)
+    sums, _, _ = loop.train_step(run, batches, counts.cost)
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
@@ -443,10 +430,10 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     batches, counts = loop.load_step(run, 0)
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    sums, norm, _ = loop.train_step(run, batches, counts.weight)
+    sums, norm, _ = loop.train_step(run, batches, counts.cost)
     one = a_run(folder, batch_size=total, rows_per_step=total)
     batches, counts = loop.load_step(one, 0)
-    _, expected, _ = loop.train_step(one, batches, counts.weight)
+    _, expected, _ = loop.train_step(one, batches, counts.cost)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
@@ -471,11 +458,11 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
 @pytest.mark.parametrize("grad_clip", [0.0, 1.0])
 def test_an_overflow_in_fp16_skips_the_step_of_both_optimizers(folder, grad_clip):
     run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=grad_clip, optimizer="muon")
-    run.scaler = torch.amp.GradScaler("cpu")
+    run = replace(run, scaler=torch.amp.GradScaler("cpu"))
     run.model.tok_embeddings.weight.register_hook(lambda gradient: gradient * math.inf)  # only AdamW's, not Muon's
     before, scale = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}, run.scaler.get_scale()
     batches, counts = loop.load_step(run, 0)
-    loop.train_step(run, batches, counts.weight)
+    loop.train_step(run, batches, counts.cost)
     assert same(before, run.model.state_dict()) and run.scaler.get_scale() < scale
 
 
@@ -488,13 +475,15 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
         )
     )
     batches, counts = loop.load_step(run, 0)
-    _, norm, _ = loop.train_step(run, batches, counts.weight)
+    _, norm, _ = loop.train_step(run, batches, counts.cost)
     assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_norms_and_embeddings_do_not_decay_and_adamw_is_torchs(folder):
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
-    groups = optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)[0].param_groups
+    groups = optim.build(model, options.Training(optimizer="adamw", learning_rate=1e-3, weight_decay=0.1))[
+        0
+    ].param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decays) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -506,20 +495,24 @@ import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from test_training import a_run
-from engine import loop, runtime
-rt = runtime.start(device="cpu", dtype="float32")
+from dataclasses import replace
+from engine import loop, optim
+from engine.machine import parallel, runtime
+from making import CPU
+from engine import options
+rt = runtime.start(CPU, 0)
 run = a_run(Path({folder!r}), batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world, **{options!r})
-run.runtime, run.loss = rt, parallel.wrap(run.loss, rt, parallel={parallel!r})
-from engine import optim
+wrapped = parallel.wrap(run.loss, rt.device, rt.dtype, rt.world, parallel={parallel!r})
 name = {options!r}.get("optimizer", "adamw")
-run.optimizers = optim.build(run.model, name=name, learning_rate=1e-2, weight_decay=0.1)
+optimizers = optim.build(run.model, options.Training(optimizer=name, learning_rate=1e-2, weight_decay=0.1))
+run = replace(run, runtime=rt, loss=wrapped, optimizers=optimizers)
 figures = []
 for step in range(2):
     batches, counts = loop.load_step(run, step)
     counts = counts.over_ranks(rt)
-    sums, norm, _ = loop.train_step(run, batches, counts.weight)
+    sums, norm, _ = loop.train_step(run, batches, counts.cost)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    figures += [rt.all_reduce(sums)[0].item() / counts.weight, norm.item()]
+    figures += [rt.all_reduce(sums)[0].item() / counts.cost, norm.item()]
 if rt.main:
     print("FIGURES", *figures)
 runtime.finish()
@@ -532,8 +525,8 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, parallel, opt
     run, expected = a_run(folder, batch_size=3, rows_per_step=12, **options), []
     for step in range(2):
         batches, counts = loop.load_step(run, step)
-        sums, norm, _ = loop.train_step(run, batches, counts.weight)
-        expected += [sums[0].item() / counts.weight, norm.item()]
+        sums, norm, _ = loop.train_step(run, batches, counts.cost)
+        expected += [sums[0].item() / counts.cost, norm.item()]
     script = folder / "ranks.py"
     words = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder), "parallel": parallel}
     script.write_text(TWO_RANKS.format(**words, options=options))
@@ -575,7 +568,8 @@ def test_processes_that_would_train_on_different_data_are_refused(folder, monkey
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
     program = (
-        "import resource, torch; from engine import runtime; runtime.start(device='cpu');"
+        "import resource, torch; from engine.machine import runtime; from engine.options import Device;"
+        "runtime.start(Device(device='cpu'), 0);"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
         "counts = [faults() for _ in range(16) if torch.ones(2**24) is not None];"
         # Which memory that is takes up to six allocations to settle; from then on none may cost a page.

@@ -11,8 +11,8 @@ from engine.machine import parallel, rng
 from engine.packing import PackedRows
 
 
-def describe(run: Run) -> str:
-    """Steps, size, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
+def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
+    """Rows, steps, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
     rt, batches = run.runtime, run.batches
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     memory = memory_needed(parameters, rt.world if parallel.is_sharded(run.model) else 1)
@@ -21,6 +21,7 @@ def describe(run: Run) -> str:
         check_disk(run, needed)
     joined, length = batches.rows.joined, batches.rows.max_seq_len
     return (
+        f"data   {describe_rows(training, validation)}\n"
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "

@@ -108,15 +108,7 @@ def train(
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
     identity = _identity(run, rows, cost, stage, chosen.data)
     _refuse_differences(identity, rt)
-    about = {
-        "stage": stage,
-        "parent": parent,
-        "on_sample": chosen.data.on_sample,
-        "config": identity["config"],
-        "tokenizer": identity["tokenizer"],
-        "machine": rt.machine(),
-        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
-    }
+    about = _about(chosen, rt, identity, parent)
     progress = loop.Progress()
     if saved:
         resume.refuse_changes(saved, identity)
@@ -126,17 +118,14 @@ def train(
             resume.finish(saved, run, _meta(about, run, progress))
             return 0
 
-    say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
-    say(plan.describe(run))
+    say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
-    tracker = Tracker(
-        output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
-        project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
-    )  # fmt: skip
+    run_id = saved.info.run_id if saved else None
+    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+    group = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
-        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
-    )  # fmt: skip
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), group
+    )
     try:
         with StopRequest() as request:
             stopped = loop.train(run, progress, tracker, saver.save, request)
@@ -177,9 +166,7 @@ def _assemble(
         runtime=rt,
         model=model,
         loss=wrapped,
-        optimizers=optim.build(
-            model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
-        ),
+        optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
         batches=batches,
@@ -227,8 +214,15 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
             )
 
 
+def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None) -> dict[str, Any]:
+    """What the .json beside the weights says of a run from its beginning on."""
+    known = {name: identity[name] for name in ("stage", "config", "tokenizer")}
+    flags = chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]}
+    return known | {"parent": parent, "on_sample": chosen.data.on_sample, "machine": rt.machine(), "flags": flags}
+
+
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
-    """The .json beside the weights."""
+    """The .json beside the weights; its longest part, the flags, comes last."""
     done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
-    flags = about["flags"]
-    return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
+    start = {name: value for name, value in about.items() if name != "flags"}
+    return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}
