@@ -19,11 +19,34 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from engine import cli
+from engine.flags import ROOT, Help
+from engine.options import SAMPLE
+
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate")
 
 Jobs = dict[str, tuple[str, dict]]  # contender -> (module with main(job) -> figures, job)
+
+__all__ = ["ROOT", "SAMPLE"]
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
+
+
+def select(args: argparse.Namespace, *names: str) -> dict:
+    """Some of the flags, for a job."""
+    return {name: getattr(args, name) for name in names}
+
+
+def entry(main: Callable[[], None], work_on: Callable[[dict], dict] | None = None) -> None:
+    """A program's main(), or, when it was started as a contender with a job, that."""
+    if work_on and sys.argv[1:2] and sys.argv[1].endswith("job.json"):
+        work(work_on)
+    else:
+        cli.run(main)
+
 
 # ----------------------------------------------------------------------------------------------- processes
 
