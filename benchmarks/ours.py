@@ -20,10 +20,10 @@ def main(job: dict) -> dict:
     """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
     folder = Path(job["folder"])
     argv = {
-        "data_path": job["cache"], "save_dir": folder, "tokenizer_dir": job["tokenizer_dir"], "device": job["device"], "dtype": job["dtype"], "seed": job["seed"],
-        "max_seq_len": job["max_seq_len"], "batch_size": job["batch_size"], "accumulation_steps": 1,
-        "warmup_iters": job["warmup_iters"],
-        "val_fraction": job["val_fraction"], "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
+        "data_path": job["cache"], "save_dir": folder, "tokenizer_dir": job["tokenizer_dir"], "device": job["device"],
+        "dtype": job["dtype"], "seed": job["seed"], "max_seq_len": job["max_seq_len"], "batch_size": job["batch_size"],
+        "accumulation_steps": 1, "warmup_iters": job["warmup_iters"], "val_fraction": job["val_fraction"],
+        "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
     }  # fmt: skip
     argv |= {"max_steps": job["steps"]} if job["steps"] else {"epochs": job["epochs"]}
     argv |= {"init_from": job["parent"]} if "parent" in job else job["shape"]

@@ -5,15 +5,11 @@ import sys
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import model as model_module
-from Config import PRESETS, LLMConfig
-from dataset import LOSS
+from Config import LLMConfig
 from engine.loss import TokenLoss
-from engine.machine import flops
-from engine.stage.plan import memory_needed
 from model import SpongeBob
 
 SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -25,11 +21,6 @@ def tiny(**changes) -> SpongeBob:
     return SpongeBob(
         LLMConfig(**{"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 100} | changes)
     )
-
-
-def prices(classes, tag_weight):
-    """The cost of each label, as packing.py looks it up."""
-    return torch.tensor([0.0, 1.0, tag_weight])[classes.long()]
 
 
 def test_the_future_is_invisible():
@@ -93,20 +84,6 @@ def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
     )
 
 
-def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
-    whole, chunked = TokenLoss(tiny()), TokenLoss(tiny(), chunk=7)
-    ids, labels = torch.randint(3, 100, (2, 2, 40))
-    labels[0, 5] = 2
-    classes = torch.randint(0, 3, (2, 40), dtype=torch.uint8)
-    costs = prices(classes, tag_weight=5)
-    a, b = whole(ids, labels, classes, costs), chunked(ids, labels, classes, costs)
-    torch.testing.assert_close(a, b)
-    a[0].backward()
-    b[0].backward()
-    for mine, theirs in zip(whole.parameters(), chunked.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(dropout, monkeypatch):
     ids, labels = torch.randint(3, 100, (2, 2, 40))
@@ -127,64 +104,6 @@ def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(drop
         runs.append(len(calls))
     assert runs == [2, 4]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize("name, tera", [
-    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("Tesla T4", 65),
-    ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA A10G", None)
-])  # fmt: skip
-def test_the_peak_of_a_gpu_is_its_own_or_not_known(name, tera, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert flops.peak(torch.device("cuda"), torch.bfloat16) == (tera and 1e12 * tera)
-
-
-def test_model_flops_are_those_that_torch_counts_in_a_step_but_for_half_of_attention():
-    model = tiny(max_seq_len=64, vocab_size=640)
-    ids = torch.randint(3, 640, (2, 64))
-    with FlopCounterMode(display=False) as counter:
-        model(ids).logits.sum().backward()
-    counts = counter.get_flop_counts()["Global"]
-    matmuls = sum(flop for operator, flop in counts.items() if "attention" not in str(operator))
-    norms = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert matmuls == 6 * (parameters - norms) * ids.numel()
-    scores = flops.per_token(model.config, parameters) - 6 * parameters
-    assert scores == 6 * (2 * 64 * 64) * 2 / 2  # two products of T x C a layer and token, six FLOPs each, half of them
-
-
-def test_the_tag_weight_multiplies_the_tags_alone():
-    model = tiny()
-    ids, labels = torch.randint(3, 100, (2, 1, 30))
-    classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
-    nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
-    weighted, plain, tags, text = TokenLoss(model)(ids, labels, classes, prices(classes, tag_weight=10))
-    torch.testing.assert_close(weighted, nats[10:22].sum() + 10 * nats[22:].sum())
-    torch.testing.assert_close(plain, nats[10:].sum())
-    torch.testing.assert_close(tags, nats[22:].sum())
-    torch.testing.assert_close(text, plain)
-
-
-def test_costs_are_summed_in_fp32_under_autocast():
-    torch.manual_seed(0)
-    model = tiny()
-    ids, labels = torch.randint(3, model.config.vocab_size, (2, 4, 32))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        classes = torch.full_like(labels, LOSS)
-        plain = TokenLoss(model)(ids, labels, classes, classes.float())[1]
-        logits = model(ids).logits.float()
-    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten(), reduction="sum")
-    assert plain.item() == pytest.approx(nats.item(), rel=1e-5)
-
-
-def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
-    model = tiny()
-    ids, labels = torch.randint(3, 100, (2, 1, 30))
-    classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
-    squares = model(ids).logits[0].exp().sum(-1).log().square()
-    costs = prices(classes, tag_weight=10)
-    off, on = (TokenLoss(model, z_loss=z)(ids, labels, classes, costs) for z in (0.0, 0.3))
-    torch.testing.assert_close(on[0] - off[0], 0.3 * (squares[10:22].sum() + 10 * squares[22:].sum()))
-    torch.testing.assert_close(on[1:], off[1:])
 
 
 def test_contributions_to_the_residual_stream_start_small():
@@ -208,13 +127,3 @@ def test_the_default_shape_is_the_published_one():
     config = LLMConfig()
     assert (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size) == (512, 8, 8, 2, 6400)
     assert sum(parameter.numel() for parameter in SpongeBob(config).parameters()) == 25_829_888
-
-
-@pytest.mark.parametrize("name, millions, whole, eighth", [("26M", 26, 394, 49), ("110M", 110, 1707, 213),
-                                                           ("1B", 986, 15049, 1881)])  # fmt: skip
-def test_a_preset_has_the_size_it_is_named_after_and_needs_the_memory_the_docs_say(name, millions, whole, eighth):
-    """Counted on the meta device: MiB a GPU of weights, gradients and optimizer, alone and in eight shards."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in SpongeBob(LLMConfig(**PRESETS[name])).parameters())
-    assert parameters / 1e6 == pytest.approx(millions, rel=0.02)
-    assert [memory_needed(parameters, shards) // 2**20 for shards in (1, 8)] == [whole, eighth]

@@ -145,12 +145,13 @@ def limit_at(first_save: int, limit) -> None:
 
 def torchrun(stage: str, argv: list[str], cwd: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / f"{stage}.py"), *argv]
-    log = open(cwd / f"said-{time.monotonic_ns()}", "w+b")  # noqa: SIM115
+    log = cwd / f"said-{time.monotonic_ns()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if "--standalone" not in options:
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as runs/multi_node.sh
-    process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    process.log = Path(log.name)
+    with open(log, "wb") as said:
+        process = subprocess.Popen(command, cwd=cwd, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    process.log = log
     return process
 
 
