@@ -135,7 +135,7 @@ def train(
     )  # fmt: skip
     saver = Saver(
         rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
-        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
+        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     try:
         with StopRequest() as request:
@@ -169,7 +169,7 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
     wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
