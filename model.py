@@ -170,6 +170,7 @@ class Attention(nn.Module):
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
+            # All that was said so far: (B, S, K, D).
             k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # pyright: ignore[reportArgumentType]
         return self.wo(attention(q, k, v, context.mask, context.cu_seqlens).flatten(2))
 
