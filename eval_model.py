@@ -137,7 +137,7 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
         )
         records = folder / f"{checkpoint.stem}.scores"
         with rt.autocast():  # as in validation, so that the figures compare
-            return score.score(model.to(rt.device), tokenizer, scoring.score, records, settings, scoring.score_batch)
+            return score.score(model.to(rt.device), tokenizer, scoring.score, records, settings, scoring.score_batch)  # pyright: ignore[reportArgumentType] (transformers wraps to)
 
     results, records = measure(path)
     say(table.table(results))
@@ -161,7 +161,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     sampling = {name: value for name, value in vars(chosen.sampling).items() if name != "seed"}
     sampling["end_id"] = tokenizer.token_to_id(EOS)
-    model.to(rt.device, rt.dtype)
+    model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
     conversation = Conversation(model, tokenizer, chats, talk.system, chosen.answers.max_new_tokens, sampling)
     if talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     mode, chosen = choose(argv)
     for stream in (sys.stdin, sys.stdout):  # bytes that are no text, a console without Chinese
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":
         folder = Path(chosen.checkpoint.save_dir)
         say(report.summary(folder))

@@ -1,4 +1,4 @@
-"""Decoding: engine/generate.py against transformers' generate on the exported model, in turn.
+"""Decoding: engine/generate/decode.py against transformers' generate on the exported model, in turn.
 
     python -m benchmarks.decode                                       # fresh weights of the default shape
     python -m benchmarks.decode --ckpt results/pretrain.pth --batch_size 1 8 --new_tokens 256
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from benchmarks import compare, ours
 from dataset import load_tokenizer
-from engine import options
+from engine.flags import ROOT
 from engine.machine import runtime
+from engine.options import DTYPES
 
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "
 
@@ -97,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--new_tokens", type=int, default=128, help="length of each answer")
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", choices=list(options.DTYPES), default="float32", help="of weights and cache")
+    add("--dtype", choices=list(DTYPES), default="float32", help="of weights and cache")
     add("--threads", type=int, default=0, help="threads of each contender (0: as torch decides)")
-    add("--tokenizer_dir", default=str(compare.ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
+    add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
     ids = load_tokenizer(args.tokenizer_dir).encode(TEXT * args.prompt_tokens, add_special_tokens=False).ids
     device = runtime.pick_device(args.device).type

@@ -27,6 +27,7 @@ from dataset import held_out, line_hash, load_tokenizer
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
 from engine.machine import runtime
+from engine.options import SAMPLE
 from engine.score import records, run
 
 STAGES = tuple(rows.DATASETS)
@@ -41,7 +42,7 @@ FIGURES = {  # column: (stage, figure of its held-out rows)
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
-    sample = [str(compare.SAMPLE / name) for name in ("pretrain.jsonl", "sft_512.jsonl", "r1_1024.jsonl")]
+    sample = [str(SAMPLE / name) for name in ("pretrain.jsonl", "sft_512.jsonl", "r1_1024.jsonl")]
     add("--data", nargs=3, default=sample, metavar="FILE", help="rows of pretraining, SFT and distillation")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--tokens", type=float, nargs=3, metavar="N", help="real tokens of each stage")

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from benchmarks import compare, rows
 from dataset import load_tokenizer
+from engine import cli
+from engine.options import SAMPLE
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
-    add("--data_path", default=str(compare.SAMPLE / "pretrain.jsonl"), help="a pretraining JSONL file, or its cache")
+    add("--data_path", default=SAMPLE / "pretrain.jsonl", help="a pretraining JSONL file, or its cache")
     add("--ours", action="append", required=True, help="flags of pretrain.py, as --ours='--a 1 --b'; once for each way")
     add("--seeds", type=int, default=3, help="runs of each way, each with weights and rows of its own")
     add("--steps", type=int, default=150, help="optimizer steps of --batch_size rows")
@@ -73,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.entry(main)
+    cli.run(main)

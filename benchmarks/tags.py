@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import compare
+from engine.flags import ROOT
+from engine.options import SAMPLE
 from engine.score import judge
 
 FORMED = 0.95  # share of well-formed answers that counts as learned
@@ -26,8 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
     add("--parent", required=True, help="checkpoint to start from")
-    add("--data_path", default=str(compare.SAMPLE / "r1_1024.jsonl"), help="rows to learn")
-    add("--heldout", default=str(compare.SAMPLE / "r1_1024_heldout.jsonl"), help="rows to answer")
+    add("--data_path", default=SAMPLE / "r1_1024.jsonl", help="rows to learn")
+    add("--heldout", default=SAMPLE / "r1_1024_heldout.jsonl", help="rows to answer")
     add("--weights", type=float, nargs="+", default=[1, 3, 10, 30], help="tag weights")
     add("--no_thoughts", action="store_true", help="also learn the answers with empty thoughts, at the first weight")
     add("--seeds", type=int, default=3, help="runs of each way")
@@ -37,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_new_tokens", type=int, default=160, help="of an answer")
     add("--ours", default="--batch_size 1 --accumulation_steps 1 --optimizer muon --schedule linear "
         "--learning_rate 4e-3 --warmup_iters 10", help="flags of distill.py")  # fmt: skip
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    add("--results", default=compare.RESULTS, help="file the table is appended to")
     return parser.parse_args(argv)
 
 
@@ -49,16 +51,18 @@ def main(job: dict) -> dict:
     from engine.files import read_log
     from engine.score import answers, records
 
-    tokenizer = load_tokenizer(compare.ROOT / "spongebob_tokenizer")
+    tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     items = records.read_items(Path(job["heldout"]), job["answers"])
     losses = loop.validate
 
     def validate(run: loop.Run) -> dict:
         figures = losses(run)
         run.model.eval()
-        scored = answers.score_turns(run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent="")
+        answered = answers.score_turns(
+            run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent=""
+        )
         run.model.train()
-        return figures | {mark: statistics.mean(record["sums"][mark][0] for record in scored)
+        return figures | {mark: statistics.mean(record["sums"][mark][0] for record in answered)
                           for mark in ("well_formed", "correct")}  # fmt: skip
 
     loop.validate = validate

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from benchmarks import compare, growth, ours, parts, rows
 from dataset import load_tokenizer
-from engine import options
+from engine import cli
 from engine.corpus.token_cache import TokenCache
 from engine.machine import runtime
+from engine.options import DTYPES, SAMPLE
 
 PEERS = ("original", "trainer", "trainer_grouped")
 MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"}
@@ -35,9 +36,9 @@ MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
-    add("--data_path", default=str(compare.SAMPLE / "pretrain.jsonl"), help="one JSONL file, or a token cache folder")
+    add("--data_path", default=SAMPLE / "pretrain.jsonl", help="one JSONL file, or a token cache folder")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", choices=["auto", *options.DTYPES], default="auto", help="of ours and of Trainer; original is fp32")
+    add("--dtype", choices=["auto", *DTYPES], default="auto", help="of ours and of Trainer; original is fp32")
     add("--batch_size", type=int, default=0, help="rows in a step, for everybody (0: 8, on cuda 128)")
     add("--rounds", type=int, default=0, help="times each contender is run (0: 3; 2 on cuda; 1 with --seconds)")
     add(
@@ -190,4 +191,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.entry(main)
+    cli.run(main)

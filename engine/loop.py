@@ -93,8 +93,8 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
         take_step, finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
-        for parameter in parameters:
-            parameter.grad.masked_fill_(~finite, 0.0)
+        for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+            gradient.masked_fill_(~finite, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -152,7 +152,7 @@ def validate(run: Run) -> dict:
 def sample(run: Run) -> str:
     """A continuation of the fixed held-out prompt, by the main process; the others only help to collect shards."""
     model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
-    if not run.runtime.main:
+    if not run.runtime.main or model is None:
         return ""
     seeded = torch.Generator(run.runtime.device).manual_seed(0)
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}

@@ -6,6 +6,7 @@ of the whole step over all micro-batches and ranks.
 
 import math
 from dataclasses import astuple, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class TokenLoss(nn.Module):
         hidden = self.model.hidden_states(inputs, cu_seqlens).flatten(0, 1)  # (positions, C)
         labels, classes, cost = labels.flatten(), classes.flatten(), cost.flatten()  # (positions,)
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
-            kept = learned_positions(classes)
+            kept = cast(Tensor, learned_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
             hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
         if not self.chunk:
             return self._sums(hidden, labels, classes, cost)

@@ -57,9 +57,9 @@ class Muon(torch.optim.Muon):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
-    def _with_momentum(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+    def _with_momentum(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
         """Nesterov: the gradients, moved towards their running mean."""
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -86,6 +86,7 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
             p.diagonal(dim1=1, dim2=2).add_(a)
             product = p if product is None else p @ product
             gram = p @ gram @ p
+        assert product is not None  # at least one step
         x = product @ x
     else:
         for _ in range(steps):

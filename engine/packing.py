@@ -235,7 +235,7 @@ class Batches:
         """(start, length) of a row's pieces."""
         pieces = self.rows.pieces
         for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
-            yield pieces.starts[piece], pieces.lengths[piece]
+            yield int(pieces.starts[piece]), int(pieces.lengths[piece])
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:

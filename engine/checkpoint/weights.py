@@ -6,6 +6,7 @@ results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
     with torch.device("meta"):
         copy = SpongeBob(model.config)
     copy.load_state_dict(weights, assign=True)
-    return copy.to(device).eval()
+    return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)
 
 
 def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +102,9 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     }  # fmt: skip
 
 
-def problems_between(path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: list[str] = ()) -> None:
+def problems_between(
+    path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: Sequence[str] = ()
+) -> None:
     """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
@@ -121,6 +124,7 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
     problems_between(path, expected, found)
+    assert tied is not None  # or it would be missing
     if not torch.equal(weights["output.weight"], tied):
         raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
     model.load_state_dict(weights, strict=True)

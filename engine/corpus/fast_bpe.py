@@ -47,7 +47,7 @@ class TiktokenEncoder:
     def token_to_id(self, token: str) -> int | None:
         return self.tokenizer.token_to_id(token)
 
-    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list[Encoding]:
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list:
         step = max(1, len(texts) // CHECKED)
         if add_special_tokens or not (self.trusted and self._agree(texts[::step])):
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)

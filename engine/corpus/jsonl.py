@@ -1,11 +1,11 @@
 """Reading JSONL as it comes: plain or .gz, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from engine.console import warn
 
@@ -38,7 +38,7 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
             yield number, last
 
 
-def _read(stream: BinaryIO, path: Path) -> bytes:
+def _read(stream: io.BufferedIOBase, path: Path) -> bytes:
     try:
         return stream.read(BLOCK)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:  # a download that broke off

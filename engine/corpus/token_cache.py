@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -150,13 +150,13 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
             size = sum(map(os.path.getsize, paths))
             bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True))
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
-            files["offsets"].write(np.int64(0))
+            files["offsets"].write(np.int64(0).tobytes())
             for block in _encode_all(source, dataset_class, tokenizer, num_workers):
                 report.add(paths[block.file], block.rows, block.bad)
                 files["ids"].write(block.ids)
                 files["classes"].write(block.classes)
-                files["offsets"].write(tokens + block.lengths.cumsum())
-                files["hashes"].write(block.hashes)
+                files["offsets"].write((tokens + block.lengths.cumsum()).tobytes())
+                files["hashes"].write(block.hashes.tobytes())
                 documents[block.file] += len(block.lengths)
                 tokens += int(block.lengths.sum())
         report.finish()
@@ -188,7 +188,7 @@ class EncodedBlock(NamedTuple):
     hashes: np.ndarray
 
 
-_dataset = None  # one a process, set by _start_worker
+_dataset: Any = None  # one a process, set by _start_worker
 
 
 def _start_worker(dataset_class: type, tokenizer_json: str) -> None:

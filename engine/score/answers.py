@@ -61,7 +61,8 @@ def score_turns(
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < context]
     if not fitting:
         return records
-    items, prompts, fits = ([part[at] for at in fitting] for part in (items, prompts, records))
+    items, prompts = [items[at] for at in fitting], [prompts[at] for at in fitting]
+    fits = [records[at] for at in fitting]
     losses(model, dataset, items, prompts, fits, batch)
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     said = complete(model, prompts, max_new_tokens=max(limits), end_id=dataset.eos, temperature=0)

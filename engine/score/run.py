@@ -66,7 +66,9 @@ def score_file(
 
 
 def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> dict[type, Callable[[list], list[dict]]]:
-    scorers = {Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)}
+    scorers: dict[type, Callable[[list], list[dict]]] = {
+        Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)
+    }
     if conversations := [item for item in items if isinstance(item, Turn)]:
         scorers[Turn] = partial(
             answers.score_turns, model, tokenizer, batch=batch, max_new_tokens=settings.max_new_tokens,

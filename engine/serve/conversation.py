@@ -52,7 +52,7 @@ class Conversation(NamedTuple):
 
     def stream(self, ids: list[int]) -> Iterator[str]:
         steps = generate(self.model, [ids], max_new_tokens=self.limit(ids), **self.sampling)
-        return stream_text(self.tokenizer, (step[0] for step in steps))
+        return stream_text(self.tokenizer, (step[0] for step in steps if step[0] is not None))
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
         """All at once, each no longer than it would be alone."""

@@ -122,7 +122,7 @@ def train(
     say(plan.trial(run, progress))
     run_id = saved.info.run_id if saved else None
     tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
-    group = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
+    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
         rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), group
     )
@@ -158,7 +158,7 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
     wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
