@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     metrics = [{"step": step, "loss": 8.0 - step / 10} for step in range(1, 31)]
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *metrics, {"step": 30, "val_loss": 2.5}])
     turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "好"}]
-    rows = [{"conversations": turns, "task": "greeting"}, {"text": "海风吹过码头。" * 40}]
+    rows = [{"conversations": turns, "task": "greeting"}, *({"text": "海风吹过码头。" * n} for n in (40, 9))]
     eval_model.main([
         "--save_dir", str(folder), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "4",
         "--score", write_rows(folder / "rows.jsonl", rows), "--baseline", str(folder / "pretrain.pth"),

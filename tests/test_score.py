@@ -144,9 +144,9 @@ def test_wilsons_interval_is_the_published_one(right, rows, low, high):
     assert statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
+def test_the_interval_of_a_mean_of_many_rows_is_that_of_the_normal_distribution():
     x = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = statistics.bootstrap(x, np.ones(400))
+    low, high = statistics.t_interval(x, np.ones(400))
     spread = 1.96 * x.std() / 20
     assert (low, high) == pytest.approx((x.mean() - spread, x.mean() + spread), abs=0.1 * spread)
 
@@ -240,7 +240,7 @@ def test_every_turn_is_answered_after_the_rows_own_history_and_counted_by_hand(t
     result, records = measure(tiny(), path, max_new_tokens=100)
     exact = result["figures"]["exact"]
     assert (exact["value"], exact["n"]) == (0.75, 4) and result["rows"] == 4
-    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 3))  # rows, not turns
+    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 16 / 6))  # rows of 1, 1 and 2 turns
     assert exact["chance"] == 0.25  # always saying the most frequent answer
     assert {turn: found["exact"]["value"] for turn, found in result["by_turn"].items()} == {"1": 2 / 3, "2": 1.0}
     assert result["figures"]["too_long"]["value"] == 0.2

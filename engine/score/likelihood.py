@@ -42,7 +42,7 @@ class Text(NamedTuple):
 def token_nats(model: SpongeBob, sequences: Sequence[Sequence[int]], batch: int) -> list[np.ndarray]:
     """-log p of every token but the first of each sequence, (n - 1,) float64; `batch` sequences per forward pass.
 
-    ValueError where one is no finite number: no figure is made of it.
+    FloatingPointError where one is no finite number: no figure is made of it.
     """
     device, nats = model.tok_embeddings.weight.device, []
     for start in range(0, len(sequences), batch):
@@ -52,7 +52,7 @@ def token_nats(model: SpongeBob, sequences: Sequence[Sequence[int]], batch: int)
             logits = model.output(hidden[: len(row) - 1]).float()  # (n - 1, V)
             nats.append(F.cross_entropy(logits, row[1:], reduction="none").cpu().double().numpy())
             if not np.isfinite(nats[-1]).all():
-                raise ValueError(
+                raise FloatingPointError(
                     "the loss of a scored token is no finite number: the weights hold NaN or infinity, or they are too "
                     "large for the dtype (try --dtype float32)"
                 )
