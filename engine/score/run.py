@@ -186,6 +186,8 @@ def score(
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """({file name: summary}, {file name: records}) of JSONL files; the records lie in `folder`."""
     model.eval()
+    if broken := [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]:
+        raise FloatingPointError(f"{broken[0]} holds NaN or infinity: no figure can be made with it")
     weights = weights_digest(model.state_dict())
     results, records, files = {}, {}, jsonl.source_files(paths)
     if len({path.name for path in files}) < len(files):
