@@ -137,7 +137,11 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
         )
         records = folder / f"{checkpoint.stem}.scores"
         with rt.autocast():  # as in validation, so that the figures compare
-            return score.score(model.to(rt.device), tokenizer, scoring.score, records, settings, scoring.score_batch)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+            try:
+                on_device: SpongeBob = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+                return score.score(on_device, tokenizer, scoring.score, records, settings, scoring.score_batch)
+            except FloatingPointError as error:
+                raise ValueError(f"{checkpoint}: {error}") from None
 
     results, records = measure(path)
     say(table.table(results))
@@ -146,10 +150,19 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
         changes = {name: score.compare(records[name], earlier[name]) for name in records}
         say(table.comparison(changes, scoring.baseline))
         for name, figures in changes.items():
-            kept = {"checkpoint": scoring.baseline, "figures": figures, "records": before[name]["records"]}
-            results[name]["baseline"] = kept
-    score.save(folder / f"{path.stem}.scores.json", results)
+            of = {key: before[name][key] for key in ("weights", "records")}
+            results[name]["baseline"] = {"checkpoint": scoring.baseline, "figures": figures} | of
+    target = scores_file(path, folder, next(iter(results.values()))["weights"])
+    score.save(target, results)
+    say(f"wrote {target}")
     say(table.markdown(path.stem, results))
+
+
+def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
+    """Where its figures lie. A checkpoint from elsewhere does not replace those of the folder's own of that name."""
+    own = folder / checkpoint.name
+    foreign = own.is_file() and not own.samefile(checkpoint)
+    return folder / f"{checkpoint.stem}{'-' + weights if foreign else ''}.scores.json"
 
 
 def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:

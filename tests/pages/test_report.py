@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     metrics = [{"step": step, "loss": 8.0 - step / 10} for step in range(1, 31)]
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *metrics, {"step": 30, "val_loss": 2.5}])
     turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "好"}]
-    rows = [{"conversations": turns, "task": "greeting"}, {"text": "海风吹过码头。" * 40}]
+    rows = [{"conversations": turns, "task": "greeting"}, *({"text": "海风吹过码头。" * n} for n in (40, 9))]
     eval_model.main([
         "--save_dir", str(folder), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "4",
         "--score", write_rows(folder / "rows.jsonl", rows), "--baseline", str(folder / "pretrain.pth"),
@@ -163,6 +163,6 @@ def test_a_chart_of_few_equal_or_many_points_is_drawn(points):
 def test_rows_that_an_earlier_stage_was_scored_on_show_what_was_kept():
     result = {"figures": {"exact": {"value": 0.9, "low": 0.8, "high": 1.0, "chance": 0.1, "n": 9}}}
     stages = {name: {"stage": name} for name in ("SFT", "distill")}
-    heads = [row[0] for row in report.figures(stages, {"SFT": {"facts": result}, "distill": {"facts": result, "r1": result}})
-             if len(row) == 1]  # fmt: skip
+    scores = {"SFT": {"facts": result}, "distill": {"facts": result, "r1": result}}
+    heads = [row[0] for row in report.figures(stages, scores) if len(row) == 1]
     assert "SFT, facts" in heads and "distill, facts (kept)" in heads and "distill, r1" in heads

@@ -79,8 +79,8 @@ def script(monkeypatch, said):
     (GOOD, True, True), (f"\n{GOOD} ", True, True), (GOOD.replace("汪晴晴", "汪晴晴。"), True, True),
     (GOOD.replace("汪晴晴", "许朵朵"), True, False), (GOOD + "完", False, True),
     ("<answer>汪晴晴</answer>", False, True),
-    (GOOD + GOOD, False, True), ("<think>" + GOOD, False, True), ("汪晴晴", False, False), ("", False, False),
-    ("<answer>汪晴晴</answer><think>想</think>", False, True), (GOOD.removesuffix("</answer>"), False, False),
+    (GOOD + GOOD, False, True), ("<think>" + GOOD, False, True), ("汪晴晴", False, True), ("", False, False),
+    ("<answer>汪晴晴</answer><think>想</think>", False, False), (GOOD.removesuffix("</answer>"), False, False),
 ])  # fmt: skip
 def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
     assert judge.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
@@ -145,9 +145,9 @@ def test_wilsons_interval_is_the_published_one(right, rows, low, high):
     assert statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
+def test_the_interval_of_a_mean_of_many_rows_is_that_of_the_normal_distribution():
     x = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = statistics.bootstrap(x, np.ones(400))
+    low, high = statistics.t_interval(x, np.ones(400))
     spread = 1.96 * x.std() / 20
     assert (low, high) == pytest.approx((x.mean() - spread, x.mean() + spread), abs=0.1 * spread)
 
@@ -208,14 +208,14 @@ def test_the_curve_by_position_adds_up_and_shows_where_a_model_is_worse(tmp_path
     result, (record,) = measure(model, path)
     parts = np.array(list(record["curve"]["bits_per_byte"].values())).sum(0)
     assert parts == pytest.approx(record["sums"]["bits_per_byte"])
-    assert list(result["by_position"]["bits_per_byte"]) == ["0", "64", "128", "192"]
+    assert list(result["by_position"]["bits_per_byte"]) == ["1", "65", "129", "193"]
 
     ids = PretrainDataset(TOKENIZER).encode(["海风吹过码头，" * 60])[0].ids[:-1].astype("int64")
     with torch.no_grad():
         nats = F.cross_entropy(model(torch.from_numpy(ids)[None, :256]).logits[0], torch.from_numpy(ids)[1:257],
                                reduction="none")  # fmt: skip
     first = nats[:64].sum().item() / math.log(2)
-    assert record["curve"]["bits_per_byte"]["0"][0] == pytest.approx(first, rel=1e-4)
+    assert record["curve"]["bits_per_byte"]["1"][0] == pytest.approx(first, rel=1e-4)
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -241,7 +241,7 @@ def test_every_turn_is_answered_after_the_rows_own_history_and_counted_by_hand(t
     result, records = measure(tiny(), path, max_new_tokens=100)
     exact = result["figures"]["exact"]
     assert (exact["value"], exact["n"]) == (0.75, 4) and result["rows"] == 4
-    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 3))  # rows, not turns
+    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 16 / 6))  # rows of 1, 1 and 2 turns
     assert exact["chance"] == 0.25  # always saying the most frequent answer
     assert {turn: found["exact"]["value"] for turn, found in result["by_turn"].items()} == {"1": 2 / 3, "2": 1.0}
     assert result["figures"]["too_long"]["value"] == 0.2
@@ -277,7 +277,7 @@ def test_thoughts_are_scored_by_form_answer_length_and_limit(tmp_path, monkeypat
     script(monkeypatch, {"甲": GOOD, "乙": "汪晴晴", "丙": GOOD.replace("汪晴晴", "B"), "丁": long})
     result, records = measure(tiny(), write_rows(tmp_path / "r1.jsonl", rows), max_new_tokens=40)
     values = {name: found["value"] for name, found in result["figures"].items()}
-    assert (values["well_formed"], values["correct"], values["cut_off"]) == (0.5, 0.5, 0.25)
+    assert (values["well_formed"], values["correct"], values["cut_off"]) == (0.5, 0.75, 0.25)
     assert result["figures"]["correct"]["chance"] == 0.75
     lengths = [record["sums"]["thinking_tokens"][0] for record in records]
     assert lengths[0] == len(TOKENIZER.encode("\n想\n").ids) == lengths[2] and lengths[1] == 0 and lengths[3] > 30
