@@ -60,12 +60,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. Learn merges from an evenly spread share of them.
     share = min(1.0, chosen.max_bytes / total)
-    pairs = list(zip(files, held_out, strict=True))
-    seen = (text for path, hashes in pairs for text in texts_of_examples(path, hashes, share))
+    seen = (text for path in files for text in texts_of_examples(path, held_out, share))
     save(train(seen, chosen.vocab_size, chosen.tag_tokens), chosen.save_dir)
 
     # 3. How good it is on the texts it has not seen.
-    unseen = [text for path, hashes in pairs for text in texts_of_examples(path, hashes, 1.0, held_out=True)]
+    unseen = [text for path in files for text in texts_of_examples(path, held_out, 1.0, unseen=True)]
     random.Random(0).shuffle(unseen)
     say(report(load_tokenizer(chosen.save_dir), unseen[:4000]))
     say(f"wrote {shown(chosen.save_dir)}/tokenizer.json and tokenizer_config.json")
