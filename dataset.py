@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from engine.corpus.fitness import unfit
 from engine.corpus.schemas import (
     ALPACA,
     TAGS,
@@ -73,19 +74,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
         raise ValueError(f"{path}: not a tokenizer file ({error})") from None
-    missing = [token for token in (UNK, BOS, EOS) if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise ValueError(f"{path}: has no {' '.join(missing)}; this project needs {UNK} {BOS} {EOS}")
-    if tokenizer.get_vocab_size() > 2**16:
-        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens; ids are stored in 16 bits, at most 65536")
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
+    tokenizer.no_padding()
+    if problem := unfit(tokenizer, (UNK, BOS, EOS)):
+        raise ValueError(f"{path}: {problem}")
     return tokenizer
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Twelve hex digits that change whenever a text might be encoded differently."""
-    content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
+    """Twelve hex digits that change whenever a text might be encoded differently; programs that save a tokenizer again
+    change what does not decide the ids. `of_all`: as it was reckoned before, of everything in the file."""
+    content = json.loads(tokenizer.to_str())
+    if not of_all:
+        content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
@@ -201,6 +205,28 @@ class PretrainDataset:
             classes[0] = NO_LOSS
             documents.append(Document(ids, classes))
         return documents
+
+
+class BorderedDataset(PretrainDataset):
+    """Texts in which <s> and </s> are written between documents: each is one of its own, and the marks are no letters.
+
+    For files of which one knows that (pretrain.py --marks_are_borders); in what a user types they stay letters.
+    """
+
+    _border = re.compile(f"{BOS}|{EOS}")
+
+    @classmethod
+    def read(cls, row: dict, noted: set[str] | None = None) -> str:
+        text = super().read(row, noted)
+        if noted is not None:
+            noted -= {f"mark {BOS}", f"mark {EOS}"}
+        if not cls.parts(text):
+            raise EmptyRow(f'"{cls.field}" holds marks alone')
+        return text
+
+    @classmethod
+    def parts(cls, text: str) -> list[str]:
+        return [part.strip() for part in cls._border.split(text) if part.strip()]
 
 
 class SFTDataset:

@@ -40,6 +40,7 @@ def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
         return None
     with torch.device("meta"):
         copy = SpongeBob(model.config)
+    copy.known_tokens = model.known_tokens
     copy.load_state_dict(weights, assign=True)
     return copy.to(device).eval()
 
@@ -162,11 +163,12 @@ def open_checkpoint(
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
-    check_tokenizer(path, meta, fingerprint(tokenizer), tokenizer_dir)
-    if model.config.vocab_size < tokenizer.get_vocab_size():
-        raise ValueError(
-            f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {tokenizer.get_vocab_size()}"
-        )
+    check_tokenizer(path, meta, tokenizer, tokenizer_dir)
+    model.known_tokens = tokenizer.get_vocab_size()
+    if model.config.vocab_size < model.known_tokens:
+        raise ValueError(f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {model.known_tokens}")
+    if model.config.vocab_size > model.known_tokens:
+        say(f"{path}: {model.config.vocab_size} tokens, {tokenizer_dir} has {model.known_tokens}: no other is sampled")
     return model, meta
 
 
@@ -185,11 +187,11 @@ def shape_json(config: LLMConfig) -> dict:
     return {name: getattr(config, name) for name in names}
 
 
-def check_tokenizer(path: Path, meta: dict, known: str, tokenizer_dir: str | Path) -> None:
+def check_tokenizer(path: Path, meta: dict, tokenizer: Tokenizer, tokenizer_dir: str | Path) -> None:
     """Refuse weights that were trained with another tokenizer: their shapes would fit, the output would be garbage."""
     if "tokenizer" not in meta:
         warn(f"warning: {path} does not say which tokenizer it needs; {tokenizer_dir} is used (--tokenizer_dir)")
-    elif meta["tokenizer"] != known:
+    elif meta["tokenizer"] not in (known := fingerprint(tokenizer), fingerprint(tokenizer, of_all=True)):
         raise ValueError(
             f"{path} was trained with tokenizer {meta['tokenizer']}, {tokenizer_dir} is {known}: "
             "give the right one with --tokenizer_dir"

@@ -4,6 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,16 @@ from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines
 PIECE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]|[^。！？；，\n.!?;,]{1,512}")
 
 
-def texts_of(row: dict, noted: set[str] | None = None) -> list[str]:
-    """The texts of a row of any schema, or BadRow."""
+def texts_of(texts: type[PretrainDataset], row: dict, noted: set[str] | None = None) -> list[str]:
+    """The texts of a row of any schema, or BadRow; `texts` says what a row of the pretraining schema means."""
     if SFTDataset.holds(row):
         return [message["content"] for message in SFTDataset.read(row, noted)]
-    return [PretrainDataset.read(row, noted)]
+    return texts.parts(texts.read(row, noted))
 
 
-def first_pass(paths: list[Path], val_fraction: float, strict: bool) -> tuple[int, set[int]]:
+def first_pass(
+    paths: list[Path], val_fraction: float, strict: bool, texts: type[PretrainDataset] = PretrainDataset
+) -> tuple[int, set[int]]:
     """First reading: the bytes of text in all, and the hashes of the rows that are held out."""
     report, size, hashes = RowReport.of(paths, strict), 0, [array("Q") for _ in paths]
     with tqdm(desc="reading", total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True) as bar:
@@ -45,28 +48,34 @@ def first_pass(paths: list[Path], val_fraction: float, strict: bool) -> tuple[in
             for first, block in blocks(path, bar.update):
                 counts = RowCounts()
                 for number, line in lines(first, block):
-                    if (texts := counts.read(number, line, texts_of)) is not None:
-                        size += sum(len(text.encode()) for text in texts)
+                    if (found_texts := counts.read(number, line, partial(texts_of, texts))) is not None:
+                        size += sum(len(text.encode()) for text in found_texts)
                         found.append(line_hash(line))
                 report.add(path, counts)
     report.finish(PretrainDataset.valid)
     return size, set(held_out_hashes([np.array(found, np.uint64) for found in hashes], val_fraction).tolist())
 
 
-def texts_of_examples(path: Path, held_out: set[int], share: float, unseen: bool = False) -> Iterator[str]:
+def texts_of_examples(
+    path: Path,
+    held_out: set[int],
+    share: float,
+    unseen: bool = False,
+    texts: type[PretrainDataset] = PretrainDataset,
+) -> Iterator[str]:
     """Second reading: the texts of an evenly spread `share` of the rows that training reads, or of those held out."""
     due = 0.0
     for first, block in blocks(path):
         for _, line in lines(first, block):
             try:
-                texts = texts_of(parse_line(line))
+                found = texts_of(texts, parse_line(line))
             except BadRow:
                 continue
             if (line_hash(line) in held_out) == unseen:
                 due += share
                 if due >= 1:
                     due -= 1
-                    yield from texts
+                    yield from found
 
 
 def train(texts: Iterator[str], vocab_size: int, tag_tokens: bool) -> Tokenizer:

@@ -22,8 +22,13 @@ def write(path, rows):
     return path
 
 
+@pytest.fixture(scope="module")
+def tokenizer(small):
+    return small
+
+
 @pytest.fixture
-def build(tokenizer, tmp_path):
+def build(tokenizer, tmp_path, without_tiktoken):
     """build(rows, ...) -> the token cache of a file of these rows."""
 
     def build(*files, dataset_class=SFTDataset, **options):
@@ -282,9 +287,7 @@ def rows_of_all_kinds(draw):
 
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(rows=st.lists(rows_of_all_kinds(), max_size=12))
-def test_of_rows_of_all_schemas_with_faults_just_what_an_independent_reader_says_is_learned(
-    rows, tokenizer, tmp_path_factory
-):
+def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(rows, tokenizer, tmp_path_factory):
     rows += [{"conversations": [ASKED, GREETED]}] * (len(rows) + 1)  # never mostly bad
     folder = tmp_path_factory.mktemp("kinds")
     wanted = [said for said in map(expected, rows) if said]
