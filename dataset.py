@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine.corpus.fitness import unfit
+from engine.console import warn
+from engine.corpus.fitness import lost_bytes, unfit
 from engine.corpus.schemas import (
     ALPACA,
     TAGS,
@@ -79,6 +80,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.no_padding()
     if problem := unfit(tokenizer, (UNK, BOS, EOS)):
         raise ValueError(f"{path}: {problem}")
+    if lost := lost_bytes(tokenizer):
+        warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
     return tokenizer
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from engine.console import warn
+from engine.corpus.fitness import byte_characters
 
 CHECKED = 32  # texts of every batch that both encode
 # What tokenizers' ByteLevel cuts a text into before merging, by its regular expression.
@@ -93,10 +94,3 @@ def _ranks(tokenizer: dict) -> tuple[dict[bytes, int], dict[str, int]] | None:
     if len(ranks) != 256 + len(merges):
         return None
     return ranks, {word: token["id"] for word, token in added.items() if not token["special"]}
-
-
-def byte_characters() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from engine.console import warn
-from engine.corpus.fast_bpe import byte_characters
-
 LARGEST = 2**16  # ids are stored in 16 bits
 
 
@@ -33,11 +30,21 @@ def unfit(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
         if any(tokenizer.token_to_id(token) in one for one in ids):
             return f'a text can spell {token}, which ends documents and turns: give it "special": true in added_tokens'
-    if lost := sorted(alphabet - words):
-        warn(f"warning: the tokenizer has no token for {len(lost)} of the 256 bytes; text that holds them loses them")
     return None
+
+
+def lost_bytes(tokenizer: Tokenizer) -> int:
+    """How many of the 256 bytes have no token: text that holds them loses them."""
+    return len(set(byte_characters().values()) - tokenizer.get_vocab().keys())
 
 
 def _cuts_bytes(pre_tokenizer: dict | None) -> bool:
     parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def byte_characters() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

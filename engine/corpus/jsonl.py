@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dataset import parse_line
-from engine.console import warn
+from engine.console import printable, warn
 from engine.corpus.first_bytes import GZIP, LOOKED_AT, what_is
 from engine.corpus.schemas import TAGS, BadRow, EmptyRow
 
@@ -201,8 +201,3 @@ class RowReport:
         """Refuse or tell."""
         self.refuse(valid)
         self.tell()
-
-
-def printable(text: str) -> str:
-    """Without the control characters and half surrogates that a terminal would obey or refuse."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -111,7 +111,7 @@ def open_or_build(
     digests = [content_digest(path, Path(cache_dir)) for path in paths]
     identity = _identity(dataset_class, tokenizer)
     key = hashlib.blake2b(json.dumps([digests, identity]).encode(), digest_size=6).hexdigest()
-    folder = Path(cache_dir) / f"{paths[0].name.split('.')[0]}-{key}"
+    folder = Path(cache_dir) / f"{paths[0].name.split('.')[0][:40]}-{key}"
     if not (folder / "meta.json").is_file():
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
     return open_cache(folder, dataset_class, tokenizer, strict)

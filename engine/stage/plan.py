@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dataset import LOSS, TAG
-from engine.corpus.jsonl import RowCounts, printable
+from engine.console import printable
+from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
 from engine.machine import parallel, rng
 from engine.packing import PackedRows
