@@ -1,5 +1,7 @@
 """The shape of the model, and its checks."""
 
+import math
+
 from transformers import PretrainedConfig
 
 # Shapes by name; what is typed beside a preset wins. The names count the weights with 6,400 tokens (docs/scaling.md).
@@ -73,9 +75,8 @@ class LLMConfig(PretrainedConfig):
             raise ValueError(f"LLMConfig has no {', '.join(sorted(unknown))}")
         if transformers_fields.get("tie_word_embeddings") is False:
             raise ValueError("tie_word_embeddings=False: this model's output matrix is its embedding")
-        for name, value in {"dim": dim, "multiple_of": multiple_of, "rope_theta": rope_theta or 1}.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-                raise ValueError(f"{name}={value!r} must be a positive number")
+        for name, value in {"dim": dim, "multiple_of": multiple_of, "norm_eps": norm_eps}.items():
+            _positive(name, value)
         self.dim = dim
         self.n_layers = n_layers
         self.n_heads = n_heads
@@ -117,8 +118,11 @@ class LLMConfig(PretrainedConfig):
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
-        if self.norm_eps <= 0 or self.rope_theta <= 0:
-            raise ValueError(f"norm_eps={self.norm_eps} and rope_theta={self.rope_theta} must be positive")
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number")
 
 
 def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
@@ -132,12 +136,14 @@ def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | N
             raise ValueError(f"{field}={given!r} must be a dict")
         given = dict(given or {})
         if "type" in given:  # what transformers called rope_type before
-            given.setdefault("rope_type", given.pop("type"))
+            old = given.pop("type")
+            if given.setdefault("rope_type", old) != old:
+                raise ValueError(f"{field}: type is {old!r}, rope_type {given['rope_type']!r}")
         if given.keys() - {"rope_theta"} and "rope_type" not in given:
             raise ValueError(f"{field}: no rope_type beside {', '.join(sorted(given))}; give rope_type 'llama3'")
-        if differ := [name for name, value in given.items() if name != "type" and found.get(name, value) != value]:
+        if differ := [name for name, value in given.items() if found.get(name, value) != value]:
             raise ValueError(f"{field}: {differ[0]} is {given[differ[0]]!r}, but also given as {found[differ[0]]!r}")
-        found |= {name: value for name, value in given.items()}
+        found |= given
     found = {"rope_type": "default", "rope_theta": 1e6} | found
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     kind, wanted = found["rope_type"], {"llama3": names, "default": ()}
@@ -147,8 +153,8 @@ def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | N
         raise ValueError(f"rope_scaling: missing {', '.join(sorted(missing))}")
     if unknown := found.keys() - {"rope_type", "rope_theta", *wanted[kind]}:
         raise ValueError(f"rope_scaling: {', '.join(sorted(unknown))} means nothing to rope_type {kind!r}")
-    if odd := [name for name in ("rope_theta", *wanted[kind]) if not isinstance(found[name], (int, float))]:
-        raise ValueError(f"rope_scaling: {odd[0]}={found[odd[0]]!r} must be a number")
+    for name in ("rope_theta", *wanted[kind]):
+        _positive(name, found[name])
     if kind == "llama3":
         factor, low, high = (found[name] for name in names[:3])
         if not 0 < low < high or factor < 1:
