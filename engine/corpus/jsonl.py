@@ -185,10 +185,10 @@ class RowReport:
                 warn(f"{name}: {broken} rows hold some of {' '.join(TAGS)}, but not all of them in this order")
             if marks := counts.about("mark"):
                 held = ", ".join(f"{printable(mark)} in {rows} rows" for mark, rows in marks.items())
-                warn(
-                    f"{name}: control marks stand in the words and are learned as letters: {held}. Take them out of "
-                    "the file, or give pretrain.py --marks_are_borders where <s> and </s> stand between documents"
-                )
+                out = "take them out of the file"
+                if counts.about("schema").keys() == {"text"}:
+                    out += ", or give --marks_are_borders where <s> and </s> stand between documents"
+                warn(f"{name}: control marks stand in the words and are learned as letters: {held}; {out}")
 
     def totals(self) -> dict[str, Any]:
         """The counts of all files together."""
