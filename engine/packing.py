@@ -170,9 +170,7 @@ class Batches:
         seed: int | None, rank: int = 0, world: int = 1,
     ):  # fmt: skip
         if len(rows) == 0:
-            raise ValueError(
-                "no rows: every document was held out or cut away; more data, a smaller --val_fraction or a larger --max_seq_len"
-            )
+            raise ValueError("no rows: all held out or cut away; more data, less --val_fraction or more --max_seq_len")
         if rows_per_step % (batch_size * world):
             raise ValueError(f"{rows_per_step} rows a step do not divide into {world} ranks x {batch_size} rows")
         if cost[NO_LOSS] != 0:
