@@ -311,8 +311,7 @@ class SFTDataset:
         """
         if not messages or messages[0]["role"] != "system":
             messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
-        elif not messages[0]["content"].strip():
-            messages = messages[1:]
+        messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
         pieces: list[tuple[str | int, int]] = []
         for message in messages:
             role, learned = message["role"], LOSS if is_learned(message) else NO_LOSS

@@ -30,9 +30,11 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
     if wrapper and not _holds_tensors(content):
         say(f'{path}: the weights are taken out of "{wrapper}"')
         content = content[wrapper]
-    others = [name for name, value in content.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
-    if others:
-        raise ValueError(f"{path}: holds {printable(str(others[0]))[:60]!r}, which is no tensor; expected a state dict")
+    for name, value in content.items():
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            raise ValueError(
+                f"{path}: {printable(str(name))[:60]} is {type(value).__name__}, expected a tensor of its name"
+            )
     weights, taken = dict(content), []
     for part in ANYWHERE:
         if any(part in name for name in weights):
