@@ -159,7 +159,7 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     pieces = cut_conversations(cache, np.arange(2), row_len)
     text, kept = decode(pieces, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert pieces.lengths[0] <= row_len and pieces.cut == 1
+    assert pieces.lengths[0] <= row_len and pieces.cut == (1, 0, 0)
     assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
     assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
@@ -169,11 +169,11 @@ def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_non
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
     only = np.arange(1)
     tail = cut_conversations(cache, only, first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == 1
+    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
     assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
     nothing = cut_conversations(cache, only, first_learned - 1)
-    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == 1
+    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches

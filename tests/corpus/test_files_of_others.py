@@ -28,6 +28,10 @@ def build(small, tmp_path, without_tiktoken):
     )
 
 
+def named(value):
+    return value if isinstance(value, str) else ""
+
+
 def zipped():
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
@@ -60,6 +64,7 @@ def tarred(kind=tarfile.PAX_FORMAT, mark=True):
         ("twice.jsonl", BOM + BOM + PLAIN),
         ("joined.gz", gzip.compress(BOM + ROWS[0].encode() + b"\n") + gzip.compress(BOM + PLAIN.split(b"\n", 1)[1])),
     ],
+    ids=named,
 )  # fmt: skip
 def test_gzip_and_byte_order_marks_are_simply_read(build, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -100,6 +105,7 @@ NAMED = {
         ("a JSON array", b"[\n" + ",\n".join(ROWS).encode() + b"\n]\n"),
         ("a JSON array", BOM + json.dumps([json.loads(row) for row in ROWS]).encode()),
     ],
+    ids=named,
 )  # fmt: skip
 def test_what_is_no_jsonl_is_named_with_the_command_that_makes_it_one(build, tmp_path, what, content):
     path = tmp_path / "rows.jsonl"
