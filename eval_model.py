@@ -61,7 +61,7 @@ class Talk(Flags):
 
     prompt: list[str] | None = flag(None, "answer each of these texts, in one batch", nargs="+", type=str)
     history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", least=0)
-    system: str | None = flag(None, "system message instead of the one the model was trained with")
+    system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
 
 
@@ -170,7 +170,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     talk, path = chosen.talk, chosen.checkpoint.path
     model, chats, on_sample = load(path, chosen.checkpoint, tokenizer)
     rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
-    if talk.system and not chats:
+    if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     sampling = {name: value for name, value in vars(chosen.sampling).items() if name != "seed"}
     sampling["end_id"] = tokenizer.token_to_id(EOS)

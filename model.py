@@ -220,6 +220,7 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.known_tokens = config.vocab_size  # the tokenizer's: ids from here on have no text and are never sampled
         self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
         self.post_init()  # initialises and ties the output to the embedding
 

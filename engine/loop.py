@@ -1,5 +1,4 @@
-"""The only training loop in the repository: train_step, validate, train.
-
+"""The only training loop: train_step, validate, train.
 Run is what a step needs, Progress what it changes beside the weights. train_step is a step, train what is around it.
 """
 
@@ -119,7 +118,8 @@ def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """A step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.token_bytes)
+    counts = count(batches, run.token_bytes, run.batches.positions(step))
+    return [batch.to(run.runtime.device) for batch in batches], counts
 
 
 @torch.no_grad()
@@ -138,10 +138,8 @@ def validate(run: Run) -> dict:
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     counts = counts.over_ranks(run.runtime)
-    figures = {
-        "val_loss": nats["plain"] / counts.tokens,
-        "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
-    }
+    figures = {"val_loss": nats["plain"] / counts.tokens}
+    figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
     if counts.tags:
         figures["val_tag_loss"] = nats["tags"] / counts.tags
     figures["sample"] = sample(run)
@@ -243,6 +241,8 @@ def train(
 
         # 4. Save, and stop.
         if due["save"] or stop:
+            if run.runtime.largest(int(not optim.all_finite(run.model))):  # the last update, too
+                raise ValueError(NOT_FINITE.format(progress.step - 1, progress.step))
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:

@@ -41,9 +41,9 @@ class Counts:
         return Counts(cost, *map(int, whole))
 
 
-def count(batches: list[Batch], token_bytes: Tensor) -> Counts:
-    """The counts of one rank's micro-batches, on the CPU before they travel."""
-    total = Counts()
+def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Counts:
+    """The counts of one rank's micro-batches, on the CPU before they travel; `positions` is Batches.positions."""
+    total = Counts(positions=positions)
     for batch in batches:
         learned = batch.classes != NO_LOSS
         total += Counts(
@@ -51,7 +51,6 @@ def count(batches: list[Batch], token_bytes: Tensor) -> Counts:
             tokens=int(learned.sum()),
             tags=int((batch.classes == TAG).sum()),
             bytes=int(token_bytes[batch.labels[learned]].sum()),
-            positions=int((batch.labels != 0).sum()),
         )
     return total
 

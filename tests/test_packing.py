@@ -166,7 +166,7 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     pieces = cut_conversations(cache, np.arange(2), row_len)
     text, kept = decode(pieces, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert pieces.lengths[0] <= row_len and pieces.cut == 1
+    assert pieces.lengths[0] <= row_len and pieces.cut == (1, 0, 0)
     assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
     assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
@@ -176,11 +176,11 @@ def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_non
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
     only = np.arange(1)
     tail = cut_conversations(cache, only, first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == 1
+    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
     assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
     nothing = cut_conversations(cache, only, first_learned - 1)
-    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == 1
+    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -251,6 +251,7 @@ def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes(
     cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
-    counted = count(batches_of(cache, row_len=6, batch_size=1, rows_per_step=2, table=cost(3.0)).step(0), sizes)
+    batches = batches_of(cache, row_len=6, batch_size=1, rows_per_step=2, table=cost(3.0))
+    counted = count(batches.step(0), sizes, batches.positions(0))
     assert (counted.cost, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
     assert (counted + counted).positions == 12

@@ -22,10 +22,14 @@ def choose(
     the sign of their logit; the prompt is not penalised, it holds the end mark that the answer needs.
     """
     logits = logits.float()
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise ValueError(
+            "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
+        )
     if repetition_penalty != 1.0 and said is not None:
         weakened = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
         logits = torch.where(said, weakened, logits)
-    if temperature == 0 or top_k == 1:
+    if temperature < 1e-6 or top_k == 1:  # logits divided by less would overflow
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k:

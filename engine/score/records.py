@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dataset import BadRow, PretrainDataset, SFTDataset, fingerprint, parse_line
+from dataset import PretrainDataset, SFTDataset, fingerprint
 from engine.checkpoint.weights import load_model, shape_json
 from engine.corpus import jsonl
 from engine.files import read_log
@@ -33,26 +34,27 @@ class Settings:
 
 def read_items(path: Path, limit: int) -> list:
     """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    items, rows, report = [], 0, jsonl.RowReport()
+    items, good, report = [], 0, jsonl.RowReport()
     for number, line in (pair for block in jsonl.blocks(path) for pair in jsonl.lines(*block)):
-        bad = []
-        try:
-            row = parse_line(line)
-            task = str(row["task"]) if "task" in row else None
-            if SFTDataset.field in row:
-                items += answers.turns(number, SFTDataset.read(row), task)
-            elif "choices" in row:
-                items.append(choices.read_question(number, row))
-            else:
-                items.append(Text(number, PretrainDataset.read(row), task))
-            rows += 1
-        except BadRow as error:
-            bad = [(number, str(error))]
-        report.add(path, 1, bad)
-        if rows == limit and limit:
+        counts = jsonl.RowCounts()
+        found = counts.read(number, line, partial(_items_of, number))
+        report.add(path, counts)
+        if found is not None:
+            items += found
+            good += 1
+        if good == limit and limit:
             break
-    report.finish()
+    report.finish(SFTDataset.valid)
     return items
+
+
+def _items_of(number: int, row: dict, noted: set[str]) -> list:
+    task = str(row["task"]) if "task" in row else None
+    if SFTDataset.holds(row):
+        return answers.turns(number, SFTDataset.read(row, noted), task)
+    if "choices" in row:
+        return [choices.read_question(number, row)]
+    return [Text(number, PretrainDataset.read(row, noted), task)]
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

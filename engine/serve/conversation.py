@@ -25,7 +25,7 @@ class Conversation(NamedTuple):
         question, system = (text.encode("utf-8", "replace").decode() for text in (question, self.system or ""))
         if not self.chats:
             return PretrainDataset(self.tokenizer).encode([question])[0].ids[:-1].tolist()
-        turns = [("system", system)] if system else []
+        turns = [] if self.system is None else [("system", system)]  # an empty one means none
         for asked, answered in history:
             turns += [("user", asked), ("assistant", answered)]
         turns.append(("user", question))

@@ -41,6 +41,7 @@ class Rows:
     training: PackedRows
     validation: PackedRows
     prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+    held_out: int  # documents that validation keeps
 
 
 # ------------------------------------------------------------------------------------- what a recipe does first
@@ -72,16 +73,21 @@ def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: 
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
     training, validation = documents.split(chosen.data.val_fraction)
-    prompt = []
-    if len(validation):
-        begin, end = documents.offsets[validation[0]], documents.offsets[validation[0] + 1]
-        learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
-        prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
     # A mask over a whole row costs the square of its length.
     most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, prompt)
+    return Rows(documents, rows, held_out, _prompt(documents, validation, length), len(validation))
+
+
+def _prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -118,6 +124,7 @@ def train(
             resume.finish(saved, run, _meta(about, run, progress))
             return 0
 
+    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
     say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
     run_id = saved.info.run_id if saved else None

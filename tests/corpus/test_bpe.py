@@ -73,7 +73,7 @@ def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corp
 
 
 def test_held_out_rows_are_not_learned_from(corpus):
-    (hidden,) = bpe.first_pass([corpus], 0.1, strict=True)[1]
+    hidden = bpe.first_pass([corpus], 0.1, strict=True)[1]
     seen, unseen = (list(bpe.texts_of_examples(corpus, hidden, 1.0, wanted)) for wanted in (False, True))
     assert len(unseen) == 64 and len(seen) == 336 and not set(seen) & set(unseen)
 

@@ -88,7 +88,9 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     with contextlib.redirect_stderr(io.StringIO()):
         outcome = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
     if outcome != "done":
-        assert not good, outcome
+        assert not good or "rows are bad" in outcome or "not JSONL" in outcome, (
+            outcome
+        )  # mostly bad, or of another kind
         return
     cache = found[0]
     kept = {
@@ -97,7 +99,7 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     encoder = kind(tokenizer)
     for line in good:
         assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in kept
-    assert cache.meta["rows"] == len(cache) + cache.meta["bad"]
+    assert cache.meta["rows"] == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
