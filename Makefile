@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults lint
+.PHONY: install demo test test-faults test-pages lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ test: .venv/installed-dev
 
 test-faults: .venv/installed-dev
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+
+test-pages: .venv/installed-dev
+	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

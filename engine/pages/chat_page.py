@@ -1,8 +1,8 @@
 """A page that holds trained models and talks: program, tokenizer and weights in one HTML file that needs nothing else.
 
-engine/pages/chat/ is model.py, dataset.py's tokenizer and template, and sampling again, in plain JavaScript. The weights
-are rounded (8-bit rows with scales, or float16) and lie in the file as base64. What a test proves of the page is that
-it computes with the rounded weights what model.py computes with them.
+engine/pages/chat/ is model.py, dataset.py's tokenizer and template, and sampling again in plain JavaScript; the rounded
+weights (8-bit rows with scales, or float16) lie in the file as base64. Tests prove that the page computes with them
+what model.py computes with them.
 """
 
 import base64
@@ -38,9 +38,10 @@ def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]
 
     Vectors and scales come first, in fp32; then the matrices row by row.
     """
-    numbers, codes, tensors = [], [], []
+    numbers, codes = [], []
     for name, weight in weights.items():
-        tensors.append([name, *weight.shape])
+        if not (weight.half() if kind == "float16" else weight).isfinite().all():
+            raise ValueError(f"{name}: holds values that {kind} cannot keep; a page needs finite weights")
         if weight.dim() == 1:
             numbers.append(weight)
         elif kind == "int8":
@@ -49,11 +50,8 @@ def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]
             codes.append(matrix)
         else:
             codes.append(weight.half())
-        if not all(part[-1].isfinite().all() for part in (numbers, codes) if part):
-            raise ValueError(f"{name}: holds values that {kind} cannot keep; a page needs finite weights")
-    numbers = torch.cat(numbers)
-    content = numbers.numpy().tobytes() + b"".join(matrix.numpy().tobytes() for matrix in codes)
-    return content, tensors, len(numbers)
+    content = b"".join(part.numpy().tobytes() for part in (*numbers, *codes))
+    return content, [[name, *weight.shape] for name, weight in weights.items()], sum(map(len, numbers))
 
 
 def rounded(weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -125,6 +123,7 @@ def assemble(data: dict, weights: list[bytes]) -> str:
         "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         "weights": "\n".join(blobs),
         "worker": "\n".join(source[name] for name in ("tokenizer.js", "model.js", "worker.js")),
+        "words": source["words.txt"],
         "view": source["view.js"],
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], source["page.html"])  # one pass: parts stay as are

@@ -1,6 +1,7 @@
 """A headless Chromium driven through its DevTools pipe: one page, clicks, what it shows, screenshots."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -13,22 +14,34 @@ CHROMIUM = os.environ.get("CHROMIUM") or next((found for name in NAMES if (found
 
 
 class Browser:
-    """Open `page` at a width. Commands and answers are JSON, a zero byte after each, on descriptors 3 and 4."""
+    """A page at a width. Commands and answers are JSON, a zero byte after each, on descriptors 3 and 4."""
 
     def __init__(self, page: Path, width: int, height: int, profile: Path, dark: bool = False):
         (read_there, self.to), (self.back, write_there) = os.pipe(), os.pipe()
         command = [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
-            f"--user-data-dir={profile}", "about:blank",
+            f"--user-data-dir={profile}", "--lang=en-US", "about:blank",
         ]  # fmt: skip
-        redirect = ["sh", "-c", f'exec "$@" 3<&{read_there} 4>&{write_there}', "sh", *command]
+
+        def put_in_place() -> None:  # by way of numbers that are not 3 or 4
+            for there, number in [(fcntl.fcntl(read_there, fcntl.F_DUPFD, 10), 3),
+                                  (fcntl.fcntl(write_there, fcntl.F_DUPFD, 10), 4)]:  # fmt: skip
+                os.dup2(there, number)
+
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(redirect, pass_fds=(read_there, write_there), **quiet)
+        self.process = subprocess.Popen(command, preexec_fn=put_in_place, close_fds=False, **quiet)
         os.close(read_there), os.close(write_there)
         self.number, self.rest, self.events, self.session = 0, b"", [], None
-        target = self.call("Target.getTargets")["targetInfos"]
-        page_target = next(one["targetId"] for one in target if one["type"] == "page")
-        self.session = self.call("Target.attachToTarget", targetId=page_target, flatten=True)["sessionId"]
+        try:
+            self.open(page, width, height, dark)
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, page: Path, width: int, height: int, dark: bool) -> None:
+        targets = self.call("Target.getTargets")["targetInfos"]
+        target = next(one["targetId"] for one in targets if one["type"] == "page")
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         shape = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -38,13 +51,16 @@ class Browser:
         self.call("Page.navigate", url=page.as_uri())
         self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
 
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        os.close(self.to), os.close(self.back)
+
     def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-        os.close(self.to), os.close(self.back)
+        self.close()
 
     def call(self, method: str, **params) -> dict:
         self.number += 1
@@ -80,7 +96,8 @@ class Browser:
     def click(self, selector: str) -> None:
         """A real click, in the middle of what is seen there."""
         spot = self.run(
-            f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
+            " node.scrollIntoView({block: 'center'});"
             " const {x, y, width, height} = node.getBoundingClientRect();"
             " return {x: x + width / 2, y: y + height / 2}; })()"
         )

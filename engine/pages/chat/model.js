@@ -1,6 +1,5 @@
 // The decoder of model.py again: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and a key-value cache.
 // Shapes: T tokens of a chunk, S positions of the cache, C dim, H query heads, D head size, V tokens.
-"use strict";
 
 /** A matrix whose rows lie four by four, so that one walk through x feeds four sums: twice as fast as row by row. */
 class Matrix {
@@ -100,7 +99,7 @@ class Model {
     return Math.floor(head * this.n_kv_heads / this.n_heads) * this.head_dim;
   }
 
-  /** How much the query at q[at..] looks at each of the first `count` positions: sums to 1, zeros up to a multiple of 4. */
+  /** How much the query at q[at..] looks at each of the first `count` positions: sums to 1, padded to fours by 0. */
   looks(q, at, keys, head, count) {
     const { head_dim: D, kv_dim } = this, p = new Float32Array((count + 3) & ~3), scale = 1 / Math.sqrt(D);
     for (let s = 0, k = this.shared(head); s < count; s += 4, k += 4 * kv_dim) {
@@ -168,7 +167,8 @@ class Model {
 
   /** Multiplications and additions of a token that sees S positions: with the cache, and with all computed anew. */
   flops(S) {
-    const { n_layers: L, dim: C, kv_dim, hidden_dim, vocab_size: V } = this, layers = L * C * (2 * C + 2 * kv_dim + 3 * hidden_dim);
+    const { n_layers: L, dim: C, kv_dim, hidden_dim, vocab_size: V } = this;
+    const layers = L * C * (2 * C + 2 * kv_dim + 3 * hidden_dim);
     return [2 * (layers + V * C) + 4 * L * C * S, 2 * (layers * S + V * C) + 2 * L * C * S * (S + 1)];
   }
 }

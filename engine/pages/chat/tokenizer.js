@@ -52,9 +52,10 @@ class Tokenizer {
 
   /** The ids to continue when the assistant is to answer; header, words and tags are encoded apart, as in training. */
   prompt(messages) {
-    const { bos, eos } = this.special, system = { role: "system", content: this.system };
-    const ids = (messages[0].role === "system" ? messages : [system, ...messages]).flatMap(({ role, content }) =>
-      [bos, ...this.encode(role + "\n"), ...content.split(this.tags).flatMap((part) => this.encode(part)), eos, ...this.encode("\n")]);
-    return [...ids, bos, ...this.encode("assistant\n")];
+    const { bos, eos } = this.special, encode = (part) => this.encode(part);
+    const whole = messages[0].role === "system" ? messages : [{ role: "system", content: this.system }, ...messages];
+    const ids = whole.flatMap(({ role, content }) =>
+      [bos, ...encode(role + "\n"), ...content.split(this.tags).flatMap(encode), eos, ...encode("\n")]);
+    return [...ids, bos, ...encode("assistant\n")];
   }
 }

@@ -1,6 +1,5 @@
 // What the page asks and the worker answers, so that the page stays alive while the model computes.
 // A question is {id, ask, ...}, its answers are {id, ...}; the last one says done or error.
-"use strict";
 
 const CHUNK = 16; // tokens of a prompt between two looks at the messages that came in
 const HISTORY = 4; // earlier question-answer pairs a chat remembers, as eval_model.py does
@@ -31,7 +30,10 @@ function promptFor(messages, most) {
   let turns = messages.slice(-1 - 2 * HISTORY);
   const encode = () => model.about.chats ? tokenizer.prompt(turns) : start(turns.at(-1).content);
   let ids = encode();
-  for (; turns.length > 2 && ids.length + Math.min(most, context >> 2) > context; ids = encode()) turns = turns.slice(2);
+  while (turns.length > 2 && ids.length + Math.min(most, context >> 2) > context) {
+    turns = turns.slice(2);
+    ids = encode();
+  }
   if (ids.length >= context) throw Object.assign(Error("too long"), { tooLong: { tokens: ids.length, context } });
   return ids;
 }
@@ -54,7 +56,9 @@ const asks = {
   setup({ data }) { tokenizer = new Tokenizer(data); },
 
   load({ about, base64 }) {
-    model = new Model(about, Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0)));
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    model = new Model(about, bytes);
     talk = new Cache(model, model.max_seq_len);
   },
 
@@ -88,6 +92,7 @@ const asks = {
     for await (const [start, x] of read(all, cache, off))
       for (let t = 0; t * model.dim < x.length; t++)
         losses.push(-Math.log(softmax(model.logits(row(x, t)))[all[start + t + 1]]));
+    if (stopped) return { stopped };
     looked = { cache, off };
     const tokens = cache.ids.map((id, at) => ({ id, bytes: tokenizer.bytes(id), loss: losses[at] }));
     return { tokens, cut: whole.length - all.length, ...account(cache) };
