@@ -17,6 +17,7 @@ from torch import Tensor
 from dataset import BOS, DEFAULT_SYSTEM, EOS, TAGS, UNK, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, open_checkpoint
 from engine.files import write_whole
+from engine.serve.terminal import SUGGESTIONS
 from model import SpongeBob, rope_frequencies
 
 PROGRAM = Path(__file__).with_name("chat")
@@ -95,8 +96,8 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
     }
 
 
-def describe_model(name: str, model: SpongeBob, stage: str, kind: str) -> tuple[dict, bytes]:
-    """What model.js needs beside the bytes, and the bytes."""
+def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
+    """What the page needs of a model beside the bytes, and the bytes."""
     config = model.config
     widths = {"dim": config.dim, "n_kv_heads x head size": config.n_kv_heads * config.head_dim,
               "hidden_dim": config.hidden_dim, "vocab_size": config.vocab_size}  # fmt: skip
@@ -105,8 +106,10 @@ def describe_model(name: str, model: SpongeBob, stage: str, kind: str) -> tuple[
     weights = cpu_weights(model)
     del weights["output.weight"]  # the embedding
     content, tensors, floats = pack(weights, kind)
+    chats = stage != "pretrain"
     about = {
-        "name": name, "chats": stage != "pretrain", "weights": kind, "tensors": tensors, "floats": floats,
+        "name": name, "chats": chats, "questions": SUGGESTIONS[chats] if meta.get("on_sample") else [],
+        "weights": kind, "tensors": tensors, "floats": floats,
         "parameters": sum(weight.numel() for weight in weights.values()),
         "shape": {field: getattr(config, field) for field in SHAPE},
         "frequencies": rope_frequencies(config, torch.device("cpu")).tolist(),
@@ -151,7 +154,7 @@ def write_page(
     data, contents = {"tokenizer": describe_tokenizer(tokenizer, tokenizer_dir), "models": []}, []
     for name, path in checkpoints.items():
         model, meta = open_checkpoint(Path(path), tokenizer, tokenizer_dir, **shape)
-        about, content = describe_model(name, model, meta.get("stage") or stage or name, weights)
+        about, content = describe_model(name, model, meta, meta.get("stage") or stage or name, weights)
         data["models"].append(about)
         contents.append(content)
     content = assemble(data, contents)

@@ -408,6 +408,14 @@ def test_export_writes_the_chosen_stages_in_order(folder, flags, names):
     assert [one["chats"] for one in models] == [name != "pretrain" for name in names]
 
 
+def test_a_model_that_learned_from_the_sample_comes_with_questions_it_can_answer(folder, tmp_path):
+    path = leave(tmp_path, "SFT")
+    assert exported(tmp_path)[0]["questions"] == []
+    meta = path.with_suffix(".json")
+    meta.write_text(json.dumps(json.loads(meta.read_text("utf-8")) | {"on_sample": True}), encoding="utf-8")
+    assert "你是谁？" in exported(tmp_path)[0]["questions"]
+
+
 def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
     (one,) = exported(folder, "--weights", "float16", "--max_seq_len", "77")
     assert one["weights"] == "float16" and one["shape"]["max_seq_len"] == 77

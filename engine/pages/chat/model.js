@@ -173,15 +173,10 @@ class Model {
   }
 }
 
-function largest(numbers) {
-  let most = -Infinity;
-  for (let i = 0; i < numbers.length; i++) if (numbers[i] > most) most = numbers[i];
-  return most;
-}
-
 function softmax(logits) {
-  const most = largest(logits), p = new Float64Array(logits.length);
-  let sum = 0;
+  const p = new Float64Array(logits.length);
+  let most = -Infinity, sum = 0;
+  for (let i = 0; i < p.length; i++) most = Math.max(most, logits[i]);
   for (let i = 0; i < p.length; i++) sum += p[i] = Math.exp(logits[i] - most);
   for (let i = 0; i < p.length; i++) p[i] /= sum;
   return p;
@@ -189,7 +184,7 @@ function softmax(logits) {
 
 /** The next id. Temperature 0 is greedy; top_k 0 and top_p 1 are off; `random` gives numbers in [0, 1). */
 function choose(logits, { temperature, top_k, top_p }, random = Math.random) {
-  if (!temperature) return logits.indexOf(largest(logits));
+  if (!temperature) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   const p = softmax(logits.map((value) => value / temperature)), ordered = p.slice().sort(); // the smallest first
   const first = top_k ? Math.max(p.length - top_k, 0) : 0, total = ordered.subarray(first).reduce((a, b) => a + b);
   let last = p.length - 1, kept = 0;

@@ -109,6 +109,7 @@ function busy(running) {
   $("stop").disabled = !running;
   $("send").disabled = running || !about;
   $("retry").disabled = running || !about || !turns.length;
+  $("try").hidden = turns.length;
 }
 
 function send() {
@@ -234,6 +235,8 @@ function translate() {
   if (!about) return;
   const { n_layers: layers, max_seq_len: context } = about.shape, parameters = short(about.parameters);
   $("question").placeholder = say(about.chats ? "chat" : "text");
+  const asking = (words) => () => { $("question").value = words; send(); };
+  $("try").replaceChildren(...about.questions.map((words) => make("button", { onclick: asking(words) }, words)));
   $("facts").textContent = say("facts", { ...about, parameters, layers, context });
   drawSwitches();
   inspect();
