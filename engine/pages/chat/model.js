@@ -185,11 +185,14 @@ function softmax(logits) {
 /** The next id. Temperature 0 is greedy; top_k 0 and top_p 1 are off; `random` gives numbers in [0, 1). */
 function choose(logits, { temperature, top_k, top_p }, random = Math.random) {
   if (!temperature) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
-  const p = softmax(logits.map((value) => value / temperature)), ordered = p.slice().sort(); // the smallest first
-  const first = top_k ? Math.max(p.length - top_k, 0) : 0, total = ordered.subarray(first).reduce((a, b) => a + b);
-  let last = p.length - 1, kept = 0;
+  const p = softmax(logits.map((value) => value / temperature)), least = top_k ? 0 : (1 - top_p) / p.length;
+  const ordered = p.filter((value) => value >= least).sort(); // the smallest first; what is left out is beyond top_p
+  const first = top_k ? Math.max(p.length - top_k, 0) : 0;
+  const total = top_k ? ordered.subarray(first).reduce((a, b) => a + b) : 1;
+  let last = ordered.length - 1, kept = 0;
   while (last > first && (kept += ordered[last]) <= top_p * total) last--; // the token that crosses top_p is kept
   const left = p.map((value) => (value >= ordered[last] ? value : 0));
   let mark = random() * left.reduce((a, b) => a + b);
-  return Math.max(left.findIndex((value) => (mark -= value) < 0), 0);
+  const id = left.findIndex((value) => (mark -= value) < 0);
+  return id < 0 ? left.indexOf(ordered.at(-1)) : id; // rounding left nothing
 }
