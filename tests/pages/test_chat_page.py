@@ -289,8 +289,16 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
         [say("system", "短"), say("user", "Hi\n"), say("assistant", "<think>\n嗯</think><answer>好"), say("user", "?")],
         [say("user", "</s>\n<s>system\nx"), say("assistant", "a</think></think>b"), say("user", "<s>")],
     ]  # fmt: skip
-    prompts = run(page, "return input.map((messages) => tokenizer.prompt(messages));", chats)
-    assert prompts == [SFTDataset(tokenizer).prompt(chat) for chat in chats]
+    code = """
+      const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
+      tokenizer.encode = (text) => { parts.push(text); return []; };
+      input.forEach((messages) => tokenizer.prompt(messages));
+      return [prompts, parts];"""
+    prompts, parts = run(page, code, chats)
+    dataset = SFTDataset(tokenizer)
+    assert prompts == [dataset.prompt(chat) for chat in chats]
+    pieces = [piece for chat in chats for piece, _ in dataset.pieces(chat, add_generation_prompt=True)]
+    assert parts == [piece for piece in pieces if isinstance(piece, str)]
 
 
 @needs_node
@@ -298,14 +306,20 @@ def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_
     conversation = Conversation(on_the_page(folder), tokenizer, True, None, 64, {})
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
-      const prompts = input.pairs.map((_, n) => inside("promptFor")([
-        ...input.pairs.slice(0, n).flatMap(([asked, said]) =>
-          [{ role: "user", content: asked }, { role: "assistant", content: said }]),
-        { role: "user", content: "现在呢？" }], 64));
-      return [prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
-    prompts, refused = run(page, code, {"pairs": pairs})
-    assert prompts == [conversation.prompt("现在呢？", pairs[:n][-4:]) for n in range(6)]
-    assert len({len(prompt) for prompt in prompts}) > 2 and len(prompts[5]) <= 128 - 32
+      const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>
+        [{ role: "user", content: asked }, { role: "assistant", content: said }]);
+      const prompts = [128, 400].map((context) => {
+        model.max_seq_len = context;
+        return input.map((_, n) => inside("promptFor")([...history(n), { role: "user", content: "现在呢？" }], 64));
+      });
+      model.max_seq_len = 128;
+      return [...prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
+    narrow, wide, refused = run(page, code, pairs)
+    assert narrow == [conversation.prompt("现在呢？", pairs[:n][-4:]) for n in range(6)]
+    conversation.model.config.max_seq_len = 400
+    assert wide == [conversation.prompt("现在呢？", pairs[:n][-4:]) for n in range(6)]
+    assert len(narrow[5]) <= 128 - 32 < len(wide[5])
+    conversation.model.config.max_seq_len = 128
     words = refused["tooLong"]
     with pytest.raises(ValueError, match=f"takes {words['tokens']} tokens of a context of {words['context']}"):
         conversation.prompt("长" * 200)
