@@ -23,9 +23,7 @@ HOSTILE = "<img src=x onerror=document.title='!'> 你好"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Two stages of a small untrained model that talks slowly enough to be stopped; another page may be named."""
-    if "PAGE" in os.environ:
-        return Path(os.environ["PAGE"]).resolve()
+    """Two stages of a small untrained model that talks slowly enough to be stopped."""
     folder = tmp_path_factory.mktemp("page")
     shape = {"dim": 256, "n_layers": 4, "hidden_dim": 768, "max_seq_len": 512}
     stages = {name: leave(folder, name, seed, **shape) for seed, name in enumerate(("pretrain", "SFT"))}
