@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults lint types
+.PHONY: install demo test test-faults test-pages lint types
 
 .venv/installed: requirements.txt runs/install.py
 	$(PYTHON) runs/install.py
@@ -22,6 +22,9 @@ test: .venv/installed-dev
 
 test-faults: .venv/installed-dev
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+
+test-pages: .venv/installed-dev
+	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ WORDS = {
     "distill": TRAINING_WORDS,
     "train_tokenizer": "--save_dir learned --vocab_size 280",
     "eval_model": "--tokenizer_dir tokenizer --device cpu --dtype float32 --max_new_tokens 8",  # a chat
-    "export": "exported --tokenizer_dir tokenizer",
+    "export": "exported.html --tokenizer_dir tokenizer",
 }
 
 
@@ -177,6 +177,8 @@ CASES = {
         "--n_heads": Case("4", "exported", given=f"{HF} --ckpt bare.pth"),
         "--rope_theta": Case("100", "exported", given=f"{HF} --ckpt bare.pth"),
         "--max_seq_len": Case("16", "exported", given=HF),
+        "--weights": Case("float16", "exported", given="--format page"),
+        "--stages": Case("", "exported", given="--format page"),
     },
 }
 
@@ -311,7 +313,7 @@ def outcome(name, runs, monkeypatch):
         elif path.suffix == ".pth":
             weights = torch.load(path, weights_only=True)
             found["weights"] = {name: (tensor.shape, tensor.numpy().tobytes()) for name, tensor in weights.items()}
-        elif path.suffix == ".safetensors" or path.name == "config.json":
+        elif path.suffix in (".safetensors", ".html") or path.name == "config.json":
             found["exported"] = found.get("exported", b"") + path.read_bytes()
         elif path.name.endswith(".metrics.jsonl"):
             log = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

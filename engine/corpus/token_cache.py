@@ -134,6 +134,13 @@ def _clear_left_overs(folder: Path) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
+def _refuse_changed(paths: Sequence[Path], digests: Sequence[str], cache_dir: Path) -> None:
+    """ValueError for a file whose content is no longer that under whose name the cache would be kept."""
+    for path, digest in zip(paths, digests, strict=True):
+        if content_digest(path, cache_dir) != digest:
+            raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
+
+
 def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
     """Encode every row into a temporary folder and rename it when it is whole."""
     _clear_left_overs(folder)
@@ -143,8 +150,8 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         report, documents, tokens = RowReport.of(paths, strict), [0] * len(paths), 0
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
-            size = sum(map(os.path.getsize, paths))
-            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True))
+            bar = tqdm(desc="tokenising", total=sum(map(os.path.getsize, paths)), unit="B", unit_scale=True)
+            stack.callback(bar.close)
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
             files["offsets"].write(np.int64(0).tobytes())
             for block in _encode_all(source, dataset_class, tokenizer, num_workers):
@@ -156,9 +163,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
                 documents[block.file] += len(block.lengths)
                 tokens += int(block.lengths.sum())
         report.refuse(dataset_class.valid)
-        for path, digest in zip(paths, digests, strict=True):
-            if content_digest(path, folder.parent) != digest:
-                raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
+        _refuse_changed(paths, digests, folder.parent)
         sources = [
             {"name": path.name, "path": str(path), "content": digest, "documents": n, "counts": asdict(counts)}
             for path, digest, n, counts in zip(paths, digests, documents, report.files.values(), strict=True)
