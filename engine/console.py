@@ -21,3 +21,8 @@ def warn(words: object) -> None:
     """A line that is no result: what was left out, what failed and is tried again."""
     if is_main():
         tqdm.write(str(words), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Without the control characters and half surrogates that a terminal would obey or refuse."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

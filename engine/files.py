@@ -1,6 +1,7 @@
 """Files on disk: written whole or not at all; JSON; what went wrong, in one line."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def finite(content: object) -> object:
+    """With null for numbers that are none: JSON has no NaN, and other programs stop at one."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(finite(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -48,3 +58,8 @@ def read_log(path: Path) -> list[dict]:
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
+
+
+def file_inside(path: Path) -> Path:
+    """The file in a folder of its own name, which `modelscope download --local_dir ./pretrain.jsonl` leaves."""
+    return path / path.name if (path / path.name).is_file() else path

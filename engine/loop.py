@@ -1,7 +1,5 @@
-"""The only training loop in the repository: train_step, validate, train.
-
-Everything a step needs is in Run, everything it changes beside the weights is in Progress. What happens in a step, and
-in which order, is read in train_step; what happens around it, in train.
+"""The only training loop: train_step, validate, train.
+Run is what a step needs, Progress what it changes beside the weights. train_step is a step, train what is around it.
 """
 
 import math
@@ -94,8 +92,8 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
         take_step, finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
-        for parameter in parameters:
-            parameter.grad.masked_fill_(~finite, 0.0)
+        for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+            gradient.masked_fill_(~finite, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -120,7 +118,8 @@ def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """A step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.token_bytes)
+    counts = count(batches, run.token_bytes, run.batches.positions(step))
+    return [batch.to(run.runtime.device) for batch in batches], counts
 
 
 @torch.no_grad()
@@ -139,10 +138,8 @@ def validate(run: Run) -> dict:
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     counts = counts.over_ranks(run.runtime)
-    figures = {
-        "val_loss": nats["plain"] / counts.tokens,
-        "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
-    }
+    figures = {"val_loss": nats["plain"] / counts.tokens}
+    figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
     if counts.tags:
         figures["val_tag_loss"] = nats["tags"] / counts.tags
     figures["sample"] = sample(run)
@@ -153,7 +150,7 @@ def validate(run: Run) -> dict:
 def sample(run: Run) -> str:
     """A continuation of the fixed held-out prompt, by the main process; the others only help to collect shards."""
     model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
-    if not run.runtime.main:
+    if not run.runtime.main or model is None:
         return ""
     seeded = torch.Generator(run.runtime.device).manual_seed(0)
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
@@ -185,7 +182,8 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
 
 def why_stop(run: Run, request: StopRequest, started: float) -> int:
     """OUT_OF_TIME, SIGNAL or 0, the same on all ranks: clocks differ, and a signal may reach one process only."""
-    out_of_time = 0 < run.training.max_minutes < (time.perf_counter() - started) / 60
+    minutes = (time.perf_counter() - started) / 60
+    out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
     return run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
 
 
@@ -243,6 +241,8 @@ def train(
 
         # 4. Save, and stop.
         if due["save"] or stop:
+            if run.runtime.largest(int(not optim.all_finite(run.model))):  # the last update, too
+                raise ValueError(NOT_FINITE.format(progress.step - 1, progress.step))
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from making import actions_of, log_of, save_checkpoint, tiny
+from making import WALL_CLOCK, actions_of, chosen
 
 import distill
 import eval_model
@@ -26,19 +25,21 @@ import export
 import pretrain
 import SFT
 import train_tokenizer
+from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import loss
-from engine.corpus import bpe, token_cache
+from engine import cli, loss, options
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.corpus import bpe, source, token_cache
 from engine.flags import ROOT
 from engine.log import services, tracker
-from engine.machine import parallel, runtime
+from engine.machine import parallel
 from engine.score import answers
 from engine.stage import plan
+from model import SpongeBob
 
-STAGES = (pretrain, SFT, distill)
-SCRIPTS = {script.__name__: script for script in (*STAGES, train_tokenizer, eval_model, export)}
-ROAD = ["pretrain", "SFT", "SFT_long", "distill", "distill_long"]
-LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"], "eval_model": ROAD, "export": ROAD}
+SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model, export)}
+LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"],
+                   "eval_model": [*options.ROAD], "export": [*options.ROAD]}  # fmt: skip
 TRAINING_WORDS = (
     "--tokenizer_dir tokenizer --device cpu --dtype float32 --num_workers 1 --batch_size 2 --accumulation_steps 1 "
     "--max_seq_len 96 --val_fraction 0 --max_steps 3 --warmup_iters 1 --log_step 1 --eval_step 0 --save_step 0"
@@ -49,23 +50,20 @@ WORDS = {
     "distill": TRAINING_WORDS,
     "train_tokenizer": "--save_dir learned --vocab_size 280",
     "eval_model": "--tokenizer_dir tokenizer --device cpu --dtype float32 --max_new_tokens 8",  # a chat
-    "export": "exported --tokenizer_dir tokenizer",
+    "export": "exported.html --tokenizer_dir tokenizer",
 }
 
 
-class Case(NamedTuple):
-    """How a flag is shown to change something, and what.
+HF = "--format hf"
 
-    "--keep": Case("1", "files", given="--save_step 1") means: a run with `--save_step 1 --keep 1` leaves other files
-    than a run with `--save_step 1`.
-    """
+
+class Case(NamedTuple):
+    """One flag: with `--seed 7` the weights must differ from those of a run without it."""
 
     value: str  # what is typed after the flag
     changes: str  # the part of the outcome that must differ
     given: str = ""  # typed both times
     earlier: str | None = None  # typed in a run before, in the same folder
-    words: str | None = None  # in place of WORDS
-    processes: int = 1  # that torchrun is said to have started
 
 
 TRAINING = {
@@ -106,7 +104,7 @@ TRAINING = {
     "--loss_chunk": Case("16", "chunks"),
     "--activation_checkpointing": Case("", "recomputed"),
     "--compile": Case("", "compiled"),
-    "--parallel": Case("fsdp", "parallel", processes=2),
+    "--parallel": Case("fsdp", "error"),
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
@@ -162,25 +160,25 @@ CASES = {
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
         "--prompt": Case("hi", "answer"),
-        "--export": Case("hf exported", "error"),  # moved to export.py
         "--score": Case("sft_512.jsonl", "files"),
-        "--report": Case("page.html", "files", words=""),
+        "--report": Case("page.html", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
         "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
         "--shots": Case("1", "answer", given="--score questions.jsonl"),
         "--baseline": Case("other.pth", "answer", given="--score sft_512.jsonl"),
     },
     "export": {
-        "target": Case("elsewhere", "files", words="--tokenizer_dir tokenizer"),
-        "--format": Case("unknown", "error"),  # there is one, so far
-        "--model_mode": Case("2", "exported"),
-        "--long": Case("", "exported"),
-        "--ckpt": Case("other.pth", "exported"),
-        "--save_dir": Case("others", "exported"),
-        "--tokenizer_dir": Case("larger", "error"),
-        "--max_seq_len": Case("16", "exported"),
-        "--n_heads": Case("4", "exported", given="--ckpt bare.pth"),
-        "--rope_theta": Case("100", "exported", given="--ckpt bare.pth"),
+        "--format": Case("hf", "error"),
+        "--model_mode": Case("2", "exported", given=HF),
+        "--long": Case("", "exported", given=HF),
+        "--ckpt": Case("other.pth", "exported", given=HF),
+        "--save_dir": Case("others", "exported", given=HF),
+        "--tokenizer_dir": Case("larger", "error", given=HF),
+        "--n_heads": Case("4", "exported", given=f"{HF} --ckpt bare.pth"),
+        "--rope_theta": Case("100", "exported", given=f"{HF} --ckpt bare.pth"),
+        "--max_seq_len": Case("16", "exported", given=HF),
+        "--weights": Case("float16", "exported", given="--format page"),
+        "--stages": Case("", "exported", given="--format page"),
     },
 }
 
@@ -195,6 +193,14 @@ def rows(count, word):
         turns = [("system", "s"), ("user", f"{word} {number}?"), ("assistant", answer)]
         conversations = [{"role": role, "content": content} for role, content in turns]
         yield json.dumps({"text": f"{word} {number} " + "the sea " * (number % 5), "conversations": conversations})
+
+
+def model_of(seed):
+    torch.manual_seed(seed)
+    model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300))
+    for parameter in model.parameters():  # a fresh model answers the same whatever it is asked
+        parameter.data.normal_(std=0.3)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -212,18 +218,18 @@ def home(tmp_path_factory):
     bpe.save(learned, home / "tokenizer")
     learned.add_tokens(["jellyfish"])
     bpe.save(learned, home / "larger")
-    known = fingerprint(load_tokenizer(home / "tokenizer"))
 
-    def leave(path, seed, stage):
-        model = tiny(seed, std=0.3, dim=32, n_layers=1, vocab_size=300, max_seq_len=512)
-        save_checkpoint(model, path, stage=stage, tokenizer=known)
+    def leave(path, model, stage):
+        known = {"stage": stage, "config": shape_json(model.config)}
+        known["tokenizer"] = fingerprint(load_tokenizer(home / "tokenizer"))
+        save_weights(path, cpu_weights(model), known)
 
-    leave(home / "other.pth", 9, "SFT")
-    leave(home / "bare.pth", 9, "SFT")
+    leave(home / "other.pth", model_of(9), "SFT")
+    leave(home / "bare.pth", model_of(9), "SFT")
     (home / "bare.json").unlink()
-    for seed, name in enumerate(ROAD):
-        leave(home / f"left/{name}.pth", seed, name.removesuffix("_long"))
-        leave(home / f"others/{name}.pth", seed + 100, name.removesuffix("_long"))
+    for seed, name in enumerate(LEFT_BY_EARLIER["eval_model"]):
+        leave(home / f"left/{name}.pth", model_of(seed), name.removesuffix("_long"))
+        leave(home / f"others/{name}.pth", model_of(seed + 100), name.removesuffix("_long"))
     return home
 
 
@@ -240,12 +246,7 @@ class Screen(io.StringIO):
 @contextlib.contextmanager
 def record_arrivals(monkeypatch, arrived):
     """Note in `arrived` what arrives where there may be nothing behind."""
-    real_start, real_wrap, real_complete = runtime.start, parallel.wrap, answers.complete
-
-    def start(*arguments, **more):  # alone, whatever torchrun is said to have started
-        with pytest.MonkeyPatch.context() as alone:
-            alone.delenv("WORLD_SIZE", raising=False)
-            return real_start(*arguments, **more)
+    real_wrap, real_complete = parallel.wrap, answers.complete
 
     def pool(workers, context, start, setup):  # threads are processes enough here
         arrived["workers"] = workers
@@ -255,9 +256,9 @@ def record_arrivals(monkeypatch, arrived):
         arrived["service"], arrived["project"] = name, project
         return services.Silent()
 
-    def wrap(*arguments, compile, parallel):
+    def wrap(module, *place, compile, parallel):
         arrived["parallel"] = parallel
-        return real_wrap(*arguments, compile=compile, parallel=parallel)
+        return real_wrap(module, *place, compile=compile, parallel=parallel)
 
     def chunk(function, *parts, **_):
         arrived["chunks"] = arrived.get("chunks", 0) + 1
@@ -279,7 +280,6 @@ def record_arrivals(monkeypatch, arrived):
         patch.setattr(services, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
-        patch.setattr(runtime, "start", start)
         patch.setattr(parallel, "wrap", wrap)
         patch.setattr(loss, "checkpoint", chunk)
         patch.setattr("model.checkpoint", recompute)
@@ -298,39 +298,35 @@ def outcome(name, runs, monkeypatch):
     """What a script leaves behind, and what its last run says and reaches."""
     before = all_files()
     for words in runs:
-        error, screen, aside, arrived = None, Screen(), io.StringIO(), {}
-        with (
-            record_arrivals(monkeypatch, arrived),
-            contextlib.redirect_stdout(screen),
-            contextlib.redirect_stderr(aside),
-        ):
+        error, screen, arrived = None, Screen(), {}
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with record_arrivals(monkeypatch, arrived), contextlib.redirect_stdout(screen), quiet:
             try:
                 SCRIPTS[name].main(words)
             except ValueError as problem:
                 error = str(problem)
-            except SystemExit:
-                error = aside.getvalue()
     files = sorted(all_files() - before)
     found = {"error": error, "files": files, "answer": screen.getvalue(), "flushes": screen.flushes, **arrived}
     for path in map(Path, files):
-        if path.parent.name == "exported":
-            found.setdefault("exported", {})[path.name] = path.read_bytes()
-        elif path.name == "tokenizer.json":
+        if path.name == "tokenizer.json":
             found["vocabulary"] = path.read_bytes()
         elif path.suffix == ".pth":
             weights = torch.load(path, weights_only=True)
             found["weights"] = {name: (tensor.shape, tensor.numpy().tobytes()) for name, tensor in weights.items()}
+        elif path.suffix in (".safetensors", ".html") or path.name == "config.json":
+            found["exported"] = found.get("exported", b"") + path.read_bytes()
         elif path.name.endswith(".metrics.jsonl"):
-            found["log"] = log_of(path)
-            found["steps"] = found["log"][-1]["step"]
+            log = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            found["steps"] = log[-1]["step"]
+            found["log"] = [{key: row[key] for key in row.keys() - {*WALL_CLOCK}} for row in log]
     return found
 
 
 @pytest.fixture
 def after(home, tmp_path_factory, monkeypatch):
-    """after(script, words, run, run, ...) -> the outcome of the runs, each given as flags, in a new folder."""
+    """after(script, run, run, ...) -> the outcome of the runs, each given as flags, in a new folder."""
 
-    def after(name, words, *runs):
+    def after(name, *runs):
         folder = tmp_path_factory.mktemp(name) / "home"
         shutil.copytree(home, folder)
         for parent in LEFT_BY_EARLIER.get(name, ()):
@@ -338,32 +334,34 @@ def after(home, tmp_path_factory, monkeypatch):
                 (folder / "results").mkdir(exist_ok=True)
                 shutil.copyfile(home / f"left/{parent}{ending}", folder / f"results/{parent}{ending}")
         monkeypatch.chdir(folder)
-        words = words.split()
-        if SCRIPTS[name] in STAGES:
+        words = WORDS[name].split()
+        if name in ("pretrain", "SFT", "distill"):
             words += ["--cache_dir", str(home.parent / "cache")]  # one for all
-        return outcome(name, [[*words, *run.split()] for run in runs], monkeypatch)
+        # A report reads no flag of the other modes.
+        return outcome(name, [[*(words if "--report" not in run else ()), *run.split()] for run in runs], monkeypatch)
 
     return after
 
 
-ALL = [(name, flag) for name, script in SCRIPTS.items() for flag in actions_of(script)]
+def flags_of(name):
+    return [action.option_strings[-1] for action in actions_of(SCRIPTS[name]) if action.option_strings]
+
+
+ALL = [(name, flag) for name in SCRIPTS for flag in flags_of(name)]
 BASELINES = {}  # most flags are compared with the same run
 
 
 @pytest.mark.parametrize("name, flag", ALL)
-def test_every_flag_changes_something(name, flag, after, monkeypatch):
+def test_every_flag_changes_something(name, flag, after):
     assert flag in CASES[name], f"{name}.py {flag} is new: say in this file what it changes"
     case = CASES[name][flag]
-    monkeypatch.setenv("WORLD_SIZE", str(case.processes))
-    words = WORDS[name] if case.words is None else case.words
     earlier = [] if case.earlier is None else [f"{case.given} {case.earlier}"]
-    without = (name, words, *earlier, case.given)
+    without = (name, *earlier, case.given)
     if without not in BASELINES:
         BASELINES[without] = after(*without)
-    what = f"{flag} {case.value}" if flag.startswith("-") else case.value
-    without, typed = BASELINES[without], after(name, words, *earlier, f"{case.given} {what}")
+    without, typed = BASELINES[without], after(name, *earlier, f"{case.given} {flag} {case.value}")
     changed = typed.get(case.changes) != without.get(case.changes)
-    assert changed, f"{what} left the {case.changes} as without it"
+    assert changed, f"{flag} {case.value} left the {case.changes} as without it"
     if case.changes == "error":
         assert flag in (typed["error"] or without["error"])
     else:
@@ -371,81 +369,102 @@ def test_every_flag_changes_something(name, flag, after, monkeypatch):
 
 
 def test_no_entry_is_left_of_a_flag_that_is_gone():
-    assert {name: set(cases) for name, cases in CASES.items()} == {
-        name: set(actions_of(script)) for name, script in SCRIPTS.items()
-    }
+    assert {name: set(cases) for name, cases in CASES.items()} == {name: set(flags_of(name)) for name in SCRIPTS}
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
-
-MODES = {"a chat": [], "--prompt": ["--prompt", "hi"], "--score": ["--score", "rows.jsonl"], "--report": ["--report"]}
-IN_MODES = [(mode, flag) for mode in MODES for flag in CASES["eval_model"] if flag not in (*MODES, "--export")]
-
-
-@pytest.mark.parametrize("mode, flag", IN_MODES)
-def test_a_mode_takes_the_flags_it_reads_and_refuses_the_others_by_name(mode, flag, home, monkeypatch):
-    monkeypatch.chdir(home)
-    name, value = flag.removeprefix("--").removeprefix("no-"), CASES["eval_model"][flag].value
-    argv = [*MODES[mode], flag, *value.split()]
-    if name in eval_model.READS[mode]:
-        assert eval_model.choose(argv)[0] == mode
-        return
-    with pytest.raises(ValueError, match=f"--{name} is not read by {mode}, only by ") as refused:
-        eval_model.choose(argv)
-    named = str(refused.value).split(", only by ")[1].split(" and ")
-    assert named == [other for other in MODES if name in eval_model.READS[other]]
-
-
-@pytest.mark.parametrize("words, flag", [
-    ("--epochs 2 --max_steps 5", "--epochs"),
-    ("--parallel fsdp", "--parallel"),
-    ("--wandb_project mine", "--wandb_project"),
-    ("--wandb_project mine --tracker tensorboard", "--wandb_project"),
-    ("--data_path finished --cache_dir mine", "--cache_dir"),
-    ("--data_path finished --num_workers 2", "--num_workers"),
-])  # fmt: skip
-@pytest.mark.parametrize("script", STAGES, ids=lambda script: script.__name__)
-def test_a_flag_that_would_change_nothing_in_this_run_is_refused(script, words, flag, tmp_path, monkeypatch):
+def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sample(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("finished").mkdir()
-    Path("finished/meta.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"^{flag} would change nothing: .*leave it out"):
-        script.main(words.split())
+    for script in (pretrain, SFT, distill):
+        assert chosen(script, []).training.max_steps > 0
+        assert chosen(script, ["--epochs", "1"]).training.max_steps == 0
+        assert chosen(script, ["--epochs=3"]).training.max_steps == 0
+
+
+@pytest.mark.parametrize("words, name", [
+    ("--epochs 3 --max_steps 5", "epochs"), ("--parallel fsdp", "parallel"), ("--wandb_project mine", "wandb_project"),
+    ("--tracker tensorboard --wandb_project mine", "wandb_project"), ("--data_path . --num_workers 1", "num_workers"),
+    ("--data_path . --cache_dir c", "cache_dir"), ("--download --data_path x.jsonl", "download"),
+])  # fmt: skip
+def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("meta.json").write_text("{}")  # a finished cache
+    with pytest.raises(ValueError, match=f"--{name} would change nothing"):
+        chosen(pretrain, words.split())
+
+
+EVERY_MODE = {"a chat": [], "--prompt": ["--prompt", "hi"], "--score": ["--score", "x.jsonl"], "--report": ["--report"]}
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("flag", [flag for flag in flags_of("eval_model") if flag not in EVERY_MODE])
+def test_a_flag_of_another_mode_is_refused_and_the_modes_that_read_it_are_named(flag, mode, home, monkeypatch):
+    monkeypatch.chdir(home)
+    value = CASES["eval_model"][flag].value
+    name = flag.removeprefix("--").removeprefix("no-")
+    try:
+        arrived, _ = eval_model.choose([*EVERY_MODE[mode], flag, *value.split()])
+    except ValueError as error:
+        readers = [other for other, names in eval_model.READS.items() if name in names]
+        assert mode not in readers and readers
+        assert str(error) == f"--{name} is not read by {mode}, only by {' and '.join(readers)}"
+    else:
+        assert arrived == mode and name in eval_model.READS[mode]
+
+
+def test_the_old_place_of_the_export_names_the_new_one():
+    with pytest.raises(ValueError, match="python export.py --format hf"):
+        eval_model.main(["--export", "hf", "exported"])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_number_that_is_not_finite_is_refused_by_name(name, capsys):
-    numeric = {flag: action for flag, action in actions_of(SCRIPTS[name]).items() if action.type in (int, float)}
-    assert numeric
-    for flag, action in numeric.items():
-        for value in ("nan", "inf", "-inf"):
-            words = [flag, value] if value[0] != "-" else [f"{flag}={value}"]
-            words += ["exported"] if name == "export" else []
-            with pytest.raises(ValueError if action.type is float else SystemExit) as refused:
-                SCRIPTS[name].main(words)
-            assert flag in (str(refused.value) if action.type is float else capsys.readouterr().err), words
-
-
-# ----------------------------------------------------------------------------------------------------- help
-
-
-def help_of(script, capsys, *words):
+def test_help_shows_every_flag_and_no_path_of_this_machine(name, capsys):
     with pytest.raises(SystemExit):
-        script.main([*words, "--help"])
-    return capsys.readouterr().out
+        SCRIPTS[name].main(["--help"])
+    said = capsys.readouterr().out
+    assert str(ROOT) not in said and all(flag in said for flag in flags_of(name))
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_no_help_shows_where_this_repository_lies(name, capsys):
-    said = help_of(SCRIPTS[name], capsys)
-    assert "--" in said
-    assert str(ROOT) not in said
-    assert not re.search(r"""(?:^|[\s("'])/\w""", said)
+def test_the_help_of_the_long_stage_shows_its_numbers(capsys):
+    with pytest.raises(SystemExit):
+        SFT.main(["--long", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokens in a row (default: 1024)" in said and "(default: SFT_long)" in said
 
 
-def test_the_help_of_the_long_road_shows_its_own_numbers(capsys):
-    short, long = (" ".join(help_of(SFT, capsys, *words).split()) for words in ([], ["--long"]))
-    assert "(default: 512)" in short
-    assert "(default: SFT)" in short
-    assert "(default: 1024)" in long
-    assert "(default: SFT_long)" in long
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_that_is_none_is_refused_by_name(value):
+    for name in ("learning_rate", "weight_decay", "max_minutes", "val_fraction"):
+        with pytest.raises(ValueError, match=f"--{name} {value} must be a finite number"):
+            chosen(pretrain, [f"--{name}={value}"])
+
+
+def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+    monkeypatch.setattr(source, "download", fetched.append)
+    data = chosen(pretrain, ["--download"]).data
+    source.files_of(data)
+    Path("pretrain.jsonl").write_text("{}\n")
+    assert source.files_of(data) == [Path("pretrain.jsonl")] and fetched == ["pretrain.jsonl"]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):
+        source.files_of(chosen(distill, ["--download"]).data)
+
+
+def test_two_flags_that_name_different_trackers_are_refused():
+    with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
+        chosen(pretrain, ["--use_wandb", "--tracker", "tensorboard"])
+    assert chosen(pretrain, ["--use_wandb", "--tracker", "wandb"]).output.service == "wandb"
+
+
+@pytest.mark.parametrize("message, code", [
+    ("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 byte\ntrace", 2),
+    ("InvalidCxxCompiler: no compiler\ntrace", 2), ("a defect", None)
+])  # fmt: skip
+def test_out_of_memory_and_no_compiler_are_one_line_and_a_defect_keeps_its_traceback(message, code, capsys):
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit if code else RuntimeError):
+        cli.run(main)
+    assert capsys.readouterr().err.count("\n") == (1 if code else 0)

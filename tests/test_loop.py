@@ -1,9 +1,8 @@
-"""A step divides once, by what all of it costs; what is not finite never reaches the weights."""
+"""One step: accumulation, divisors, clipping, numbers that are not finite."""
 
 import json
 import math
 import os
-import shlex
 import shutil
 import sysconfig
 from dataclasses import replace
@@ -11,8 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import SHAPE, SHORT, SMALL, WAY_NAMES, WAYS, a_run, log_of, same, weights
-from trace_recipe import trace
+from making import (
+    OPTION_NAMES,
+    OPTIONS,
+    SHAPE,
+    SHORT,
+    SMALL,
+    a_run,
+    rows,
+    same,
+    weights,
+)
 
 import model as model_module
 import pretrain
@@ -24,10 +32,10 @@ IN_BF16 = 0.03 * 1e-2 * 0.2 * math.sqrt(192)  # of the longest side of its matri
 
 
 @pytest.mark.parametrize("muon_dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, IN_BF16)], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("way", WAYS, ids=WAY_NAMES)
-def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, way, muon_dtype, atol, monkeypatch):
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_NAMES)
+def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, muon_dtype, atol, monkeypatch):
     monkeypatch.setattr(optim, "pick_dtype", lambda *_: muon_dtype)  # whatever this machine is fast in
-    whole, parts = (a_run(folder, batch_size=size, rows_per_step=12, **way) for size in (12, 3))
+    whole, parts = (a_run(folder, batch_size=size, rows_per_step=12, **options) for size in (12, 3))
     results = []
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
@@ -47,7 +55,7 @@ def test_the_log_does_not_depend_on_how_a_step_is_split(folder):
     for size, parts in (("8", "1"), ("2", "40"), ("4", "2")):
         name = ["--name", f"{size}_x_{parts}", "--batch_size", size, "--accumulation_steps", parts]
         pretrain.main([*SHAPE, *SHORT, *SMALL, "--max_steps", "0", "--warmup_iters", "0", *name])
-        logs.append(log_of(folder / f"results/{name[1]}.metrics.jsonl")[-1])
+        logs.append(rows(folder / f"results/{name[1]}.metrics.jsonl")[-1])
     for log in logs:
         assert log["step"] == 1 and log["tokens"] == logs[0]["tokens"]
         assert log["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
@@ -66,11 +74,10 @@ def losses(folder, monkeypatch):
     monkeypatch.setattr(stage, "can_attend_by_document", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
-        steps = shlex.split("--max_steps 100 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0")
+        steps = ["--max_steps", "100", "--log_step", "1", "--eval_step", "0", "--save_step", "0"]
         pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
-        curve = [row["loss"] for row in log_of(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
-        assert len(curve) == 100
-        assert curve[-1] < curve[0] - 1
+        curve = [row["loss"] for row in rows(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
+        assert len(curve) == 100 and curve[-1] < curve[0] - 1
         return curve
 
     return losses
@@ -81,11 +88,11 @@ def distance(curve: list[float], other: list[float]) -> float:
 
 
 @pytest.mark.skipif(not COMPILER or not HEADERS.is_file(), reason="torch.compile wants a C++ compiler and Python.h")
-def test_compiled_steps_give_the_same_losses(losses):
+def test_a_hundred_compiled_steps_give_the_same_losses(losses):
     assert distance(losses("compiled", "--compile"), losses("plain")) < 1e-2
 
 
-def test_chunked_masked_and_not_fused_steps_give_the_same_losses(losses, monkeypatch):
+def test_a_hundred_steps_chunked_masked_or_not_fused_give_the_same_losses(losses, monkeypatch):
     plain, curves = losses("plain"), {"chunked": losses("chunked", "--loss_chunk", "50")}
     with monkeypatch.context() as patch:
         patch.setattr(model_module, "can_attend_by_document", lambda *_: False)
@@ -165,12 +172,3 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
     batches, counts = loop.load_step(run, 0)
     _, norm, _ = loop.train_step(run, batches, counts.cost)
     assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_a_warm_step_enters_few_of_our_files_and_functions(tmp_path):
-    """Who wants to know what a step does has no more than these to read."""
-    _, step = trace(tmp_path)
-    files = {file for file, _ in step}
-    assert {Path(file).name for file in files} >= {"loop.py", "loss.py", "model.py", "packing.py"}
-    assert len(files) <= 9
-    assert len(step) <= 46

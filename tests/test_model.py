@@ -5,16 +5,26 @@ import sys
 
 import pytest
 import torch
-from making import SCALING, fresh
 from transformers import AutoModelForCausalLM
 
+import model as model_module
 from Config import LLMConfig
 from engine.loss import TokenLoss
 from model import SpongeBob
 
+SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 64}  # fmt: skip
+
+
+def tiny(**changes) -> SpongeBob:
+    torch.manual_seed(0)
+    return SpongeBob(
+        LLMConfig(**{"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 100} | changes)
+    )
+
 
 def test_the_future_is_invisible():
-    model, ids = fresh().eval(), torch.randint(3, 100, (2, 40))
+    model, ids = tiny().eval(), torch.randint(3, 100, (2, 40))
     changed = ids.clone()
     changed[:, 25] = (changed[:, 25] + 1) % 100
     before, after = model(ids).logits, model(changed).logits
@@ -22,9 +32,42 @@ def test_the_future_is_invisible():
     assert not torch.equal(before[:, 25:], after[:, 25:])
 
 
+@pytest.mark.parametrize("chunk, recompute", [(0, False), (7, True)], ids=["plain", "chunked, recomputed"])
+@pytest.mark.parametrize("by_document", [True, False], ids=["one by one", "masked"])
+def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recompute, monkeypatch):
+    monkeypatch.setattr(model_module, "can_attend_by_document", lambda *where: by_document)
+    lengths = [13, 20, 7, 24]  # two rows of 33 and 31 positions, packed into rows of 40
+    documents = [torch.randint(3, 100, (n + 1,)) for n in lengths]
+    packed = [torch.zeros(2, 40, dtype=torch.long) for _ in range(2)]
+    classes, bounds = torch.zeros(2, 40, dtype=torch.uint8), []
+    for row, group in enumerate(((0, 1), (2, 3))):
+        at = 0
+        for document in group:
+            n = lengths[document]
+            packed[0][row, at : at + n], packed[1][row, at : at + n] = documents[document][:-1], documents[document][1:]
+            classes[row, at : at + n] = 1
+            bounds.append(row * 40 + at)
+            at += n
+        bounds.append(row * 40 + at)
+    padded = [torch.zeros(4, 40, dtype=torch.long) for _ in range(2)]
+    padded_classes = torch.zeros(4, 40, dtype=torch.uint8)
+    for row, (n, document) in enumerate(zip(lengths, documents, strict=True)):
+        padded[0][row, :n], padded[1][row, :n], padded_classes[row, :n] = document[:-1], document[1:], 1
+
+    one, other = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
+    one.model.recompute = recompute
+    sums = one(*packed, classes, classes.float(), torch.tensor([*bounds, 80, 80], dtype=torch.int32))
+    expected = other(*padded, padded_classes, padded_classes.float())
+    torch.testing.assert_close(sums, expected)
+    sums[0].backward()
+    expected[0].backward()
+    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
 def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
-    model, ids = fresh(rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
+    model, ids = tiny(rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
     model.save_pretrained(tmp_path)
     torch.save({"ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected.pt")
     program = (
@@ -44,17 +87,18 @@ def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(dropout, monkeypatch):
     ids, labels = torch.randint(3, 100, (2, 2, 40))
-    documents = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
     found, runs = [], []
     for recompute in (False, True):
-        loss = TokenLoss(fresh(dropout=dropout)).train()
+        loss = TokenLoss(tiny(dropout=dropout)).train()
         loss.model.recompute = recompute
         calls = []
         for block in loss.model.layers:
             forward = block.forward
             monkeypatch.setattr(block, "forward", lambda *args, f=forward, c=calls: (c.append(1), f(*args))[1])
         torch.manual_seed(5)
-        sums = loss(ids, labels, torch.ones(2, 40, dtype=torch.uint8), torch.ones(2, 40), documents)
+        ones = torch.ones(2, 40)
+        sums = loss(ids, labels, ones.byte(), ones, cu_seqlens)
         sums[0].backward()
         found.append([sums.detach(), *(parameter.grad for parameter in loss.parameters())])
         runs.append(len(calls))

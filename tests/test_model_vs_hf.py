@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from making import SCALING
 from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
 from engine.checkpoint.hugging_face import half_rotated, hf_config, hf_name, hf_weights
 from model import SpongeBob
+
+SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])

@@ -7,13 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import COST, batches_of, cache_of
+from making import cost
 
-from dataset import LOSS, NO_LOSS, SFTDataset
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import TokenCache
+from engine.loss import count
 from engine.packing import Batches, Pieces, cut_conversations, pack, pack_dense, split_documents
 
 ROW_LEN = 16
+
+
+def cache_of(ids, classes, lengths) -> TokenCache:
+    offsets = np.concatenate([[0], lengths]).astype(np.int64).cumsum()
+    return TokenCache(None, np.array(ids, np.uint16), np.array(classes, np.uint8), offsets, offsets[1:], {"end_id": 2})
 
 
 def made(lengths) -> TokenCache:
@@ -21,6 +27,19 @@ def made(lengths) -> TokenCache:
     classes = np.full(sum(lengths), LOSS)
     classes[np.cumsum([0, *lengths[:-1]])] = NO_LOSS
     return cache_of(np.arange(sum(lengths)) + 1, classes, lengths)
+
+
+def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, table=None, **split) -> Batches:
+    pieces = split_documents(cache, np.arange(len(cache)), row_len)
+    return Batches(
+        cache,
+        pack(pieces, row_len, 0),
+        table or cost(),
+        batch_size=batch_size,
+        rows_per_step=rows_per_step,
+        seed=seed,
+        **split,
+    )
 
 
 def epoch(batches: Batches, number: int = 0) -> list:
@@ -147,28 +166,21 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     pieces = cut_conversations(cache, np.arange(2), row_len)
     text, kept = decode(pieces, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert pieces.lengths[0] <= row_len and pieces.cut == 1
+    assert pieces.lengths[0] <= row_len and pieces.cut == (1, 0, 0)
     assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
     assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
 
-def test_a_conversation_without_a_complete_answer_is_cut(chats):
+def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_none_is_dropped(chats):
     cache, decode = chats
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    tail = cut_conversations(cache, np.arange(1), first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3]
-    assert tail.cut == 1
+    only = np.arange(1)
+    tail = cut_conversations(cache, only, first_learned + 3)
+    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
-
-
-def test_a_conversation_without_an_answer_is_dropped(chats):
-    cache, _ = chats
-    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    one_label = cut_conversations(cache, np.arange(1), first_learned)
-    assert one_label.lengths.tolist() == [first_learned]
-    nothing = cut_conversations(cache, np.arange(1), first_learned - 1)
-    assert len(nothing.starts) == len(nothing.lengths) == 0
-    assert nothing.cut == 1
+    assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
+    nothing = cut_conversations(cache, only, first_learned - 1)
+    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -231,5 +243,15 @@ def test_rows_that_do_not_divide_and_no_rows_are_refused(corpus):
         batches_of(corpus, batch_size=3, rows_per_step=10, world=2)
     with pytest.raises(ValueError, match="no rows"):
         Batches(
-            corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), COST, batch_size=1, rows_per_step=1, seed=0
+            corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), cost(), batch_size=1, rows_per_step=1, seed=0
         )
+
+
+def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes():
+    cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
+    sizes = torch.zeros(14, dtype=torch.int32)
+    sizes[10:] = torch.tensor([1000, 1, 10, 100])
+    batches = batches_of(cache, row_len=6, batch_size=1, rows_per_step=2, table=cost(3.0))
+    counted = count(batches.step(0), sizes, batches.positions(0))
+    assert (counted.cost, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    assert (counted + counted).positions == 12

@@ -28,7 +28,7 @@ class Wandb(Silent):
 
         options: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": config}
         options |= {"id": run_id, "resume": "allow", "settings": wandb.Settings(init_timeout=30, silent=True)}
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_account() else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_account() else "offline")
         try:
             self.run = wandb.init(**options, mode=mode)
         except Exception as error:  # no network, a wrong key, a full project: none of them is worth a training run
@@ -48,7 +48,7 @@ class Wandb(Silent):
 
 class Swanlab(Silent):
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
-        import swanlab
+        import swanlab  # pyright: ignore[reportMissingImports] (optional)
 
         self.swanlab = swanlab
         mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"

@@ -46,8 +46,11 @@ def read_metrics(folder: Path, name: str) -> list[dict]:
 
 
 def figures(stages: dict[str, dict], scores: dict[str, dict]) -> list[list[str]]:
-    """Rows of what was measured before and after every stage; a row of one cell heads those of one source."""
-    rows = []
+    """Rows of what was measured before and after every stage; a row of one cell heads those of one source.
+
+    A file that an earlier stage was scored on shows what this stage kept of it.
+    """
+    rows, taught_before = [], set()
     for name, meta in stages.items():
         rows.append([f"{name}, validation rows of the training file"])
         for key, words in VALIDATION.items():
@@ -55,13 +58,14 @@ def figures(stages: dict[str, dict], scores: dict[str, dict]) -> list[list[str]]
                 before = meta.get("before", {}).get(key)
                 rows.append([words, number(before), number(meta[key]), "", "", "", ""])
         for file, result in scores[name].items():
-            rows.append([f"{name}, {file}"])
+            rows.append([f"{name}, {file}" + (" (kept)" if file in taught_before else "")])
             changes = result.get("baseline", {}).get("figures", {})
             for figure, found in shown(result["figures"]).items():
                 change = changes.get(figure, {})
                 p = f"{change['p']:.4f}" if change else "-"
                 before, after = number(change.get("before")), number(found["value"])
                 rows.append([label(figure), before, after, number(found["chance"]), interval(found), p, found["n"]])
+        taught_before |= scores[name].keys()
     return rows
 
 
@@ -81,7 +85,7 @@ def taught(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
         "<h2>What each stage taught</h2>",
         '<p class="quiet">Held-out rows, never trained on. Before: the checkpoint the stage started from (or the one '
         "named as baseline). Chance: who knows nothing. p: how likely a difference as large would be between equals, "
-        "by a paired test on the same rows.</p>",
+        "by a paired test on the same rows. Kept: rows of what an earlier stage taught.</p>",
         table(head, figures(stages, scores)),
     ]
 

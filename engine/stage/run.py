@@ -22,7 +22,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
-from engine.options import Data, Training
+from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import plan, resume
@@ -41,6 +41,7 @@ class Rows:
     training: PackedRows
     validation: PackedRows
     prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+    held_out: int  # documents that validation keeps
 
 
 # ------------------------------------------------------------------------------------- what a recipe does first
@@ -49,7 +50,7 @@ class Rows:
 def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     """The model of the stage before, with this stage's max_seq_len, and the path of its weights."""
     start = chosen.start
-    path = Path(start.init_from or f"{chosen.output.save_dir}/{start.parent}.pth")
+    path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
         rope_theta=start.rope_theta, flag="--init_from",
@@ -72,16 +73,21 @@ def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: 
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
     training, validation = documents.split(chosen.data.val_fraction)
-    prompt = []
-    if len(validation):
-        begin, end = documents.offsets[validation[0]], documents.offsets[validation[0] + 1]
-        learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
-        prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
     # A mask over a whole row costs the square of its length.
     most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, prompt)
+    return Rows(documents, rows, held_out, _prompt(documents, validation, length), len(validation))
+
+
+def _prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -108,7 +114,7 @@ def train(
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
     identity = _identity(run, rows, cost, stage, chosen.data)
     _refuse_differences(identity, rt)
-    about = _about(identity, parent, chosen, rt)
+    about = _about(chosen, rt, identity, parent)
     progress = loop.Progress()
     if saved:
         resume.refuse_changes(saved, identity)
@@ -118,17 +124,15 @@ def train(
             resume.finish(saved, run, _meta(about, run, progress))
             return 0
 
-    say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
-    say(plan.describe(run))
+    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+    say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
-    tracker = Tracker(
-        output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
-        project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
-    )  # fmt: skip
+    run_id = saved.info.run_id if saved else None
+    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
-        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
-    )  # fmt: skip
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), group
+    )
     try:
         with StopRequest() as request:
             stopped = loop.train(run, progress, tracker, saver.save, request)
@@ -156,10 +160,12 @@ def _assemble(
         together = training.batch_size * rt.world
         validation = Batches(rows.cache, rows.validation, cost, rows_per_step=together, seed=None, **share)
     steps = training.max_steps or training.epochs * batches.steps_per_epoch
-    warmup = _warmup(training, steps, saved)
+    warmup = training.warmup_iters
+    if warmup is None:  # the usual share of the run as it was first planned, also of one that was made longer
+        warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
     wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
@@ -167,9 +173,7 @@ def _assemble(
         runtime=rt,
         model=model,
         loss=wrapped,
-        optimizers=optim.build(
-            model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
-        ),
+        optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
         batches=batches,
@@ -186,13 +190,6 @@ def _assemble(
     if rt.rank:
         torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return run
-
-
-def _warmup(training: Training, steps: int, saved: resume.Saved | None) -> int:
-    """Steps of warm-up, by default the usual share of the run as it was first planned, also if it was made longer."""
-    if training.warmup_iters is not None:
-        return training.warmup_iters
-    return saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
 
 
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
@@ -224,21 +221,15 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
             )
 
 
-def _about(identity: dict, parent: str | None, chosen: Chosen, rt: Runtime) -> dict[str, Any]:
-    """What the .json beside the weights says from the start."""
-    return {
-        "stage": identity["stage"],
-        "parent": parent,
-        "on_sample": chosen.data.on_sample,
-        "config": identity["config"],
-        "tokenizer": identity["tokenizer"],
-        "machine": rt.machine(),
-        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
-    }
+def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None) -> dict[str, Any]:
+    """What the .json beside the weights says of a run from its beginning on."""
+    known = {name: identity[name] for name in ("stage", "config", "tokenizer")}
+    flags = chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]}
+    return known | {"parent": parent, "on_sample": chosen.data.on_sample, "machine": rt.machine(), "flags": flags}
 
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
-    """The .json beside the weights."""
+    """The .json beside the weights; its longest part, the flags, comes last."""
     done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
-    flags = about["flags"]
-    return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
+    start = {name: value for name, value in about.items() if name != "flags"}
+    return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}

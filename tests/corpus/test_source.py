@@ -1,12 +1,12 @@
-"""The stage's file is fetched when it is asked for, once, and by the program that is installed beside this Python."""
+"""Where a stage's rows come from."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from engine import options
 from engine.corpus import source
-from engine.options import Data, download_command
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for modelscope is a shell script")
@@ -25,18 +25,4 @@ def test_a_download_runs_the_program_beside_this_python_and_says_how_it_failed(t
             source.download("sft_512.jsonl")
     program.write_text('#!/bin/sh\necho "$@" > sft_512.jsonl\n')
     source.download("sft_512.jsonl")
-    assert Path("sft_512.jsonl").read_text().split() == download_command("sft_512.jsonl").split()[1:]
-
-
-def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fetched = []
-    monkeypatch.setattr(source, "download", fetched.append)
-    data = Data(download=True, data_file="pretrain.jsonl")
-    assert source.files_of(data) == [Path("pretrain.jsonl")]
-    Path("pretrain.jsonl").write_text("{}\n")
-    source.files_of(data)
-    assert fetched == ["pretrain.jsonl"]
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):
-        source.files_of(Data(download=True, data_file="r1_1024.jsonl"))
+    assert Path("sft_512.jsonl").read_text().split() == options.download_command("sft_512.jsonl").split()[1:]

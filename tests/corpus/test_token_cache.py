@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset, fingerprint
-from engine.corpus import bpe, jsonl, token_cache
+from engine.corpus import jsonl, token_cache
+from engine.corpus.bpe import first_pass
 from engine.corpus.token_cache import open_or_build
 
 
@@ -287,7 +288,14 @@ def test_the_tokenizer_learns_from_the_rows_that_training_learns_from(build, tmp
     a = write(tmp_path / "a.jsonl", [*numbered(300, "a"), *numbered(9, "a")], [7])
     b = tmp_path / "b.jsonl"
     b.write_bytes(BOM + write(b, numbered(200, "b")).read_bytes().replace(b"\n", b"\r\n\r\n"))
-    size, hashes = bpe.first_pass([a, b], 0.01, strict=False)
-    assert hashes == held(build(a, b))
-    assert all(len(part) >= 60 for part in hashes)
+    size, hidden = first_pass([a, b], 0.01, strict=False)
+    parts = held(build(a, b))
+    assert hidden == set().union(*parts) and all(len(part) >= 60 for part in parts)
     assert size == sum(len(text.encode()) for text in [*numbered(300, "a"), *numbered(9, "a"), *numbered(200, "b")])
+
+
+def test_a_gz_file_that_breaks_off_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "abc"}\n' * 5000)[:-20])
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: damaged"):
+        list(jsonl.blocks(path))

@@ -1,11 +1,11 @@
 """A working folder with data of three kinds and, for every stage, the outcome of a run that was never disturbed."""
 
+import json
 import os
 
 import pytest
-from faults.harness import LATER, TINY, go
+from harness import LATER, TINY, go
 from hypothesis import HealthCheck, settings
-from making import chat, write_rows
 
 settings.register_profile("short", max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("faults", settings.get_profile("short"), max_examples=100)
@@ -16,6 +16,10 @@ def pytest_collection_modifyitems(items):
     """The long ones only when they are asked for."""
     if not os.environ.get("ALL_FAULTS"):
         items[:] = [item for item in items if not item.get_closest_marker("faults")]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +36,10 @@ def home(tmp_path_factory):
     for name, answer in (("sft_512", "是{}。"), ("r1_1024", "<think>\n加一\n</think>\n<answer>\n{}\n</answer>")):
         write_rows(
             folder / f"{name}.jsonl",
-            [chat(f"{i}加一是多少？", answer.format(i + 1) + "好。" * (i % 5)) for i in range(60)],
-        )
+            [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"},
+                                {"role": "assistant", "content": answer.format(i + 1) + "好。" * (i % 5)}]}
+             for i in range(60)],
+        )  # fmt: skip
     return folder
 
 

@@ -1,6 +1,7 @@
 """Runs that can be killed: stages in processes forked from one that has imported everything, and under torchrun."""
 
 import importlib
+import json
 import os
 import resource
 import signal
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from making import log_of, tensors, weights
+import torch.distributed.checkpoint as dcp
+from making import WALL_CLOCK
 
 from engine import cli, loop, packing
 from engine.checkpoint import state
+from engine.checkpoint.safe_reader import PlainReader
 from engine.log import tracker
 from engine.stage import plan
 
@@ -30,7 +33,7 @@ LATER = NUMBERS.split()
 TINY = SHAPE.split() + LATER
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["faults.harness", "pretrain", "SFT", "distill"])
+FORKS.set_forkserver_preload(["harness", "pretrain", "SFT", "distill"])
 
 
 # ------------------------------------------------------------------------------------------------- forked stages
@@ -142,12 +145,12 @@ def limit_at(first_save: int, limit) -> None:
 
 def torchrun(stage: str, argv: list[str], cwd: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / f"{stage}.py"), *argv]
+    log = cwd / f"said-{time.monotonic_ns()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if "--standalone" not in options:
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as runs/multi_node.sh
-    log = cwd / f"said-{time.monotonic_ns()}"
-    with open(log, "wb") as file:
-        process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    with open(log, "wb") as said:
+        process = subprocess.Popen(command, cwd=cwd, stdout=said, stderr=subprocess.STDOUT, env=environment)
     process.log = log
     return process
 
@@ -186,13 +189,27 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
 # ----------------------------------------------------------------------------------------------------- comparing
 
 
+def rows(metrics: Path) -> list[dict]:
+    """The log without what a clock decides."""
+    lines = metrics.read_bytes().split(b"\n")[:-1]
+    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
+
+
+def tensors(states: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer values of the newest state."""
+    reader = PlainReader(state.find_newest(states) / "tensors")
+    found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return found
+
+
 def differences(one: Path, other: Path, stage: str) -> list[str]:
     """What is not bitwise the same in two folders of results; [] when nothing was lost."""
     found = []
-    mine, theirs = (weights(folder / f"{stage}.pth") for folder in (one, other))
+    mine, theirs = (torch.load(folder / f"{stage}.pth", weights_only=True) for folder in (one, other))
     found += [name for name in mine if not torch.equal(mine[name], theirs[name])]
     mine, theirs = (tensors(folder / f"{stage}.state") for folder in (one, other))
     found += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
-    if log_of(one / f"{stage}.metrics.jsonl") != log_of(other / f"{stage}.metrics.jsonl"):
+    if rows(one / f"{stage}.metrics.jsonl") != rows(other / f"{stage}.metrics.jsonl"):
         found.append("metrics")
     return found

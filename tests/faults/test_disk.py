@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from faults.harness import differences, go
+from harness import differences, go
 
 from engine.checkpoint import state
 from engine.stage import plan

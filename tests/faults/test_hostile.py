@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.harness import ROOT
+from harness import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from making import actions_of
@@ -21,7 +21,7 @@ import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, load_tokenizer
-from engine import cli, loop, optim
+from engine import cli, loop, optim, options
 from engine.checkpoint import state
 from engine.checkpoint.run_info import read_info
 from engine.checkpoint.weights import cpu_weights, load_model, shape_json
@@ -88,7 +88,9 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     with contextlib.redirect_stderr(io.StringIO()):
         outcome = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
     if outcome != "done":
-        assert not good, outcome
+        assert not good or "rows are bad" in outcome or "not JSONL" in outcome, (
+            outcome
+        )  # mostly bad, or of another kind
         return
     cache = found[0]
     kept = {
@@ -97,7 +99,7 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     encoder = kind(tokenizer)
     for line in good:
         assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in kept
-    assert cache.meta["rows"] == len(cache) + cache.meta["bad"]
+    assert cache.meta["rows"] == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
@@ -140,21 +142,21 @@ def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small_toke
 # -------------------------------------------------------------------------------------------------------------- flags
 
 NUMBERS = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
-NOT_TRIED = {
-    "--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokenizer_dir",
-    "--num_workers", "--max_steps",  # one costs processes, the other decides how long the test takes
-}  # fmt: skip
+BOUNDED = {"--num_workers", "--max_steps"}  # one costs processes, the other decides how long the test takes
+NOT_TRIED = {"--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokenizer_dir", "--help"}
 
 
-def flags_with_values(script) -> list[str]:
+def numeric_flags(script) -> list[str]:
     """The flags of a stage that take a value, except those that would leave this machine or its folders."""
-    return [flag for flag, action in actions_of(script).items() if action.nargs != 0 and flag not in NOT_TRIED]
+    return sorted(
+        {action.option_strings[0] for action in actions_of(script) if action.nargs != 0} - NOT_TRIED - BOUNDED
+    )
 
 
 @pytest.mark.parametrize("script", [pretrain, SFT, distill], ids=lambda script: script.__name__)
 @given(data=st.data())
 def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place, undisturbed, home, tokenizer):
-    names = data.draw(st.lists(st.sampled_from(flags_with_values(script)), min_size=1, max_size=3, unique=True))
+    names = data.draw(st.lists(st.sampled_from(numeric_flags(script)), min_size=1, max_size=3, unique=True))
     words = [word for name in names for word in (name, data.draw(NUMBERS))]
     argv, whole = undisturbed[script.__name__]
     shutil.rmtree(place / "flags", ignore_errors=True)
@@ -200,7 +202,7 @@ def seal(path: Path) -> None:
 
 def a_model() -> tuple[SpongeBob, list]:
     model = SpongeBob(LLMConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=96, dropout=0.1))
-    return model, optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)
+    return model, optim.build(model, options.Training(optimizer="adamw", learning_rate=1e-3))
 
 
 def open_state(path: Path) -> None:
@@ -273,8 +275,8 @@ def test_an_altered_state_is_passed_over_or_one_line(spots, cut, which, sealed, 
         seal(path)
         attempt(lambda: open_state(path))
     elif file.read_bytes() != before and file.name != "manifest.json":
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             assert state.find_newest(states).name == "00000009"
     else:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             assert state.find_newest(states) is not None

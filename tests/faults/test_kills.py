@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from faults.harness import begin, differences, end, go, wait_for
+from harness import begin, differences, end, go, wait_for
 
 EVERYTHING = bool(os.environ.get("ALL_FAULTS"))
 TRIES = 20 if EVERYTHING else 2

@@ -8,8 +8,7 @@ import time
 
 import pytest
 import torch
-from faults.harness import LATER, differences, ended, free_port, go, torchrun, wait_for, workers
-from making import log_of, tensors
+from harness import LATER, differences, ended, free_port, go, rows, tensors, torchrun, wait_for, workers
 
 TWO = "--standalone", "--nproc_per_node=2"
 
@@ -33,7 +32,7 @@ def two(home, undisturbed):
 
 def assert_close(one, other, stage="pretrain") -> None:
     """To float tolerance: every row of the log and all tensors."""
-    logs = [log_of(folder / f"{stage}.metrics.jsonl") for folder in (one, other)]
+    logs = [rows(folder / f"{stage}.metrics.jsonl") for folder in (one, other)]
     assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
     for mine, theirs in zip(*logs, strict=True):
         for key in mine.keys() - {"sample"}:

@@ -1,20 +1,63 @@
 """The report is one page that loads nothing, says what the files say, and shows what a model wrote as text."""
 
 import json
+from html.parser import HTMLParser
 
 import pytest
-from making import chat, save_checkpoint, tiny, write_rows
-from pages.browser import Page
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import eval_model
-from engine.pages import report
+from Config import LLMConfig
+from dataset import fingerprint, load_tokenizer
+from engine import flags
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.pages import html, report
+from model import SpongeBob
 
 HOSTILE = "<script>alert(1)</script> & \u2028<b>"
 
 
+class Page(HTMLParser):
+    """What a browser would see: open tags are counted, links and scripts are noted."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.open, self.outside, self.lines, self.words = [], [], [], []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        names = dict(attributes)
+        if tag == "script" or names.keys() & {"src", "href", "onload", "onerror", "action"}:
+            self.outside.append((tag, names))
+        if tag == "polyline":
+            self.lines.append([tuple(map(float, point.split(","))) for point in names["points"].split()])
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, words):
+        self.words.append(words)
+
+
 def leave(folder, name, stage, parent=None, **meta):
-    model = tiny(seed=len(name), dim=32, n_layers=1, n_heads=2, n_kv_heads=1)
-    save_checkpoint(model, folder / f"{name}.pth", stage=stage, parent=parent, **meta)
+    torch.manual_seed(len(name))
+    model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=128))
+    tokenizer = fingerprint(load_tokenizer(flags.ROOT / "spongebob_tokenizer"))
+    meta |= {"stage": stage, "parent": parent, "config": shape_json(model.config), "tokenizer": tokenizer}
+    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +70,11 @@ def folder(tmp_path_factory):
     leave(folder, "pretrain", "pretrain", before=before, **after, **effort)
     metrics = [{"step": step, "loss": 8.0 - step / 10} for step in range(1, 31)]
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *metrics, {"step": 30, "val_loss": 2.5}])
-    rows = [chat(HOSTILE, "好", task="greeting"), {"text": "海风吹过码头。" * 40}]
+    turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "好"}]
+    rows = [{"conversations": turns, "task": "greeting"}, *({"text": "海风吹过码头。" * n} for n in (40, 9))]
     eval_model.main([
         "--save_dir", str(folder), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "4",
-        "--score", str(write_rows(folder / "rows.jsonl", rows)), "--baseline", str(folder / "pretrain.pth"),
+        "--score", write_rows(folder / "rows.jsonl", rows), "--baseline", str(folder / "pretrain.pth"),
     ])  # fmt: skip
     return folder
 
@@ -100,3 +144,25 @@ def test_a_checkpoint_without_scores_and_log_is_reported_all_the_same(tmp_path):
 def test_a_folder_without_checkpoints_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}: no checkpoint .*python pretrain.py"):
         report.write(tmp_path, tmp_path / "report.html")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_round_numbers_inside_the_range(low, width):
+    found = html.ticks(low, low + width)
+    assert 2 <= len(found) <= 6
+    assert all(low - 1e-3 * width <= tick <= low + 1.001 * width for tick in found)
+
+
+@pytest.mark.parametrize("points", [[(3, 1.0)], [(0, 2.0), (1, 2.0)], [(n, n * n) for n in range(5000)]])
+def test_a_chart_of_few_equal_or_many_points_is_drawn(points):
+    (line,) = Page(html.chart("t", [html.Line("l", points)], "x", "y")).lines
+    assert len(line) <= 302 and len(line) >= min(len(points), 2)
+    assert all(0 <= x <= html.WIDTH and 0 <= y <= html.HEIGHT for x, y in line)
+
+
+def test_rows_that_an_earlier_stage_was_scored_on_show_what_was_kept():
+    result = {"figures": {"exact": {"value": 0.9, "low": 0.8, "high": 1.0, "chance": 0.1, "n": 9}}}
+    stages = {name: {"stage": name} for name in ("SFT", "distill")}
+    scores = {"SFT": {"facts": result}, "distill": {"facts": result, "r1": result}}
+    heads = [row[0] for row in report.figures(stages, scores) if len(row) == 1]
+    assert "SFT, facts" in heads and "distill, facts (kept)" in heads and "distill, r1" in heads

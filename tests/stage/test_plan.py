@@ -1,23 +1,11 @@
-"""What a run says before it starts: warm-up, memory."""
+"""The plan's sizes are those of the documentation."""
 
 import pytest
 import torch
-from making import SHAPE, SHORT, log_of
 
-import pretrain
 from Config import PRESETS, LLMConfig
 from engine.stage.plan import memory_needed
 from model import SpongeBob
-
-
-def test_warm_up_is_a_tenth_of_a_short_run_and_the_plan_says_so(folder, capsys):
-    at = SHORT.index("--warmup_iters")
-    pretrain.main([*SHAPE, *SHORT[:at], *SHORT[at + 2 :], "--max_steps", "20", "--log_step", "1"])
-    assert "2 steps of warm-up" in capsys.readouterr().out
-    rates = [
-        row["learning_rate"] for row in log_of(folder / "results/pretrain.metrics.jsonl") if "learning_rate" in row
-    ]
-    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3]) and max(rates) == rates[2]
 
 
 @pytest.mark.parametrize("name, millions, whole, eighth", [("26M", 26, 394, 49), ("110M", 110, 1707, 213),
