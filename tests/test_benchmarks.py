@@ -152,7 +152,7 @@ def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
     save_weights(tmp_path / "fresh.pth", cpu_weights(model), {
-        "stage": "pretrain", "config": shape_json(model.config), "tokenizer": None})  # fmt: skip
+        "stage": "pretrain", "config": shape_json(model.config)})  # fmt: skip
     hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
            "prompts": [[1, 300, 301], [1, 400, 401]], "dtype": "float32"}  # fmt: skip

@@ -108,6 +108,7 @@ TRAINING = {
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
+    "--marks_are_borders": Case("", "weights", given="--data_path marks.jsonl"),
     "--dim": Case("16", "weights"),
     "--n_layers": Case("2", "weights"),
     "--n_heads": Case("2", "weights"),
@@ -138,6 +139,7 @@ CASES = {
         "--tag_tokens": Case("", "vocabulary"),
         "--val_fraction": Case("0.5", "vocabulary", given="--data_path many.jsonl"),
         "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
+        "--marks_are_borders": Case("", "vocabulary", given="--data_path marks.jsonl"),
     },
     "eval_model": {
         "--model_mode": Case("2", "answer"),
@@ -213,6 +215,8 @@ def home(tmp_path_factory):
     (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
     questions = [json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2}) for n in range(9)]
     (home / "questions.jsonl").write_text("\n".join(questions))
+    marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
+    (home / "marks.jsonl").write_text("\n".join(marks))
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
     learned = bpe.train(rows(50, "snail"), 300, tag_tokens=False)
     bpe.save(learned, home / "tokenizer")

@@ -12,7 +12,7 @@ BLUE, ORANGE, GREEN, GREY = "#ddeeff", "#ffe8d6", "#dff3e0", "#f0f1f3"
 
 def width_of(text: str, size: float) -> float:
     """About how wide a text is: a Chinese character is as wide as it is high, a Latin one about half of that."""
-    return size * sum(1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.55 for letter in text)
+    return size * sum(1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.62 for letter in text)
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:

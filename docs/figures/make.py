@@ -1,10 +1,11 @@
-"""Draw docs/figures/flow_en.svg and flow_zh.svg: how a line of JSONL becomes a step and a file.
+"""Draw the pictures of this folder: the flow of data, the model, and what the stages of the demo say.
 
     python docs/figures/make.py
 
 Plain SVG without any library; the same bytes each time.
 """
 
+import sys
 from html import escape
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def draw(language: str) -> str:
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *shapes, "</svg>", ""])
 
 
-if __name__ == "__main__":
+def pictures() -> dict[str, str]:
+    """{file name: SVG} of all of them."""
+    import architecture
+    import results
+
+    found = {}
     for language in FLOW:
-        (FOLDER / f"flow_{language}.svg").write_text(draw(language), encoding="utf-8", newline="\n")
+        found[f"flow_{language}.svg"] = draw(language)
+        found[f"architecture_{language}.svg"] = architecture.svg(language)
+        for stage in ("pretrain", "SFT", "distill"):
+            found[f"{stage}_{language}.svg"] = results.svg(stage, language)
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(FOLDER.parents[1]))  # for the model's shape
+    for name, content in pictures().items():
+        (FOLDER / name).write_text(content, encoding="utf-8", newline="\n")

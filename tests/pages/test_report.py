@@ -158,11 +158,3 @@ def test_a_chart_of_few_equal_or_many_points_is_drawn(points):
     (line,) = Page(html.chart("t", [html.Line("l", points)], "x", "y")).lines
     assert len(line) <= 302 and len(line) >= min(len(points), 2)
     assert all(0 <= x <= html.WIDTH and 0 <= y <= html.HEIGHT for x, y in line)
-
-
-def test_rows_that_an_earlier_stage_was_scored_on_show_what_was_kept():
-    result = {"figures": {"exact": {"value": 0.9, "low": 0.8, "high": 1.0, "chance": 0.1, "n": 9}}}
-    stages = {name: {"stage": name} for name in ("SFT", "distill")}
-    scores = {"SFT": {"facts": result}, "distill": {"facts": result, "r1": result}}
-    heads = [row[0] for row in report.figures(stages, scores) if len(row) == 1]
-    assert "SFT, facts" in heads and "distill, facts (kept)" in heads and "distill, r1" in heads
