@@ -64,7 +64,7 @@ def learned_positions(classes: Tensor) -> Tensor:
     learned = classes != NO_LOSS
     rounded = math.ceil(int(learned.sum()) / LOGIT_ROWS) * LOGIT_ROWS
     kept = learned.argsort(descending=True, stable=True)[:rounded]
-    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them (but not of chunks)
+    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them
     return kept
 
 
@@ -92,12 +92,14 @@ class TokenLoss(nn.Module):
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
             kept = cast(Tensor, learned_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
             hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
-        if not self.chunk:
-            return self._sums(hidden, labels, classes, cost)
-        parts = zip(*(tensor.split(self.chunk) for tensor in (hidden, labels, classes, cost)), strict=True)
-        return torch.stack([checkpoint(self._sums, *part, use_reentrant=False) for part in parts]).sum(0)
+        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, cost)
 
-    def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
+    @torch.compiler.disable  # a graph would hold so many chunks; what is compiled is `sums` (parallel.wrap)
+    def _in_chunks(self, *tensors: Tensor) -> Tensor:
+        parts = zip(*(tensor.split(self.chunk) for tensor in tensors), strict=True)
+        return torch.stack([checkpoint(self.sums, *part, use_reentrant=False) for part in parts]).sum(0)
+
+    def sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
         logits = self.model.output(hidden).float()  # (positions, V)
         nats = F.cross_entropy(logits, labels, reduction="none")  # (positions,)
         learned = classes != NO_LOSS

@@ -18,6 +18,8 @@ def wrap(
         if device.type == "cpu" and module.model.recompute:
             for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
                 layer.compile(dynamic=False)
+        if module.chunk:  # by itself, once for all lengths of a chunk
+            module.sums = torch.compile(module.sums, dynamic=True)
         module.compile(dynamic=False)
     if world == 1:
         return module
