@@ -54,5 +54,5 @@ def read_info(state: Path) -> RunInfo:
     if not ranks or not whole:
         odd.append("ranks")
     if odd:
-        raise ValueError(f"{file}: {', '.join(sorted(odd))} missing or not as this program writes it")
+        raise ValueError(f"{file}: {', '.join(sorted(set(odd)))} missing or not as this program writes it")
     return RunInfo(**content)
