@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -157,3 +160,18 @@ def prompts(count=4):
 
 def greedy(model, ids, count=12):
     return complete(model, [ids], max_new_tokens=count, end_id=EOS, temperature=0)[0]
+
+
+# ----------------------------------------------------------------------------------------- several processes
+
+
+def torchrun(program: Path, *words: object, processes: int = 2) -> str:
+    """What a program of tests/ prints that runs in several processes here."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
+         *map(str, words)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from making import ROOT
+from making import ROOT, torchrun
 
 from engine import options
 from engine.machine import runtime
@@ -42,3 +42,9 @@ def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 1000  # of the 16,384 pages that it has
+
+
+def test_processes_wait_for_what_the_main_one_makes_as_long_as_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = torchrun(ROOT / "tests/machine/waiting_ranks.py")
+    assert sorted(said.splitlines()) == [f"{rank} has what was made by the main process" for rank in range(2)]
