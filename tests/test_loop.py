@@ -21,6 +21,7 @@ from making import (
     same,
     weights,
 )
+from trace_recipe import trace
 
 import model as model_module
 import pretrain
@@ -74,7 +75,7 @@ def losses(folder, monkeypatch):
     monkeypatch.setattr(stage, "can_attend_by_document", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
-        steps = ["--max_steps", "100", "--log_step", "1", "--eval_step", "0", "--save_step", "0"]
+        steps = "--max_steps 100 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0".split()
         pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
         curve = [row["loss"] for row in rows(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
         assert len(curve) == 100 and curve[-1] < curve[0] - 1
@@ -172,3 +173,12 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
     batches, counts = loop.load_step(run, 0)
     _, norm, _ = loop.train_step(run, batches, counts.cost)
     assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_warm_step_enters_few_of_our_files_and_functions(tmp_path):
+    """Who wants to know what a step does has no more than these to read."""
+    _, step = trace(tmp_path)
+    files = {file for file, _ in step}
+    assert {Path(file).name for file in files} >= {"loop.py", "loss.py", "model.py", "packing.py"}
+    assert len(files) <= 9
+    assert len(step) <= 46
