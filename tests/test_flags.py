@@ -435,11 +435,17 @@ def test_the_help_of_the_long_stage_shows_its_numbers(capsys):
     assert "tokens in a row (default: 1024)" in said and "(default: SFT_long)" in said
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_number_that_is_none_is_refused_by_name(value):
-    for name in ("learning_rate", "weight_decay", "max_minutes", "val_fraction"):
-        with pytest.raises(ValueError, match=f"--{name} {value} must be a finite number"):
-            chosen(pretrain, [f"--{name}={value}"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_number_that_is_not_finite_is_refused_by_name(name, capsys):
+    numeric = [action for action in actions_of(SCRIPTS[name]) if action.type in (int, float)]
+    assert numeric
+    for action in numeric:
+        for value in ("nan", "inf", "-inf"):
+            flag, needed = action.option_strings[-1], ["--format", "hf", "exported"] if name == "export" else []
+            words = [f"{flag}={value}"] if action.nargs is None else [flag, value]
+            with pytest.raises((ValueError, SystemExit)) as refused:  # argparse knows that these are no whole numbers
+                SCRIPTS[name].main([*needed, *words])
+            assert flag in str(refused.value) + capsys.readouterr().err, words
 
 
 def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path, monkeypatch):

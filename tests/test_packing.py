@@ -171,16 +171,23 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
 
-def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_none_is_dropped(chats):
+def test_a_conversation_without_a_complete_answer_is_cut(chats):
     cache, decode = chats
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    only = np.arange(1)
-    tail = cut_conversations(cache, only, first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == (0, 1, 0)
+    tail = cut_conversations(cache, np.arange(1), first_learned + 3)
+    assert tail.lengths.tolist() == [first_learned + 3]
+    assert tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
-    assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
-    nothing = cut_conversations(cache, only, first_learned - 1)
-    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == (0, 0, 1)
+
+
+def test_a_conversation_without_an_answer_is_dropped(chats):
+    cache, _ = chats
+    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
+    one_label = cut_conversations(cache, np.arange(1), first_learned)
+    assert one_label.lengths.tolist() == [first_learned]
+    nothing = cut_conversations(cache, np.arange(1), first_learned - 1)
+    assert len(nothing.starts) == len(nothing.lengths) == 0
+    assert nothing.cut == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches

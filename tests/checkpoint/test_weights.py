@@ -1,8 +1,6 @@
 """Weights of others: published ones load, pickled code and other tokenizers' are refused, exports say the same."""
 
 import json
-import os
-import pickle
 
 import pytest
 import torch
@@ -31,19 +29,6 @@ def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_pa
     assert "does not say which tokenizer" in ask.warned
     ids = SFTDataset(TOKENIZER).prompt([{"role": "user", "content": "你好"}])
     assert out.endswith(TOKENIZER.decode(greedy(model, ids), skip_special_tokens=False) + "\n")
-
-
-def test_pickled_code_is_refused(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"tok_embeddings.weight": Bomb()}, protocol=2))
-    torch.save({"tok_embeddings.weight": Bomb()}, tmp_path / "zipped.pth")
-    for name in ("bomb", "zipped"):
-        with pytest.raises(ValueError, match="not a readable checkpoint"):
-            eval_model.main(["--ckpt", str(tmp_path / f"{name}.pth"), "--prompt", "x"])
-    assert not (tmp_path / "exploded").exists()
 
 
 def test_another_tokenizers_weights_are_refused(model, tmp_path):

@@ -98,7 +98,7 @@ def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
     ("The answer is (G).", "g"), ("选C", "C"), ("ABD", "答案是 ABD。"), ("Yes", "The answer is yes."),
     ("三 七", "三七"),
 ])  # fmt: skip
-def test_the_same_answer_in_other_clothes_is_correct(given, wanted):
+def test_equivalent_answers_are_correct(given, wanted):
     assert judge.same_answer(given, wanted)
     assert judge.same_answer(wanted, given)
 

@@ -44,15 +44,6 @@ def test_a_system_message_changes_the_prompt(ask):
         ask("--model_mode", 0, "--system", "说英语", "--prompt", "你好")
 
 
-@pytest.mark.parametrize("mode, long, command", [
-    (0, [], "python pretrain.py"), (1, [], "python SFT.py"), (1, ["--long"], "python SFT.py --long"),
-    (2, [], "python distill.py"), (2, ["--long"], "python distill.py --long"),
-])  # fmt: skip
-def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, mode, long, command):
-    with pytest.raises(ValueError, match=f"no such checkpoint. Make it with: {command} \\("):
-        eval_model.main(["--save_dir", str(tmp_path), "--model_mode", str(mode), *long])
-
-
 @pytest.mark.parametrize("argv, words", [
     (["--long", "--model_mode", "0"], "--long"), (["--long", "--ckpt", "a.pth"], "--long"),
     (["--temperature", "-1"], "--temperature -1"), (["--top_p", "1.5"], "--top_p 1.5"), (["--top_p", "0"], "--top_p 0"),

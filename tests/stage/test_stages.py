@@ -17,6 +17,7 @@ from making import (
 )
 
 import distill
+import eval_model
 import pretrain
 import SFT
 from engine import cli, loop, options
@@ -139,15 +140,18 @@ def test_a_shape_flag_that_contradicts_the_checkpoint_is_refused(folder):
         SFT.main([*SHORT, "--n_heads", "8"])
 
 
-def test_a_missing_parent_says_which_command_makes_it(folder):
-    for main, argv, command in (
-        (SFT.main, [], "python pretrain.py"),
-        (SFT.main, ["--long"], "python SFT.py"),
-        (distill.main, [], "python SFT.py"),
-        (distill.main, ["--long"], "python SFT.py --long"),
-    ):
-        with pytest.raises(ValueError, match=rf"Make it with: {command} \("):
-            main([*argv, *SHORT])
+@pytest.mark.parametrize("main, argv, command", [
+    (SFT.main, SHORT, "python pretrain.py"),
+    (SFT.main, ["--long", *SHORT], "python SFT.py"),
+    (distill.main, SHORT, "python SFT.py"),
+    (distill.main, ["--long", *SHORT], "python SFT.py --long"),
+    (eval_model.main, ["--model_mode", "0"], "python pretrain.py"),
+    (eval_model.main, ["--model_mode", "1"], "python SFT.py"),
+    (eval_model.main, ["--model_mode", "2", "--long"], "python distill.py --long"),
+])  # fmt: skip
+def test_a_missing_checkpoint_says_which_command_makes_it(folder, main, argv, command):
+    with pytest.raises(ValueError, match=rf"no such checkpoint. Make it with: {command} \("):
+        main(argv)
 
 
 @pytest.mark.parametrize("argv, words", [
