@@ -92,7 +92,7 @@ class TokenLoss(nn.Module):
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
             kept = cast(Tensor, learned_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
             hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
-        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, cost)
+        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, cost)  # pyright: ignore[reportCallIssue]
 
     @torch.compiler.disable  # a graph would hold so many chunks; what is compiled is `sums` (parallel.wrap)
     def _in_chunks(self, *tensors: Tensor) -> Tensor:
