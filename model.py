@@ -122,7 +122,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_se
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
     if q.is_cuda:
         return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens)
-    return _document_by_document(q, k, v, cu_seqlens)
+    return _document_by_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -138,7 +138,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     shape, groups = q.shape, q.shape[2] // k.shape[2]
     # torch 2.11's kernel wants as many key-value heads as query heads.
     q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, shape[1], shape[1], window_size=(-1, 0)).view(shape)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, shape[1], shape[1], window_size=(-1, 0)).view(shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
@@ -170,7 +170,8 @@ class Attention(nn.Module):
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
-            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # (B, S, K, D)
+            # All that was said so far: (B, S, K, D).
+            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # pyright: ignore[reportArgumentType]
         return self.wo(attention(q, k, v, context.mask, context.cu_seqlens).flatten(2))
 
 
@@ -197,7 +198,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.attention.wo.init_scale = self.feed_forward.w2.init_scale = 1 / math.sqrt(2 * config.n_layers)
+        for added in (self.attention.wo, self.feed_forward.w2):
+            added.init_scale = 1 / math.sqrt(2 * config.n_layers)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
@@ -207,6 +209,7 @@ class Block(nn.Module):
 class SpongeBob(PreTrainedModel):
     """The whole decoder. `model(ids).logits` for everybody; training takes `hidden_states` and its own head."""
 
+    config: LLMConfig
     config_class = LLMConfig
     _tied_weights_keys = {"output.weight": "tok_embeddings.weight"}
     _no_split_modules = ["Block"]
@@ -217,6 +220,7 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.known_tokens = config.vocab_size  # the tokenizer's: ids from here on have no text and are never sampled
         self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
         self.post_init()  # initialises and ties the output to the embedding
 

@@ -28,6 +28,11 @@ def warn(words: object) -> None:
         tqdm.write(str(words), file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """Without the control characters and half surrogates that a terminal would obey or refuse."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def call_out(words: str) -> None:
     """To stderr from a signal handler: it may have interrupted a print, so Python's own buffer is not touched."""
     with suppress(OSError, ValueError, AttributeError):

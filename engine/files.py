@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -49,7 +50,7 @@ def to_json(content: object, indent: int | None = None) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def without_nan(content: object) -> object:
+def without_nan(content: Any) -> Any:
     """The same lists and dicts, with None for what is no finite number."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
@@ -74,3 +75,8 @@ def read_log(path: Path) -> list[dict]:
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
+
+
+def file_inside(path: Path) -> Path:
+    """The file in a folder of its own name, which `modelscope download --local_dir ./pretrain.jsonl` leaves."""
+    return path / path.name if (path / path.name).is_file() else path

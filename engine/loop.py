@@ -1,7 +1,5 @@
-"""The only training loop in the repository: train_step, validate, train.
-
-Everything a step needs is in Run, everything it changes beside the weights is in Progress. What happens in a step, and
-in which order, is read in train_step; what happens around it, in train.
+"""The only training loop: train_step, validate, train.
+Run is what a step needs, Progress what it changes beside the weights. train_step is a step, train what is around it.
 """
 
 import math
@@ -14,11 +12,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine import finite, optim
+from engine import optim
 from engine.generate.continuation import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
-from engine.machine import flops
+from engine.machine import finite, flops
 from engine.machine.parallel import gradient_sync, reshard, whole
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
@@ -93,8 +91,8 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
         take_step, is_finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
-        for parameter in parameters:
-            parameter.grad.masked_fill_(~is_finite, 0.0)
+        for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+            gradient.masked_fill_(~is_finite, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -119,7 +117,8 @@ def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """A step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    return [batch.to(run.runtime.device) for batch in batches], count(batches, run.token_bytes)
+    counts = count(batches, run.token_bytes, run.batches.positions(step))
+    return [batch.to(run.runtime.device) for batch in batches], counts
 
 
 @torch.no_grad()
@@ -143,10 +142,8 @@ def validate(run: Run, after: int = 0) -> dict:
     if not math.isfinite(nats["plain"]):
         raise ValueError(finite.BROKEN.format(after, "the held-out loss is"))
     counts = counts.over_ranks(run.runtime)
-    figures = {
-        "val_loss": nats["plain"] / counts.tokens,
-        "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
-    }
+    figures = {"val_loss": nats["plain"] / counts.tokens}
+    figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
     if counts.tags:
         figures["val_tag_loss"] = nats["tags"] / counts.tags
     figures["sample"] = sample(run)
@@ -213,7 +210,10 @@ def train(
         progress.window_counts += counts
         progress.window_waiting += waited
         all_finite &= result.finite
-        finite.count_skipped(run.scaler, progress, result.skipped)
+        progress.skipped += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        if result.skipped:
+            finite.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
 
         # 2. What is due after it.
         stop = why_stop(run, request, started)

@@ -6,13 +6,14 @@ from typing import Any
 
 from engine.checkpoint.weights import read_tensors
 
-VERSION = 2  # raise it when an older state cannot be continued
+VERSION = 3  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
 WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world": int},
     "progress": {"step": int, "tokens": int, "seconds": float, "before": dict, "validation": dict,
+                 "validated": int, "skipped": int, "skipped_in_a_row": int,
                  "window_counts": dict, "window_seconds": float, "window_waiting": float},
     "scaler": {},
 }  # fmt: skip
@@ -55,5 +56,5 @@ def read_info(state: Path) -> RunInfo:
     if not ranks or not whole:
         odd.append("ranks")
     if odd:
-        raise ValueError(f"{file}: {', '.join(sorted(odd))} missing or not as this program writes it")
+        raise ValueError(f"{file}: {', '.join(sorted(set(odd)))} missing or not as this program writes it")
     return RunInfo(**content)

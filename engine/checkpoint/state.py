@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 def copy_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """model.<name> and optimizer.<name>.<value>, copied to the CPU; a process's shard stays its shard."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     live = {f"model.{name}": parameter for parameter, name in names.items()}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
@@ -170,6 +170,7 @@ def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     _refuse_misfits(path, saved, parameters)
     tensors = {}
     for name, entry in saved.items():
+        assert isinstance(entry, TensorStorageMetadata)  # _refuse_misfits
         owner = parameters[_owner(name)]
         dtype = entry.properties.dtype
         tensors[name] = (

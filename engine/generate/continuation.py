@@ -12,7 +12,7 @@ from engine.machine.parallel import is_sharded
 def sample(run: Any) -> str:
     """A continuation of the run's held-out prompt, by the main process; the others only help to collect shards."""
     model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
-    if not run.runtime.main:
+    if not run.runtime.main or model is None:
         return ""
     seeded = torch.Generator(run.runtime.device).manual_seed(0)
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}

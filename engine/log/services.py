@@ -36,7 +36,8 @@ class Wandb(Silent):
             self.run = wandb.init(**options)
         except Exception as error:  # no network, a wrong key, a full project: none of them is worth a training run
             say(f"wandb: {first_line(error)}")
-            self.run = wandb.init(**options | {"mode": "offline"})
+            options["mode"] = "offline"
+            self.run = wandb.init(**options)
         if getattr(self.run, "offline", False):
             where = Path(self.run.dir).parent
             say(f"wandb: offline, the run lies in {where}; upload it later with: wandb sync {where}")
@@ -53,7 +54,7 @@ class Swanlab(Silent):
     """swanlab, with an account and a network, else in a local folder."""
 
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
-        import swanlab
+        import swanlab  # pyright: ignore[reportMissingImports] (optional)
 
         self.swanlab = swanlab
         mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"

@@ -10,24 +10,29 @@ from tqdm import tqdm
 from engine.console import warn
 from engine.files import first_line, read_log, to_json, without_nan, write_whole
 from engine.log import services
+from engine.options import Output
 
 
 class Tracker:
     """One run's log. On processes that are not the main one everything is silent.
 
     Args:
-        path: the .metrics.jsonl file; rows after `step` are cut off (a resumed run writes them again).
+        output: where the .metrics.jsonl file lies, and which service is told, too.
+        flags: of the run, for the service.
         steps: length of the run, for the progress bar.
-        step: steps that are done already.
-        service: one of options.TRACKERS; `run_id` continues a wandb run.
+        step: steps that are done already; rows after it are cut off (a resumed run writes them again).
+        run_id: of the run at the service that is continued.
     """
 
-    def __init__(self, path: Path, *, steps: int, step: int = 0, active: bool = True, service: str = "none",
-                 project: str = "SelfLLM-Engine", config: dict | None = None, run_id: str | None = None):  # fmt: skip
-        self.path, self.active = path, active
+    def __init__(
+        self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None
+    ):
+        self.path = path = output.metrics
+        self.active = active
         self.rows: list[dict] = []
         self.reminder: str | None = None  # a warning that every row repeats
-        self.service = services.open_service(service if active else "none", path, project, config, run_id, step)
+        service = output.service if active else "none"
+        self.service = services.open_service(service, path, output.wandb_project, flags, run_id, step)
         self.run_id = self.service.run_id
         if not active:
             return

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,13 +11,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def wrap(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str
+    module: Any, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str
 ) -> nn.Module:
     """The loss module as it is called in training; its weights stay those of `module`."""
     if compile:
         if device.type == "cpu" and module.model.recompute:
             for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
                 layer.compile(dynamic=False)
+        if module.chunk:  # by itself, once for all lengths of a chunk
+            module.sums = torch.compile(module.sums, dynamic=True)
         module.compile(dynamic=False)
     if world == 1:
         return module
@@ -40,7 +43,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def reshard(module: nn.Module) -> None:
+def reshard(module: Any) -> None:
     """Free the weights that FSDP gathered for a backward pass that does not come (after validation)."""
     if hasattr(module, "reshard"):
         module.reshard()
@@ -52,7 +55,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
+def gradient_sync(module: Any, last: bool) -> Iterator[None]:
     """Gradients travel between ranks once a step, with its last micro-batch. Must enclose forward too (DDP)."""
     if isinstance(module, DistributedDataParallel):
         with contextlib.nullcontext() if last else module.no_sync():

@@ -96,7 +96,7 @@ class Runtime:
                 raise SystemExit(2)  # the main process tells why
         if error:
             raise error
-        return result
+        return result  # pyright: ignore[reportReturnType] (None only where make() gave it)
 
     def main_first(self, make: Callable[[], T]) -> T:
         """make() on the main process, and when it is done on the others: it builds the token cache, they open it.
@@ -113,7 +113,7 @@ class Runtime:
             except (ValueError, OSError) as raised:
                 error = raised
         box = torch.tensor(error is not None)
-        dist.broadcast(box, 0, group=patient)
+        dist.broadcast(box, 0, group=patient)  # pyright: ignore[reportArgumentType]
         if error:
             raise error
         if box:

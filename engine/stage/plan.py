@@ -3,16 +3,20 @@
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from dataset import LOSS, TAG
+from engine.console import printable
+from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
 from engine.machine import parallel, rng
 from engine.packing import PackedRows
 
 
-def describe(run: Run) -> str:
-    """Steps, size, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
+def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
+    """Rows, steps, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
     rt, batches = run.runtime, run.batches
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     memory = memory_needed(parameters, rt.world if parallel.is_sharded(run.model) else 1)
@@ -21,6 +25,7 @@ def describe(run: Run) -> str:
         check_disk(run, needed)
     joined, length = batches.rows.joined, batches.rows.max_seq_len
     return (
+        f"data   {describe_rows(training, validation)}\n"
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
@@ -29,15 +34,36 @@ def describe(run: Run) -> str:
     )
 
 
+def describe_files(sources: Sequence[dict], held_out: int, cost: Mapping[int, float]) -> str:
+    """What was read from each file, and how much of it validation keeps."""
+    lines, total = [], sum(source["documents"] for source in sources)
+    for source in sources:
+        counts = RowCounts(**source["counts"])
+        read = [f"{rows:,} {schema}" for schema, rows in counts.about("schema").items()]
+        left_out = [f"{n:,} {name} left out" for name, n in (("bad", counts.bad), ("empty", counts.empty)) if n]
+        lines.append(f"file   {printable(source['name'])}: {counts.rows:,} rows ({', '.join(read + left_out)})")
+    lines[-1] += f"; held out: {held_out:,} of {total:,} documents (--val_fraction 0: none)"
+    untagged = sum(source["counts"]["noted"].get("tags none", [0])[0] for source in sources)
+    if untagged and cost[TAG] != cost[LOSS]:
+        lines.append(f"tags   none in an answer of {untagged:,} rows, which teach to answer without a thought")
+    return "\n".join(lines)
+
+
 def describe_rows(training: PackedRows, validation: PackedRows) -> str:
-    """How many tokens there are, and how well they fill their rows."""
-    cut = f", {training.pieces.cut:,} conversations shortened" if training.pieces.cut else ""
+    """How many tokens there are, how well they fill their rows, and what did not fit into one."""
     length = f"{training.joined} x {training.max_seq_len:,}" if training.joined > 1 else f"{training.max_seq_len:,}"
-    return (
-        f"{training.positions:,} tokens in {len(training):,} rows of {length} "
-        f"({training.density:.1%} of the positions are real tokens{cut}); "
-        f"held out: {validation.positions:,} tokens in {len(validation):,} rows"
-    )
+    lines = [
+        f"data   {training.positions:,} tokens in {len(training):,} rows of {length} ({training.density:.1%} of the "
+        f"positions are real tokens); held out: {validation.positions:,} tokens in {len(validation):,} rows"
+    ]
+    for name, rows in {"trained": training, "held out": validation}.items():
+        if any(rows.pieces.cut):
+            shortened, unended, dropped = rows.pieces.cut
+            lines.append(
+                f"cut    {name}, longer than a row: {shortened:,} conversations lost their last turns, {unended:,} end "
+                f"inside an answer (they teach never to stop), {dropped:,} dropped (no answer begins in the row)"
+            )
+    return "\n".join(lines)
 
 
 def memory_needed(parameters: int, shards: int = 1) -> int:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, fingerprint, token_bytes
 from engine import loop, optim
-from engine.checkpoint.weights import digest, open_checkpoint, shape_json
+from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
@@ -25,7 +25,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import STOPPED, StopRequest
-from engine.options import Data
+from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import lock, plan, resume
@@ -41,6 +41,7 @@ class Rows:
     training: PackedRows
     validation: PackedRows
     prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+    held_out: int  # documents that validation keeps
 
 
 # ------------------------------------------------------------------------------------- what a recipe does first
@@ -49,7 +50,7 @@ class Rows:
 def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     """The model of the stage before, with this stage's max_seq_len, and the path of its weights."""
     start = chosen.start
-    path = Path(start.init_from or f"{chosen.output.save_dir}/{start.parent}.pth")
+    path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
         rope_theta=start.rope_theta, flag="--init_from",
@@ -72,16 +73,21 @@ def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: 
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
     training, validation = documents.split(chosen.data.val_fraction)
-    prompt = []
-    if len(validation):
-        begin, end = documents.offsets[validation[0]], documents.offsets[validation[0] + 1]
-        learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
-        prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
     # A mask over a whole row costs the square of its length.
     most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, prompt)
+    return Rows(documents, rows, held_out, _prompt(documents, validation, length), len(validation))
+
+
+def _prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -109,24 +115,14 @@ def train(
 
 
 def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
-    """See train: what it does while this run alone has the name."""
     output = chosen.output
-    from_weights = digest(model) if parent else None
+    from_weights = weights_digest(model.state_dict()) if parent else None
     saved = resume.find(output, rt)
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
     identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
     _refuse_differences(identity, rt)
     name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
-    about = {
-        "run": name,
-        "stage": stage,
-        "parent": parent,
-        "on_sample": chosen.data.on_sample,
-        "config": identity["config"],
-        "tokenizer": identity["tokenizer"],
-        "machine": rt.machine(),
-        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
-    }
+    about = _about(chosen, rt, identity, parent, name)
     progress = loop.Progress()
     if saved:
         resume.refuse_changes(saved, identity)
@@ -136,18 +132,16 @@ def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
             resume.finish(saved, run, _meta(about, run, progress))
             return 0
 
-    say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
-    say(plan.describe(run))
+    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+    say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
     rt.from_main(lambda: resume.clear(output, saved))
-    tracker = Tracker(
-        output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
-        project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
-    )  # fmt: skip
+    run_id = saved.info.run_id if saved else None
+    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name,
-        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
-    )  # fmt: skip
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name, group
+    )
     with StopRequest() as request:
         try:
             stopped = loop.train(run, progress, tracker, saver.save, request)
@@ -180,7 +174,7 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
     wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
@@ -188,9 +182,7 @@ def _assemble(
         runtime=rt,
         model=model,
         loss=wrapped,
-        optimizers=optim.build(
-            model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
-        ),
+        optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
         batches=batches,
@@ -214,6 +206,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
     training, sources = run.training, rows.cache.meta["sources"]
     names = ("learning_rate", "schedule", "optimizer", "weight_decay", "grad_clip", "z_loss", "seed")
     held_out = rows.cache.hashes[rows.cache.split(data.val_fraction)[1]]
+    content = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
     return {
         "stage": stage,
         "config": shape_json(run.model.config),
@@ -225,7 +218,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
         "warmup_iters": run.warmup,
         "row_len": rows.training.row_len,
         "dtype": str(run.runtime.dtype),
-        "held_out": {"documents": len(held_out), "content": hashlib.blake2b(held_out, digest_size=8).hexdigest()},
+        "held_out": {"documents": len(held_out), "content": content},
     } | {name: getattr(training, name) for name in names}
 
 
@@ -239,9 +232,16 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
             )
 
 
+def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None, run: str) -> dict[str, Any]:
+    """What the .json beside the weights says of a run from its beginning on."""
+    known = {"run": run} | {name: identity[name] for name in ("stage", "config", "tokenizer")}
+    flags = chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]}
+    return known | {"parent": parent, "on_sample": chosen.data.on_sample, "machine": rt.machine(), "flags": flags}
+
+
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
-    """The .json beside the weights."""
+    """The .json beside the weights; its longest part, the flags, comes last."""
     done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
             "validated_at_step": progress.validated}  # fmt: skip
-    flags = about["flags"]
-    return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
+    start = {name: value for name, value in about.items() if name != "flags"}
+    return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}

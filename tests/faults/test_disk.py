@@ -92,7 +92,7 @@ def test_damage_to_any_file_of_the_newest_state_is_named_and_the_one_before_it_u
         shutil.copytree(states, copy)
         damaged(copy / file, how)
         assert state.find_newest(copy).name == "00000009", file
-        assert f"{copy / '00000012'} is damaged" in capsys.readouterr().out
+        assert f"{copy / '00000012'} is damaged" in capsys.readouterr().err
         assert (copy / "00000012.aside1").is_dir()  # nothing is deleted
         shutil.rmtree(copy)
 
