@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,46 +109,36 @@ def train(
     `cost` is what a label costs by its class. Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended
     the run before its last step.
     """
-    with ExitStack() as kept:
-        rt.from_main(lambda: kept.enter_context(lock.hold(chosen.output.weights.with_suffix(".lock"))))
-        return _train(model, rows, cost, chosen, rt, tokenizer, stage, parent)
-
-
-def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
     output = chosen.output
     from_weights = weights_digest(model.state_dict()) if parent else None
-    saved = resume.find(output, rt)
-    run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
-    identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
-    _refuse_differences(identity, rt)
-    name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
-    about = _about(chosen, rt, identity, parent, name)
-    progress = loop.Progress()
-    if saved:
-        resume.refuse_changes(saved, identity)
-        progress = resume.put_back(saved, run)
-        say(f"resuming after step {progress.step} of {run.steps}")
-        if progress.step >= run.steps:
-            resume.finish(saved, run, _meta(about, run, progress))
-            return 0
+    with lock.alone(output, rt):
+        saved = resume.find(output, rt)
+        run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
+        identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
+        _refuse_differences(identity, rt)
+        name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
+        about = _about(chosen, rt, identity, parent, name)
+        progress = loop.Progress()
+        if saved:
+            resume.refuse_changes(saved, identity)
+            progress = resume.put_back(saved, run)
+            say(f"resuming after step {progress.step} of {run.steps}")
+            if progress.step >= run.steps:
+                resume.finish(saved, run, _meta(about, run, progress))
+                return 0
 
-    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
-    say(plan.describe(run, rows.training, rows.validation))
-    say(plan.trial(run, progress))
-    rt.from_main(lambda: resume.clear(output, saved))
-    run_id = saved.info.run_id if saved else None
-    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
-    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
-    saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name, group
-    )
-    with StopRequest() as request:
-        try:
+        say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+        say(plan.describe(run, rows.training, rows.validation))
+        say(plan.trial(run, progress))
+        rt.from_main(lambda: resume.clear(output, saved))
+        run_id = saved.info.run_id if saved else None
+        tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+        group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
+        describe = lambda progress: _meta(about, run, progress)
+        saver = Saver(rt, output, tracker, describe, identity, resume.batch_of(run), name, group)
+        with StopRequest() as request, closing(tracker), saver:
             stopped = loop.train(run, progress, tracker, saver.save, request)
             saver.finish()
-        finally:
-            saver.wait()
-            tracker.close()
     say(plan.summary(run, progress))
     if stopped:
         say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")

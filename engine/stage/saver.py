@@ -39,6 +39,12 @@ class Saver:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     _pending: Future | None = None
 
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
     def save(self, run: Run, progress: Progress) -> None:
         """Copy the tensors now and write them in the thread.
 
