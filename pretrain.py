@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
     #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
     documents = stage.open_documents(PretrainDataset, tokenizer, chosen.data, rt)
-    rows = stage.pack(documents, split_documents, chosen, rt)
+    rows = stage.pack(documents, split_documents, chosen, rt, model)
 
     # 3. What a token costs, by its class: every token of a text as much as any other.
     cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}

@@ -20,6 +20,7 @@ from engine.generate import decode
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
 from engine.machine import flops
+from engine.machine.early_stop import OUT_OF_TIME, outcome, votes, why_stop
 from engine.machine.parallel import gradient_sync, is_sharded, reshard, whole
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
@@ -27,7 +28,6 @@ from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
 from model import SpongeBob
 
-OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
 NOT_FINITE = (
     "a loss or gradient between steps {} and {} was not finite; it was kept from the weights and nothing was saved "
     "since. Try a lower --learning_rate, more --warmup_iters, or --dtype float32; --resume goes on from the last state"
@@ -94,8 +94,9 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
         take_step, finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
+        spoilt = ~finite
         for parameter in parameters:
-            parameter.grad.masked_fill_(~finite, 0.0)
+            parameter.grad.masked_fill_(spoilt, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -138,7 +139,7 @@ def validate(run: Run) -> dict:
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
-    counts = counts.over_ranks(run.runtime)
+    counts, _ = counts.over_ranks(run.runtime)
     figures = {
         "val_loss": nats["plain"] / counts.tokens,
         "val_bits_per_byte": nats["text"] / math.log(2) / counts.bytes,
@@ -183,13 +184,6 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     return row
 
 
-def why_stop(run: Run, request: StopRequest, started: float) -> int:
-    """OUT_OF_TIME, SIGNAL or 0, the same on all ranks: clocks differ, and a signal may reach one process only."""
-    minutes = (time.perf_counter() - started) / 60
-    out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
-    return run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
-
-
 def train(
     run: Run, progress: Progress, tracker: Tracker, save: Callable[[Run, Progress], None], request: StopRequest
 ) -> str | None:
@@ -208,7 +202,9 @@ def train(
     run.loss.train()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         # 1. One optimizer step.
-        counts = counts.over_ranks(run.runtime)
+        ours = why_stop(request, run.training.max_minutes, started)
+        counts, theirs = counts.over_ranks(run.runtime, *votes(ours))
+        stop = outcome(theirs)
         optim.set_rate(run.optimizers, run.rate(progress.step))
         result = train_step(run, batches, counts.cost)
         progress.step += 1
@@ -219,7 +215,8 @@ def train(
         all_finite &= result.finite
 
         # 2. What is due after it.
-        stop = why_stop(run, request, started)
+        if run.runtime.world == 1:  # nobody to agree with: what came during the step counts, too
+            stop = why_stop(request, run.training.max_minutes, started)
         every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
         due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
         if not any(due.values()) and not stop:

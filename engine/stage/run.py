@@ -22,7 +22,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
-from engine.options import Data
+from engine.options import Data, Machine
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import plan, resume
@@ -68,9 +68,11 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
     return rt.main_first(make)
 
 
-def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime) -> Rows:
+def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime, model: SpongeBob) -> Rows:
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
+    if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
+        raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(chosen.data.val_fraction)
     prompt = []
     if len(validation):
@@ -78,7 +80,7 @@ def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: 
         learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
         prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
     # A mask over a whole row costs the square of its length.
-    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
+    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype, model.config.head_dim) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
     return Rows(documents, rows, held_out, prompt)
@@ -169,10 +171,14 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
+    refuse_wrong_dropout(model, machine, rt)
     model.to(rt.device)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
-    wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
+    wrapped = parallel.wrap(
+        loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel,
+        bf16_gradients=machine.bf16_gradients,
+    )  # fmt: skip
     run = loop.Run(
         runtime=rt,
         model=model,
@@ -196,6 +202,15 @@ def _assemble(
     if rt.rank:
         torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return run
+
+
+def refuse_wrong_dropout(model: SpongeBob, machine: Machine, rt: Runtime) -> None:
+    """torch keeps no random state of mps for checkpoint(): backward would drop other elements than forward did."""
+    if rt.device.type == "mps" and model.config.dropout and machine.activation_checkpointing:
+        raise ValueError(
+            f"dropout {model.config.dropout} with --activation_checkpointing does not work on mps, whose gradients "
+            "would be wrong; leave out one of them"
+        )
 
 
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
