@@ -153,6 +153,9 @@ class Machine(Device):
     )
     compile: bool = flag(False, "torch.compile: about a minute at the start, faster steps")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
+    bf16_gradients: bool = flag(
+        False, "copies of the model send their gradients in bf16: half the bytes, for slow links"
+    )
     deterministic: bool = flag(False, "the same bits in every run on CUDA, slower")
 
 
@@ -235,6 +238,8 @@ def _refuse_unread(chosen: Chosen) -> None:
     unread = [
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
         ("parallel", alone, "it is read where torchrun starts several processes"),
+        ("bf16_gradients", alone, "it is read where torchrun starts several processes"),
+        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for --parallel ddp, fsdp sums in fp32"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir", cached, "--data_path is a finished cache"),
         ("num_workers", cached, "--data_path is a finished cache"),

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def wrap(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str
-) -> nn.Module:
+    module: nn.Module, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False,
+    parallel: str = "ddp", bf16_gradients: bool = False,
+) -> nn.Module:  # fmt: skip
     """The loss module as it is called in training; its weights stay those of `module`."""
     if compile:
         if device.type == "cpu" and module.model.recompute:
@@ -20,9 +21,16 @@ def wrap(
         module.compile(dynamic=False)
     if world == 1:
         return module
+    if bf16_gradients and device.type != "cuda":
+        raise ValueError(f"--bf16_gradients: torch sums bf16 only between GPUs, and this is {device.type}")
     if parallel == "ddp":
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        copies = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        if bf16_gradients:
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            copies.register_comm_hook(None, bf16_compress_hook)
+        return copies
     if dtype == torch.float16:
         raise ValueError("--parallel fsdp needs --dtype bfloat16 or float32: each process would scale fp16 its own way")
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
