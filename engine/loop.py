@@ -21,7 +21,7 @@ from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
 from engine.machine import flops
 from engine.machine.early_stop import OUT_OF_TIME, outcome, votes, why_stop
-from engine.machine.parallel import gradient_sync, is_sharded, reshard, whole
+from engine.machine.parallel import Compiling, gradient_sync, is_sharded, reshard, whole
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
 from engine.options import Output, Training
@@ -52,6 +52,7 @@ class Run:
     end_id: int
     steps: int
     warmup: int
+    compiling: Compiling
     training: Training
     output: Output
 

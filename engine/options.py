@@ -151,11 +151,9 @@ class Machine(Device):
     activation_checkpointing: bool = flag(
         False, "keep only each block's input and compute the rest again in backward: a third slower, far less memory"
     )
-    compile: bool = flag(False, "torch.compile: about a minute at the start, faster steps")
+    compile: bool | None = flag(None, "torch.compile: about a minute, then faster steps; default: long runs on CUDA")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
-    bf16_gradients: bool = flag(
-        False, "copies of the model send their gradients in bf16: half the bytes, for slow links"
-    )
+    bf16_gradients: bool = flag(False, "DDP sends gradients in bf16: half the bytes, for GPUs without NVLink")
     deterministic: bool = flag(False, "the same bits in every run on CUDA, slower")
 
 
@@ -238,8 +236,7 @@ def _refuse_unread(chosen: Chosen) -> None:
     unread = [
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
         ("parallel", alone, "it is read where torchrun starts several processes"),
-        ("bf16_gradients", alone, "it is read where torchrun starts several processes"),
-        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for --parallel ddp, fsdp sums in fp32"),
+        ("bf16_gradients", alone or chosen.machine.parallel == "fsdp", "it is for DDP, under torchrun"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir", cached, "--data_path is a finished cache"),
         ("num_workers", cached, "--data_path is a finished cache"),

@@ -25,8 +25,13 @@ def describe(run: Run) -> str:
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
         f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world} processes), "
-        f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
+        f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up" + _compiling(run)
     )
+
+
+def _compiling(run: Run) -> str:
+    on, reason = run.compiling
+    return f"\ncompile {'on' if on else 'off'}: {reason}" if reason else ""
 
 
 def describe_rows(training: PackedRows, validation: PackedRows) -> str:

@@ -22,7 +22,7 @@ from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
-from engine.options import Data, Machine
+from engine.options import Data
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import plan, resume
@@ -171,12 +171,12 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    refuse_wrong_dropout(model, machine, rt)
     model.to(rt.device)
     model.recompute = machine.activation_checkpointing
     loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
+    compiling = resume.compiling(saved, machine, rt, steps * batches.micro_batches)
     wrapped = parallel.wrap(
-        loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel,
+        loss, rt.device, rt.dtype, rt.world, compile=compiling.on, parallel=machine.parallel,
         bf16_gradients=machine.bf16_gradients,
     )  # fmt: skip
     run = loop.Run(
@@ -196,21 +196,13 @@ def _assemble(
         end_id=end_id,
         steps=steps,
         warmup=warmup,
+        compiling=compiling,
         training=training,
         output=chosen.output,
     )
     if rt.rank:
         torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return run
-
-
-def refuse_wrong_dropout(model: SpongeBob, machine: Machine, rt: Runtime) -> None:
-    """torch keeps no random state of mps for checkpoint(): backward would drop other elements than forward did."""
-    if rt.device.type == "mps" and model.config.dropout and machine.activation_checkpointing:
-        raise ValueError(
-            f"dropout {model.config.dropout} with --activation_checkpointing does not work on mps, whose gradients "
-            "would be wrong; leave out one of them"
-        )
 
 
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:

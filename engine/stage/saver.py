@@ -50,7 +50,10 @@ class Saver:
             self._failed(progress.step, trouble)
             return
         changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
-        info = RunInfo(self.identity, self.batch, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks))
+        info = RunInfo(
+            self.identity, self.batch, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks),
+            run.compiling.on,
+        )  # fmt: skip
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:

@@ -51,6 +51,7 @@ def a_run(
     return loop.Run(
         runtime=rt, model=model, loss=module, optimizers=optimizers, scaler=rt.scaler(), rate=lambda step: 1e-3,
         batches=None, validation=None, tokenizer=None, token_bytes=None, prompt=[5, 6], end_id=2, steps=4, warmup=0,
+        compiling=parallel.Compiling(compile, ""),
         training=Training(), output=output,
     )  # fmt: skip
 

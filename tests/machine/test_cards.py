@@ -154,12 +154,12 @@ def test_the_random_state_of_mps_is_saved_and_put_back(monkeypatch):
 
 
 def test_dropout_with_recomputation_is_refused_on_mps():
-    model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, dropout=0.1))
-    mps = runtime.Runtime(torch.device("mps"), torch.float32)
-    with pytest.raises(ValueError, match="dropout 0.1 with --activation_checkpointing does not work on mps"):
-        stage.refuse_wrong_dropout(model, options.Machine(activation_checkpointing=True), mps)
-    stage.refuse_wrong_dropout(model, options.Machine(activation_checkpointing=True), runtime.Runtime(CPU, mps.dtype))
-    stage.refuse_wrong_dropout(model, options.Machine(), mps)
+    loss = TokenLoss(SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, dropout=0.1)))
+    assert parallel.wrap(loss, torch.device("mps"), torch.float32, 1) is loss
+    loss.model.recompute = True
+    assert parallel.wrap(loss, CPU, torch.float32, 1) is loss
+    with pytest.raises(ValueError, match="dropout 0.1 with --activation_checkpointing gives wrong gradients on mps"):
+        parallel.wrap(loss, torch.device("mps"), torch.float32, 1)
 
 
 # ----------------------------------------------------------------------------------------------- several processes
@@ -193,6 +193,7 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
         runtime=rt, model=model, loss=TokenLoss(model), scaler=rt.scaler(), rate=lambda step: 1e-3, batches=batches,
         optimizers=optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1), validation=None,
         tokenizer=None, token_bytes=torch.ones(100), prompt=[], end_id=2, steps=steps, warmup=0,
+        compiling=parallel.Compiling(False, ""),
         training=options.Training(), output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
     )  # fmt: skip
 
@@ -254,8 +255,8 @@ def test_bf16_gradients_are_refused_between_cpus():
 
 
 @pytest.mark.parametrize("world, more, told", [
-    ("1", [], "--bf16_gradients would change nothing: it is read where torchrun"),
-    ("2", ["--parallel", "fsdp"], "--bf16_gradients would change nothing: it is for --parallel ddp"),
+    ("1", [], "--bf16_gradients would change nothing: it is for DDP"),
+    ("2", ["--parallel", "fsdp"], "--bf16_gradients would change nothing: it is for DDP"),
 ])  # fmt: skip
 def test_bf16_gradients_are_refused_where_nothing_reads_them(world, more, told, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", world)
