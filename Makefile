@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults lint
+.PHONY: install demo test test-faults test-inductor lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -27,3 +27,12 @@ test-faults: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Triton is for CUDA machines: beside the CPU wheel it lies in a folder of its own, which only this target looks into.
+.inductor/triton: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .inductor triton==3.7.1
+	touch $@
+
+test-inductor:
+	@$(MAKE) --silent .inductor/triton || echo "not run: triton could not be installed"
+	@PYTHONPATH=.inductor $(BIN)/python -m benchmarks.inductor
