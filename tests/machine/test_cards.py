@@ -264,3 +264,16 @@ def test_bf16_gradients_are_refused_where_nothing_reads_them(world, more, told, 
     words = ["--bf16_gradients", "--data_path", str(options.SAMPLE / "pretrain.jsonl"), *more]
     with pytest.raises(ValueError, match=told):
         options.choose(None, words, numbers, on_sample={}, groups=[])
+
+
+def test_the_table_has_the_documents_there_are_and_none_longer_than_max_seq_len():
+    """The empty end of a row, too: the kernel would compute a longer document wrongly, without an error."""
+    documents = types.SimpleNamespace(
+        ids=torch.arange(40).numpy(), classes=torch.ones(40, dtype=torch.uint8).numpy(),
+        offsets=torch.tensor([0, 11, 22]).numpy(), meta={"end_id": 2},
+    )  # fmt: skip
+    rows = packing.pack(packing.split_documents(documents, torch.arange(2).numpy(), 16), 64, 0, 16)
+    costs = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
+    (batch,) = packing.Batches(documents, rows, costs, batch_size=8, rows_per_step=8, seed=0).step(0)
+    assert batch.cu_seqlens.tolist() == [0, 10, 20, 36, 52, 64, 80, 96, 112, 128] and batch.inputs.shape == (2, 64)
+    assert batch.cu_seqlens.dtype == torch.int32
