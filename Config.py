@@ -1,5 +1,7 @@
 """The shape of the model, and its checks."""
 
+import math
+
 from transformers import PretrainedConfig
 
 # Shapes by name; what is typed beside a preset wins. The names count the weights with 6,400 tokens (docs/scaling.md).
@@ -23,7 +25,7 @@ class LLMConfig(PretrainedConfig):
         multiple_of: see hidden_dim.
         norm_eps: added to the mean square in RMSNorm.
         max_seq_len: tokens of context the model is trained for; RoPE itself has no limit.
-        rope_theta: base of the rotary wavelengths (arXiv:2104.09864).
+        rope_theta: base of the rotary wavelengths (arXiv:2104.09864); None: that of rope_parameters, else 1e6.
         rope_scaling: None, or Llama 3.1's stretching of the long wavelengths:
             rope_type "llama3", factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
         dropout: probability that an element of a block's output is dropped in training.
@@ -53,7 +55,7 @@ class LLMConfig(PretrainedConfig):
         multiple_of: int = 64,
         norm_eps: float = 1e-5,
         max_seq_len: int = 512,
-        rope_theta: float = 1e6,
+        rope_theta: float | None = None,
         rope_scaling: dict | None = None,
         dropout: float = 0.0,
         rope_parameters: dict | None = None,
@@ -71,6 +73,10 @@ class LLMConfig(PretrainedConfig):
         unknown = [key for key in transformers_fields if not hasattr(PretrainedConfig, key) and key not in known]
         if unknown:
             raise ValueError(f"LLMConfig has no {', '.join(sorted(unknown))}")
+        if transformers_fields.get("tie_word_embeddings") is False:
+            raise ValueError("tie_word_embeddings=False: this model's output matrix is its embedding")
+        for name, value in {"dim": dim, "multiple_of": multiple_of, "norm_eps": norm_eps}.items():
+            _positive(name, value)
         self.dim = dim
         self.n_layers = n_layers
         self.n_heads = n_heads
@@ -80,13 +86,9 @@ class LLMConfig(PretrainedConfig):
         self.hidden_dim = hidden_dim or -(-8 * dim // 3 // multiple_of) * multiple_of
         self.norm_eps = norm_eps
         self.max_seq_len = max_seq_len
-        self.rope_theta = rope_theta
         # The one field in which transformers 5 keeps and saves all of RoPE's numbers; `rope_scaling` there is an alias.
-        self.rope_parameters = {
-            "rope_type": "default",
-            **(rope_scaling or rope_parameters or {}),
-            "rope_theta": rope_theta,
-        }
+        self.rope_parameters = rope_numbers(rope_theta, rope_scaling, rope_parameters)
+        self.rope_theta = self.rope_parameters["rope_theta"]
         self.dropout = dropout
         self._check()
         # Without tie_word_embeddings a reloaded output matrix is random.
@@ -116,17 +118,47 @@ class LLMConfig(PretrainedConfig):
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
-        if self.norm_eps <= 0 or self.rope_theta <= 0:
-            raise ValueError(f"norm_eps={self.norm_eps} and rope_theta={self.rope_theta} must be positive")
-        kind = self.rope_parameters["rope_type"]
-        if kind == "llama3":
-            wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-            if missing := wanted - self.rope_parameters.keys():
-                raise ValueError(f"rope_scaling: missing {', '.join(sorted(missing))}")
-            factor, low, high = (self.rope_parameters[k] for k in ("factor", "low_freq_factor", "high_freq_factor"))
-            if not 0 < low < high or factor < 1:
-                raise ValueError(
-                    f"rope_scaling: wanted 0 < low_freq_factor={low} < high_freq_factor={high}, factor={factor} >= 1"
-                )
-        elif kind != "default":
-            raise ValueError(f"rope_scaling: rope_type={kind!r} is not known, only 'llama3'")
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number")
+
+
+def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
+    """RoPE's numbers from the fields in which they are given, of which transformers has had three.
+
+    ValueError where two of them differ, and for whatever would silently not scale.
+    """
+    found = {"rope_theta": theta} if theta is not None else {}
+    for field, given in {"rope_scaling": scaling, "rope_parameters": parameters}.items():
+        if not isinstance(given, dict | None):
+            raise ValueError(f"{field}={given!r} must be a dict")
+        given = dict(given or {})
+        if "type" in given:  # what transformers called rope_type before
+            old = given.pop("type")
+            if given.setdefault("rope_type", old) != old:
+                raise ValueError(f"{field}: type is {old!r}, rope_type {given['rope_type']!r}")
+        if given.keys() - {"rope_theta"} and "rope_type" not in given:
+            raise ValueError(f"{field}: no rope_type beside {', '.join(sorted(given))}; give rope_type 'llama3'")
+        if differ := [name for name, value in given.items() if found.get(name, value) != value]:
+            raise ValueError(f"{field}: {differ[0]} is {given[differ[0]]!r}, but also given as {found[differ[0]]!r}")
+        found |= given
+    found = {"rope_type": "default", "rope_theta": 1e6} | found
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    kind, wanted = found["rope_type"], {"llama3": names, "default": ()}
+    if kind not in wanted:
+        raise ValueError(f"rope_scaling: rope_type={kind!r} is not known, only 'llama3'")
+    if missing := set(wanted[kind]) - found.keys():
+        raise ValueError(f"rope_scaling: missing {', '.join(sorted(missing))}")
+    if unknown := found.keys() - {"rope_type", "rope_theta", *wanted[kind]}:
+        raise ValueError(f"rope_scaling: {', '.join(sorted(unknown))} means nothing to rope_type {kind!r}")
+    for name in ("rope_theta", *wanted[kind]):
+        _positive(name, found[name])
+    if kind == "llama3":
+        factor, low, high = (found[name] for name in names[:3])
+        if not 0 < low < high or factor < 1:
+            raise ValueError(
+                f"rope_scaling: wanted 0 < low_freq_factor={low} < high_freq_factor={high}, factor={factor} >= 1"
+            )
+    return found

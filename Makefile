@@ -2,31 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults test-inductor lint
+.PHONY: install demo test test-faults test-inductor test-pages lint types
 
-.venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/installed: requirements.txt runs/install.py
+	$(PYTHON) runs/install.py
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-bench.txt requirements-eval.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PYTHON) runs/install.py --dev
 	touch $@
 
 install: .venv/installed
 
 demo: .venv/installed
-	PYTHON=$(BIN)/python bash runs/demo.sh
+	$(BIN)/python runs/demo.py
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
 test-faults: .venv/installed-dev
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
+test-pages: .venv/installed-dev
+	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Triton is for CUDA machines: beside the CPU wheel it lies in a folder of its own, which only this target looks into.
 .inductor/triton: .venv/installed

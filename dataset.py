@@ -1,8 +1,9 @@
 """What one JSONL row means: token ids and, for every token, the class of its loss.
 
-    {"text": ...}            <s>text</s>                                        all of it is learned
-    {"conversations": ...}   <s>system\\n...</s>\\n<s>user\\n...</s>\\n<s>assistant\\n...</s>\\n
-                             only the assistant's words and its </s> are learned
+    {"text": ...}                                 <s>text</s>       all of it is learned
+    {"conversations": [{"role", "content"}]}      <s>system\\n...</s>\\n<s>user\\n...</s>\\n<s>assistant\\n...</s>\\n
+    {"messages": ...}, ShareGPT's from and value  only the assistant's words and its </s> are learned
+    {"instruction", "input", "output"}            Alpaca's: the same, of one question and its answer
 
 The class of a token says what kind of thing predicting *it* is: 0 nothing to learn, 1 to be learned, 2 a token of a
 tag. What each class costs is said by the recipes. Nothing here imports torch: tokenising worker processes stay small.
@@ -11,34 +12,48 @@ tag. What each class costs is said by the recipes. Nothing here imports torch: t
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from engine.console import warn
+from engine.corpus.fitness import lost_bytes, unfit
+from engine.corpus.schemas import (
+    ALPACA,
+    TAGS,
+    TURNS,
+    BadRow,
+    EmptyRow,
+    alpaca_turns,
+    is_learned,
+    marks_in,
+    names_of,
+    read_turns,
+    text_of,
+    unread_fields,
+)
+
 # Part of the key of every token cache: raise it when rows would be encoded, or lie on disk, differently than before.
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 
 NO_LOSS, LOSS, TAG = 0, 1, 2
-ROLES = ("system", "user", "assistant")
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
 DEFAULT_SYSTEM = "你是 SpongeBob，一个从零开始训练出来的小小语言模型，乐于用简单的话帮助别人。"
 
-# The same rendering for other programs (transformers, llama.cpp); a test compares the two.
+# The same rendering for other programs (transformers, llama.cpp); a test compares the two. An empty first system
+# message means that there is none.
 CHAT_TEMPLATE = (
     "{% if not messages or messages[0]['role'] != 'system' %}{{ '<s>system\\n"
     + DEFAULT_SYSTEM
     + "</s>\\n' }}{% endif %}"
-    "{% for message in messages %}{{ '<s>' + message['role'] + '\\n' + message['content'] + '</s>\\n' }}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] != 'system' or message['content'] | trim %}"
+    "{{ '<s>' + message['role'] + '\\n' + message['content'] + '</s>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
-
-
-class BadRow(ValueError):
-    """A row that cannot be trained on; the message says what is wrong with it."""
 
 
 class Document(NamedTuple):
@@ -60,19 +75,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
         raise ValueError(f"{path}: not a tokenizer file ({error})") from None
-    missing = [token for token in (UNK, BOS, EOS) if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise ValueError(f"{path}: has no {' '.join(missing)}; this project needs {UNK} {BOS} {EOS}")
-    if tokenizer.get_vocab_size() > 2**16:
-        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens; ids are stored in 16 bits, at most 65536")
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
+    tokenizer.no_padding()
+    if problem := unfit(tokenizer, (UNK, BOS, EOS)):
+        raise ValueError(f"{path}: {problem}")
+    if lost := lost_bytes(tokenizer):
+        warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
     return tokenizer
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Twelve hex digits that change whenever a text might be encoded differently."""
-    content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
+    """Twelve hex digits that change whenever a text might be encoded differently; programs that save a tokenizer again
+    change what does not decide the ids. `of_all`: as it was reckoned before, of everything in the file."""
+    content = json.loads(tokenizer.to_str())
+    if not of_all:
+        content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
@@ -114,48 +134,70 @@ def line_hash(line: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(line.strip(), digest_size=8).digest(), "little")
 
 
-def held_out(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
-    """Which of one file's rows validation keeps: a boolean (n,), the rows with the smallest content hashes.
+def held_out_hashes(files: Sequence[np.ndarray], val_fraction: float) -> np.ndarray:
+    """The content hashes, sorted, of the rows that validation keeps; `files` are the hashes of each file, (n,).
 
-    A function of the content alone, so train_tokenizer.py, every stage and every later run agree on it. At least
-    64 rows and at most 2,000, but never more than half of the file; `val_fraction` 0 keeps none.
+    Of every file those with the smallest hashes, at least 64 rows and at most 2,000; what one file holds out is held
+    out everywhere. Never more than half of any file, so of equal rows none where they are most of it. A function of the
+    content alone: train_tokenizer.py, every stage and every later run agree on it. `val_fraction` 0 keeps none.
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1")
-    n = len(hashes)
-    count = min(max(round(n * val_fraction), 64), 2000, n // 2) if val_fraction else 0
-    if count == 0:
-        return np.zeros(n, dtype=bool)
-    return hashes <= np.partition(hashes, count - 1)[count - 1]
+    chosen = [_smallest(hashes, val_fraction) for hashes in files if val_fraction]
+    wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *chosen]))
+    room = np.array([len(hashes) // 2 for hashes in files])
+    found = [np.sort(hashes) for hashes in files]
+    rows = [np.searchsorted(part, wanted, "right") - np.searchsorted(part, wanted) for part in found]
+    kept = np.zeros(len(wanted), dtype=bool)
+    for at, taken in enumerate(np.array(rows).T):  # taken (files,): how often a row stands in each file
+        kept[at] = (taken <= room).all()
+        room = room - taken * kept[at]
+    return wanted[kept]
 
 
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {type(value).__name__}, expected a string")
-    if not value.strip():
-        raise BadRow(f"{name} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{name} holds half a surrogate pair, which is no UTF-8 text") from None
-    return value
+def held_out(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
+    """Which rows of a file that is read alone validation keeps: a boolean (n,)."""
+    return np.isin(hashes, held_out_hashes([hashes], val_fraction))
+
+
+def _smallest(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
+    """The smallest hashes of one file that are enough rows of it, and at most half."""
+    room = len(hashes) // 2
+    missing = min(max(round(len(hashes) * val_fraction), 64), 2000, room)
+    kept = []
+    for value, rows in zip(*np.unique(hashes, return_counts=True), strict=True):
+        if missing <= 0:
+            break
+        if rows <= room:  # equal rows are held out together, or not at all
+            kept.append(value)
+            room, missing = room - rows, missing - rows
+    return np.array(kept, dtype=np.uint64)
 
 
 class PretrainDataset:
     """{"text": "..."}: one document between <s> and </s>, every token of it learned (nothing predicts the <s>)."""
 
     field = "text"
+    valid = '{"text": "Once upon a time ..."}'
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
 
     @classmethod
-    def read(cls, row: dict) -> str:
-        """The row's content, or BadRow."""
+    def read(cls, row: dict, noted: set[str] | None = None) -> str:
+        """The row's content, or BadRow. What is worth a word is put into `noted`: "schema text", "mark <s>"."""
         if cls.field not in row:
-            raise BadRow(f'no field "{cls.field}"')
-        return _text(row[cls.field], f'"{cls.field}"')
+            raise BadRow(f'no field "{cls.field}"; it has {names_of(row)}')
+        text = text_of(row[cls.field], f'"{cls.field}"')
+        if noted is not None:
+            noted |= {"schema text"} | unread_fields(row, [cls.field]) | marks_in(text)
+        return text
+
+    @staticmethod
+    def parts(text: str) -> list[str]:
+        """The documents a row's content holds: one."""
+        return [text]
 
     def encode(self, texts: list[str]) -> list[Document]:
         """Many contents at once: the tokenizer is fastest in batches."""
@@ -168,6 +210,28 @@ class PretrainDataset:
         return documents
 
 
+class BorderedDataset(PretrainDataset):
+    """Texts in which <s> and </s> are written between documents: each is one of its own, and the marks are no letters.
+
+    For files of which one knows that (pretrain.py --marks_are_borders); in what a user types they stay letters.
+    """
+
+    _border = re.compile(f"{BOS}|{EOS}")
+
+    @classmethod
+    def read(cls, row: dict, noted: set[str] | None = None) -> str:
+        text = super().read(row, noted)
+        if noted is not None:
+            noted -= {f"mark {BOS}", f"mark {EOS}"}
+        if not cls.parts(text):
+            raise EmptyRow(f'"{cls.field}" holds marks alone')
+        return text
+
+    @classmethod
+    def parts(cls, text: str) -> list[str]:
+        return [part.strip() for part in cls._border.split(text) if part.strip()]
+
+
 class SFTDataset:
     """{"conversations": [{"role": ..., "content": ...}, ...]}: a chat of which the assistant's words are learned.
 
@@ -178,6 +242,7 @@ class SFTDataset:
     """
 
     field = "conversations"
+    valid = '{"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
     _tag = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 
     def __init__(self, tokenizer: Tokenizer):
@@ -185,30 +250,57 @@ class SFTDataset:
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
 
     @classmethod
-    def read(cls, row: dict) -> list[dict]:
-        """The row's turns as [{"role", "content"}], or BadRow."""
-        if cls.field not in row:
-            raise BadRow(f'no field "{cls.field}"')
-        turns = row[cls.field]
+    def holds(cls, row: dict) -> bool:
+        """Whether a row is a chat, in whatever schema."""
+        return any(name in row for name in (*TURNS, "instruction"))
+
+    @classmethod
+    def read(cls, row: dict, noted: set[str] | None = None) -> list[dict]:
+        """The row's turns as [{"role", "content"}], or BadRow; a turn that is not to be learned has "learned": False.
+
+        An empty system message stands first where the row says that there is none. `noted`: as in PretrainDataset,
+        also "field tool_calls" (not understood), "tags none" and "tags broken".
+        """
+        noted = set() if noted is None else noted
+        name = next((name for name in TURNS if row.get(name) is not None), next((n for n in TURNS if n in row), None))
+        if name is not None:
+            turns, schema, read = row[name], name, (name, "system")
+        elif "instruction" in row:
+            turns, schema, read = alpaca_turns(row), "Alpaca", ALPACA
+        else:
+            raise BadRow(f'no field "{cls.field}", "messages" or "instruction"; it has {names_of(row)}')
         if not isinstance(turns, list):
-            raise BadRow(f'"{cls.field}" is {type(turns).__name__}, expected a list')
+            raise BadRow(f'"{name}" is {type(turns).__name__}, expected a list')
         if not turns:
-            raise BadRow(f'"{cls.field}" is empty')
-        messages, spoken = [], 0
-        for number, turn in enumerate(turns):
-            if not isinstance(turn, dict):
-                raise BadRow(f"turn {number} is {type(turn).__name__}, expected an object")
-            # Some published rows have no roles; only then does the position speak.
-            role = turn.get("role") or ROLES[1 + spoken % 2]
-            if role not in ROLES:
-                raise BadRow(f"turn {number} has role {role!r}, expected one of {', '.join(ROLES)}")
-            if "content" not in turn:
-                raise BadRow(f'turn {number} has no field "content"')
-            messages.append({"role": role, "content": _text(turn["content"], f"content of turn {number}")})
-            spoken += role != "system"
-        if not any(message["role"] == "assistant" for message in messages):
-            raise BadRow("no assistant turn, so nothing to learn")
+            raise EmptyRow(f'"{name}" is empty')
+        messages = read_turns(turns, noted)
+        noted |= unread_fields(row, read)
+        if row.get("system") is not None:
+            system = {"role": "system", "content": text_of(row["system"], '"system"', may_be_empty=True)}
+            if messages[0]["role"] != "system":
+                messages.insert(0, system)
+            elif system["content"].strip() and messages[0] != system:
+                noted.add("field system")
+        answers = [message["content"] for message in messages if is_learned(message)]
+        if not answers:
+            raise BadRow("no assistant turn that is learned, so nothing to learn")
+        noted.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema}")
+        noted |= set().union(*(marks_in(message["content"]) for message in messages))
+        noted |= {f"tags {form}" for form in map(cls._form, answers) if form != "whole"}
         return messages
+
+    @classmethod
+    def _form(cls, answer: str) -> str:
+        """Whether an answer holds its tags in order: "whole", "broken" or "none". A thought may quote tags."""
+        found = cls._tag.findall(answer)
+        if not found:
+            return "none"
+        whole = found[0] == TAGS[0] and TAGS[1] in found and tuple(found[-2:]) == TAGS[2:]
+        return "whole" if whole else "broken"
+
+    @staticmethod
+    def parts(messages: list[dict]) -> list[list[dict]]:
+        return [messages]
 
     def pieces(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
         """The chat template: [(text to encode or one control id, loss class)].
@@ -219,9 +311,10 @@ class SFTDataset:
         """
         if not messages or messages[0]["role"] != "system":
             messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+        messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
         pieces: list[tuple[str | int, int]] = []
         for message in messages:
-            role, learned = message["role"], LOSS if message["role"] == "assistant" else NO_LOSS
+            role, learned = message["role"], LOSS if is_learned(message) else NO_LOSS
             pieces += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
             for text in self._tag.split(message["content"]):
                 pieces.append((text, TAG if learned and text in TAGS else learned))

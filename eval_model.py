@@ -61,7 +61,7 @@ class Talk(Flags):
 
     prompt: list[str] | None = flag(None, "answer each of these texts, in one batch", nargs="+", type=str)
     history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", least=0)
-    system: str | None = flag(None, "system message instead of the one the model was trained with")
+    system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
 
 
@@ -79,8 +79,6 @@ class Scoring(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.baseline and not Path(self.baseline).is_file():
-            raise ValueError(f"--baseline {self.baseline}: no such checkpoint")
         if min(self.shots) < 0:
             raise ValueError(f"--shots {min(self.shots)} must not be negative")
 
@@ -114,13 +112,17 @@ def choose(argv: list[str] | None) -> tuple[str, Chosen]:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
     refuse_unread(chosen.typed, mode, READS)
+    baseline = chosen.scoring.baseline
+    if baseline and not Path(baseline).is_file():
+        raise ValueError(f"--baseline {baseline}: no such checkpoint")
     return mode, chosen
 
 
-def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool]:
-    """A checkpoint, and whether it chats or continues a text."""
+def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
+    """A checkpoint, whether it chats or continues a text, and whether it was trained on the bundled sample."""
     model, meta = open_chosen(chosen, tokenizer, path)
-    return model.eval(), (meta.get("stage") or MODES[chosen.model_mode]) != "pretrain"
+    chats = (meta.get("stage") or MODES[chosen.model_mode]) != "pretrain"
+    return model.eval(), chats, bool(meta.get("on_sample"))
 
 
 def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
@@ -129,13 +131,17 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.device, seed=0)
 
     def measure(checkpoint: Path) -> tuple[dict, dict]:
-        model, chats = load(checkpoint, chosen.checkpoint, tokenizer)
+        model, chats, _ = load(checkpoint, chosen.checkpoint, tokenizer)
         settings = Settings(
             scoring.score_rows, chosen.answers.max_new_tokens, tuple(scoring.shots), chats, str(rt.dtype)
         )
         records = folder / f"{checkpoint.stem}.scores"
         with rt.autocast():  # as in validation, so that the figures compare
-            return score.score(model.to(rt.device), tokenizer, scoring.score, records, settings, scoring.score_batch)
+            try:
+                on_device: SpongeBob = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+                return score.score(on_device, tokenizer, scoring.score, records, settings, scoring.score_batch)
+            except FloatingPointError as error:
+                raise ValueError(f"{checkpoint}: {error}") from None
 
     results, records = measure(path)
     say(table.table(results))
@@ -144,34 +150,43 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
         changes = {name: score.compare(records[name], earlier[name]) for name in records}
         say(table.comparison(changes, scoring.baseline))
         for name, figures in changes.items():
-            kept = {"checkpoint": scoring.baseline, "figures": figures, "records": before[name]["records"]}
-            results[name]["baseline"] = kept
-    score.save(folder / f"{path.stem}.scores.json", results)
+            of = {key: before[name][key] for key in ("weights", "records")}
+            results[name]["baseline"] = {"checkpoint": scoring.baseline, "figures": figures} | of
+    target = scores_file(path, folder, next(iter(results.values()))["weights"])
+    score.save(target, results)
+    say(f"wrote {target}")
     say(table.markdown(path.stem, results))
+
+
+def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
+    """Where its figures lie. A checkpoint from elsewhere does not replace those of the folder's own of that name."""
+    own = folder / checkpoint.name
+    foreign = own.is_file() and not own.samefile(checkpoint)
+    return folder / f"{checkpoint.stem}{'-' + weights if foreign else ''}.scores.json"
 
 
 def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     """Chat, or answer --prompt."""
     talk, path = chosen.talk, chosen.checkpoint.path
-    model, chats = load(path, chosen.checkpoint, tokenizer)
+    model, chats, on_sample = load(path, chosen.checkpoint, tokenizer)
     rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
-    if talk.system and not chats:
+    if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     sampling = {name: value for name, value in vars(chosen.sampling).items() if name != "seed"}
     sampling["end_id"] = tokenizer.token_to_id(EOS)
-    model.to(rt.device, rt.dtype)
+    model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
     conversation = Conversation(model, tokenizer, chats, talk.system, chosen.answers.max_new_tokens, sampling)
     if talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:
-        terminal.chat(conversation, talk.history_cnt, talk.stream)
+        terminal.chat(conversation, talk.history_cnt, talk.stream, on_sample)
 
 
 def main(argv: list[str] | None = None) -> None:
     mode, chosen = choose(argv)
     for stream in (sys.stdin, sys.stdout):  # bytes that are no text, a console without Chinese
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":
         folder = Path(chosen.checkpoint.save_dir)
         say(report.summary(folder))

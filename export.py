@@ -2,33 +2,84 @@
 
 python export.py --format hf exported                 # results/SFT.pth as a folder for transformers
 python export.py --format hf exported --model_mode 2  # results/distill.pth
+python export.py --format page talk.html              # one web page that holds results/SFT.pth and talks
+python export.py --format page talk.html --stages     # every stage in --save_dir, with a slider between them
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
-from engine.flags import Flags, flag, parse
-from engine.options import Checkpoint
+from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
+from engine.options import MODES, ROAD, Checkpoint
+from engine.pages import chat_page
 
 
 @dataclass(frozen=True)
 class Export(Flags):
     """export"""
 
-    target: str = flag("", "folder to write; it must be new or empty", called="target", metavar="TARGET")
-    format: str = flag("hf", "hf: a LlamaForCausalLM in float32 with its tokenizer", choices=("hf",))
+    target: str = flag("", "new or empty folder (hf), or .html file (page)", called="target", metavar="TARGET")
+    format: str = flag(
+        "", "hf: a LlamaForCausalLM in float32 and its tokenizer; page: a web page that talks", choices=("hf", "page")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.format:
+            raise ValueError("--format: say which; hf is what transformers reads, page what a browser opens")
+
+
+@dataclass(frozen=True)
+class Page(Flags):
+    """page"""
+
+    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHTS)
+    stages: list[str] | None = flag(
+        None, "several checkpoints of --save_dir; without names: every stage there", nargs="*", metavar="NAME", type=str
+    )
+
+
+COMMON = names_in(Export, Checkpoint)
+ONE = {"model_mode", "long", "ckpt"}  # which checkpoint is meant
+READS = {  # the flags of each format
+    "--format hf": {*COMMON},
+    "--format page": {*COMMON, "weights", "stages"},
+    "--format page --stages": {*COMMON, "weights", "stages"} - ONE,
+}
+
+
+def checkpoints(chosen: Chosen) -> dict[str, Path]:
+    """What goes on the page: {name: .pth}."""
+    if chosen.page.stages is None:
+        return {chosen.checkpoint.path.stem: chosen.checkpoint.path}
+    folder = Path(chosen.checkpoint.save_dir)
+    found = {name: folder / f"{name}.pth" for name in chosen.page.stages or ROAD}
+    if not chosen.page.stages:
+        found = {name: path for name, path in found.items() if path.is_file()}
+    if not found:
+        raise ValueError(f"{folder}: no stage's checkpoint there; train one with: {ROAD['pretrain']}")
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
-    chosen = parse(__doc__, argv, Export, Checkpoint)
-    tokenizer_dir = chosen.checkpoint.tokenizer_dir
-    model, _ = open_chosen(chosen.checkpoint, load_tokenizer(tokenizer_dir))
-    hugging_face.to_hf(model, tokenizer_dir, chosen.export.target)
-    say(f"wrote {chosen.export.target}")
+    chosen = parse(__doc__, argv, Export, Page, Checkpoint)
+    page, several = chosen.export.format == "page", chosen.page.stages is not None
+    refuse_unread(chosen.typed, f"--format {chosen.export.format}{' --stages' if page and several else ''}", READS)
+    checkpoint, target = chosen.checkpoint, chosen.export.target
+    if page:
+        shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
+        stage = None if several else MODES[checkpoint.model_mode]
+        found = checkpoints(chosen)
+        chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
+    else:
+        model, _ = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
+        hugging_face.to_hf(model, checkpoint.tokenizer_dir, target)
+    say(f"wrote {target}")
 
 
 if __name__ == "__main__":

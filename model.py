@@ -129,7 +129,7 @@ def attention(
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
     if q.is_cuda:
         return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens, longest or q.shape[1])
-    return _document_by_document(q, k, v, cu_seqlens)
+    return _document_by_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -146,10 +146,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -
     """The CUDA kernel for documents of different lengths: no position outside a document is computed."""
     from torch.nn.attention.varlen import varlen_attn
 
-    flat = (x.flatten(0, 1) for x in (q, k, v))
+    shape = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     # Causal is a window of everything to the left. `longest` sizes the kernel's grid, so it should be tight.
-    out = varlen_attn(*flat, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), enable_gqa=True)
-    return out.view_as(q)
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), enable_gqa=True)
+    return out.view(shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
@@ -181,7 +182,8 @@ class Attention(nn.Module):
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
-            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # (B, S, K, D)
+            # All that was said so far: (B, S, K, D).
+            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # pyright: ignore[reportArgumentType]
         return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.longest).flatten(2))
 
 
@@ -208,7 +210,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.attention.wo.init_scale = self.feed_forward.w2.init_scale = 1 / math.sqrt(2 * config.n_layers)
+        for added in (self.attention.wo, self.feed_forward.w2):
+            added.init_scale = 1 / math.sqrt(2 * config.n_layers)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
@@ -218,6 +221,7 @@ class Block(nn.Module):
 class SpongeBob(PreTrainedModel):
     """The whole decoder. `model(ids).logits` for everybody; training takes `hidden_states` and its own head."""
 
+    config: LLMConfig
     config_class = LLMConfig
     _tied_weights_keys = {"output.weight": "tok_embeddings.weight"}
     _no_split_modules = ["Block"]
@@ -228,6 +232,7 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.known_tokens = config.vocab_size  # the tokenizer's: ids from here on have no text and are never sampled
         self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
         self.post_init()  # initialises and ties the output to the embedding
 

@@ -10,7 +10,7 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 from dataclasses import dataclass
 
 from Config import PRESETS, LLMConfig
-from dataset import LOSS, NO_LOSS, TAG, PretrainDataset, load_tokenizer
+from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset, load_tokenizer
 from engine import cli, options
 from engine.flags import Flags, flag
 from engine.machine import runtime
@@ -44,8 +44,15 @@ class Shape(Flags):
     dropout: float = flag(0.0, "share of each block's output dropped in training (0: none)", least=0)
 
 
+@dataclass(frozen=True)
+class Texts(Flags):
+    """texts"""
+
+    marks_are_borders: bool = flag(False, "<s> and </s> written in the texts are borders of documents, not letters")
+
+
 def main(argv: list[str] | None = None) -> int:
-    chosen = options.choose(__doc__, argv, NUMBERS, on_sample=ON_SAMPLE, groups=[Shape], presets=PRESETS)
+    chosen = options.choose(__doc__, argv, NUMBERS, on_sample=ON_SAMPLE, groups=[Shape, Texts], presets=PRESETS)
     rt = runtime.start(chosen.machine, chosen.training.seed)  # device, dtype, seed, processes
     tokenizer = load_tokenizer(chosen.data.tokenizer_dir)
 
@@ -56,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
     #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
-    documents = stage.open_documents(PretrainDataset, tokenizer, chosen.data, rt)
+    meaning = BorderedDataset if chosen.texts.marks_are_borders else PretrainDataset
+    documents = stage.open_documents(meaning, tokenizer, chosen.data, rt)
     rows = stage.pack(documents, split_documents, chosen, rt, model)
 
     # 3. What a token costs, by its class: every token of a text as much as any other.

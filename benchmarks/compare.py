@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from engine import cli
+from engine.flags import ROOT, Help
+
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate")
 
@@ -60,6 +62,14 @@ def work(main: Callable[[dict], dict]) -> None:
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     answer.write_text(json.dumps(figures | peak_memory()), encoding="utf-8")
+
+
+def entry(main: Callable[[], None], worker: Callable[[dict], dict]) -> None:
+    """A program that is its own contender: `worker` when `run` started it with a job, else the command line."""
+    if sys.argv[1:2] and Path(sys.argv[1]).name == "job.json":
+        work(worker)
+    else:
+        cli.run(main)
 
 
 def peak_memory() -> dict:
@@ -108,6 +118,16 @@ def _said(figures: dict) -> str:
     return ", ".join([f"{key} {_short(value)}" for key, value in shown.items()] + last)
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line; --help shows the defaults."""
+    return argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
+
+
+def select(args: argparse.Namespace, *names: str) -> dict:
+    """Some of the flags, by name."""
+    return {name: getattr(args, name) for name in names}
+
+
 def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_heads: int) -> None:
     """The flags of what is trained, and of where its files lie."""
     add = parser.add_argument
@@ -117,9 +137,9 @@ def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_hea
     add("--n_kv_heads", type=int, default=2, help="key-value heads")
     add("--max_seq_len", type=int, default=512, help="tokens in a row")
     add("--val_fraction", type=float, default=0.005, help="share of the rows held out, at least 64 rows")
-    add("--tokenizer_dir", default=str(ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
-    add("--cache_dir", default=str(ROOT / "cache"), help="folder of the token caches")
-    add("--results", default=str(RESULTS), help="file the table is appended to")
+    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
+    add("--cache_dir", default=ROOT / "cache", help="folder of the token caches")
+    add("--results", default=RESULTS, help="file the table is appended to")
 
 
 # ------------------------------------------------------------------------------------------------- figures

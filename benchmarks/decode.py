@@ -1,4 +1,4 @@
-"""Decoding: engine/generate.py against transformers' generate on the exported model, in turn.
+"""Decoding: engine/generate/decode.py against transformers' generate on the exported model, in turn.
 
     python -m benchmarks.decode                                       # fresh weights of the default shape
     python -m benchmarks.decode --ckpt results/pretrain.pth --batch_size 1 8 --new_tokens 256
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from benchmarks import compare, ours
 from dataset import load_tokenizer
-from engine import flags
+from engine.flags import ROOT
 from engine.machine import runtime
+from engine.options import DTYPES
 
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "
 
@@ -78,14 +79,14 @@ def prepare(args, folder: Path) -> dict[str, str]:
     from engine.checkpoint import hugging_face
     from engine.checkpoint.weights import load_model
 
-    shape = flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads")
+    shape = compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads")
     ckpt = Path(args.ckpt).resolve() if args.ckpt else ours.one_step(shape, args.tokenizer_dir, folder)
     hugging_face.to_hf(load_model(ckpt)[0], args.tokenizer_dir, folder / "exported")
     return {"ckpt": str(ckpt), "exported": str(folder / "exported")}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
     add("--ckpt", help="checkpoint to decode with; default: fresh weights")
     add("--dim", type=int, default=512, help="width of the fresh model")
@@ -97,16 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     add("--new_tokens", type=int, default=128, help="length of each answer")
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", choices=list(runtime.DTYPES), default="float32", help="of weights and cache")
+    add("--dtype", choices=list(DTYPES), default="float32", help="of weights and cache")
     add("--threads", type=int, default=0, help="threads of each contender (0: as torch decides)")
-    add("--tokenizer_dir", default=str(flags.ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
+    add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
     ids = load_tokenizer(args.tokenizer_dir).encode(TEXT * args.prompt_tokens, add_special_tokens=False).ids
     device = runtime.pick_device(args.device).type
     before, lines = compare.machine(device), []
     with tempfile.TemporaryDirectory() as folder:
-        job = flags.select(args, "new_tokens", "dtype", "threads") | prepare(args, Path(folder))
+        job = compare.select(args, "new_tokens", "dtype", "threads") | prepare(args, Path(folder))
         job["device"] = device
         for size in args.batch_size:
             prompts = [ids[row : row + args.prompt_tokens] for row in range(size)]
@@ -123,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.work(work) if sys.argv[1:2] and sys.argv[1].endswith("job.json") else flags.run(main)
+    compare.entry(main, work)

@@ -23,8 +23,9 @@ import numpy as np
 
 from benchmarks import compare, rows
 from dataset import PretrainDataset, load_tokenizer
-from engine import flags
 from engine.corpus.token_cache import open_or_build
+from engine.flags import ROOT
+from engine.options import SAMPLE
 
 
 def ours(job: dict, out: Path) -> None:
@@ -123,13 +124,13 @@ def memory(args: argparse.Namespace, folder: Path) -> list[str]:
     enlarge(Path(args.data_path), int(args.memory_gb * 2**30), big)
     command = [sys.executable, "-c", BUILD, str(big), str(folder / "cache"), args.tokenizer_dir, str(args.num_workers)]
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=flags.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
         while job.poll() is None:
             curve.append((time.perf_counter() - began, tree_memory(job.pid)))
             time.sleep(0.5)
         if job.returncode:
             raise ValueError("the cache could not be built")
-    opened = subprocess.run(command, cwd=flags.ROOT, capture_output=True, text=True, check=True).stdout.split()
+    opened = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     picture = Path(args.results).with_name("cache_memory.png")
     draw(curve, picture)
     half = curve[len(curve) // 2 :]
@@ -156,14 +157,14 @@ def draw(curve: list[tuple[float, float]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
-    add("--data_path", default=str(flags.SAMPLE / "pretrain.jsonl"), help='JSONL file with "text" rows')
+    add("--data_path", default=SAMPLE / "pretrain.jsonl", help='JSONL file with "text" rows')
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--num_workers", type=int, default=os.cpu_count() or 1, help="tokenising processes of ours")
     add("--memory_gb", type=float, default=0, help="instead: memory while the cache of so large a file is built")
-    add("--tokenizer_dir", default=str(flags.ROOT / "spongebob_tokenizer"), help="folder with tokenizer.json")
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
+    add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
     path = Path(args.data_path).resolve()
     if path.is_dir() or rows.stage_of(path) != "pretrain":
@@ -189,4 +190,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.work(work) if sys.argv[1:2] and sys.argv[1].endswith("job.json") else flags.run(main)
+    compare.entry(main, work)

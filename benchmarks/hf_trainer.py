@@ -80,7 +80,7 @@ def tensors(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> list[
 def main(job: dict) -> dict:
     """Train for job["steps"] steps, at most job["seconds"]; two of them are not timed unless all of it counts."""
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("transformers.Trainer needs accelerate: pip install -r requirements-bench.txt")
+        raise ValueError("transformers.Trainer needs accelerate: pip install accelerate")
     tokenizer = load_tokenizer(job["tokenizer_dir"])
     cache, training, heldout = rows.reopen(job, tokenizer)
     data = tensors(cache, training, job["max_seq_len"])
@@ -115,7 +115,7 @@ def main(job: dict) -> dict:
 
 
 def our_weights(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
-    """The inverse of export.hf_weights: what it makes of the numbers of the rows says where each row has gone."""
+    """The inverse of hugging_face.hf_weights: what it makes of the numbers of the rows says where each row has gone."""
     numbers = {name: torch.arange(len(weight))[:, None] for name, weight in SpongeBob(config).state_dict().items()}
     moved = hf_weights(numbers, config)
     return {name: theirs[hf_name(name)][moved[hf_name(name)].flatten().argsort()] for name in numbers}

@@ -144,7 +144,7 @@ def a_step(rows: int, length: int, half: str):
         model = SpongeBob(LLMConfig(**PRESETS["26M"], vocab_size=6400, max_seq_len=length))
         loss = TokenLoss(model)
     module = parallel.wrap(loss, gpu, dtype, 1, compile=True)
-    optimizers = optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)
+    optimizers = optim.build(model, Training())
     run = loop.Run(
         runtime=rt, model=model, loss=module, optimizers=optimizers, scaler=rt.scaler(), rate=None, batches=None,
         validation=None, tokenizer=None, token_bytes=None, prompt=[], end_id=2, steps=2, warmup=0,

@@ -11,8 +11,9 @@ import distill
 import pretrain
 import SFT
 from benchmarks import compare
-from engine import flags
 from engine.files import read_log
+from engine.flags import ROOT
+from engine.options import SAMPLE
 
 STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 
@@ -21,12 +22,13 @@ def main(job: dict) -> dict:
     """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
     folder = Path(job["folder"])
     argv = {
-        "data_path": job["cache"], "save_dir": folder, "cache_dir": folder / "cache", "num_workers": 1,
+        "data_path": job["cache"], "save_dir": folder,
         "tokenizer_dir": job["tokenizer_dir"], "device": job["device"], "dtype": job["dtype"], "seed": job["seed"],
         "max_seq_len": job["max_seq_len"], "batch_size": job["batch_size"], "accumulation_steps": 1,
-        "epochs": job["epochs"], "max_steps": job["steps"], "warmup_iters": job["warmup_iters"],
+        "warmup_iters": job["warmup_iters"],
         "val_fraction": job["val_fraction"], "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
     }  # fmt: skip
+    argv |= {"max_steps": job["steps"]} if job["steps"] else {"epochs": job["epochs"]}
     argv |= {"init_from": job["parent"]} if "parent" in job else job["shape"]
     words = [str(word) for name, value in argv.items() for word in (f"--{name}", value)]
     STAGES[job["stage"]].main([*words, *shlex.split(job["flags"])])
@@ -56,11 +58,11 @@ def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
     """A checkpoint of that shape after one step on the bundled sample, for what cares only for its size."""
     words = shape | {
         "save_dir": folder, "cache_dir": folder / "cache", "tokenizer_dir": tokenizer_dir, "device": "cpu",
-        "data_path": flags.SAMPLE / "pretrain.jsonl", "max_steps": 1, "warmup_iters": 0, "batch_size": 1,
+        "data_path": SAMPLE / "pretrain.jsonl", "max_steps": 1, "warmup_iters": 0, "batch_size": 1,
         "accumulation_steps": 1, "val_fraction": 0,
     }  # fmt: skip
     argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
-    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=flags.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"pretrain.py: {done.stderr.strip().splitlines()[-1]}")
     return folder / "pretrain.pth"

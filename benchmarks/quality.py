@@ -24,10 +24,10 @@ import torch
 from benchmarks import compare, rows
 from benchmarks.train import MODULES, planned
 from dataset import held_out, line_hash, load_tokenizer
-from engine import flags
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
 from engine.machine import runtime
+from engine.options import SAMPLE
 from engine.score import records, run
 
 STAGES = tuple(rows.DATASETS)
@@ -40,9 +40,9 @@ FIGURES = {  # column: (stage, figure of its held-out rows)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
-    sample = [str(flags.SAMPLE / name) for name in ("pretrain.jsonl", "sft_512.jsonl", "r1_1024.jsonl")]
+    sample = [str(SAMPLE / name) for name in ("pretrain.jsonl", "sft_512.jsonl", "r1_1024.jsonl")]
     add("--data", nargs=3, default=sample, metavar="FILE", help="rows of pretraining, SFT and distillation")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--tokens", type=float, nargs=3, metavar="N", help="real tokens of each stage")
@@ -130,8 +130,8 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
             "tokens": args.tokens[number] if args.tokens else 0, "seconds": args.seconds[number] if args.seconds else 0,
         }  # fmt: skip
     dtype = str(runtime.pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
-    shared = flags.select(args, "max_seq_len", "batch_size", "val_fraction", "max_new_tokens") | {
-        "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "device": "cpu", "dtype": dtype,
+    shared = compare.select(args, "max_seq_len", "batch_size", "val_fraction", "max_new_tokens") | {
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "device": "cpu", "dtype": dtype,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "epochs": 1, "eval_step": 0, "rows": 0,
         "accumulation": 1, "loader_processes": 0, "grouped": False,
     }  # fmt: skip
@@ -161,4 +161,4 @@ def run_all(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.work(main) if sys.argv[1:2] and sys.argv[1].endswith("job.json") else flags.run(run_all)
+    compare.entry(run_all, main)

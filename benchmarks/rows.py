@@ -1,6 +1,7 @@
 """The rows all contenders train on: read from one token cache, so that they are the same, the held-out ones too."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, fingerprint, parse_line
 from engine.checkpoint.weights import save_weights, shape_json
-from engine.corpus.jsonl import blocks, lines, source_files
+from engine.corpus.jsonl import RowCounts, blocks, lines, source_files
 from engine.corpus.token_cache import ARRAYS, TokenCache, open_cache, open_or_build
 
 DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDataset}  # by stage
@@ -24,7 +25,7 @@ def stage_of(path: Path) -> str:
     first = next((line for block in blocks(source_files([path])[0]) for _, line in lines(*block)), None)
     if first is None:
         raise ValueError(f"{path}: no rows")
-    return "SFT" if SFTDataset.field in parse_line(first) else "pretrain"
+    return "SFT" if SFTDataset.holds(parse_line(first)) else "pretrain"
 
 
 def open_rows(path: Path, tokenizer: Tokenizer, cache_dir: Path, num_workers: int) -> TokenCache:
@@ -63,7 +64,9 @@ def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
     }
     for name, dtype in ARRAYS.items():
         arrays[name].astype(dtype).tofile(folder / f"{name}.bin")
-    source = {"name": cache.folder.name, "content": "a part", "documents": len(documents)}
+    counts = asdict(RowCounts(rows=len(documents)))
+    source = {"name": cache.folder.name, "path": str(folder), "content": "a part", "documents": len(documents)}
+    source |= {"counts": counts}
     meta = cache.meta | {"sources": [source], "tokens": int(lengths.sum()), "rows": len(documents)}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
     return folder

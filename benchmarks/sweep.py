@@ -16,13 +16,14 @@ from pathlib import Path
 
 from benchmarks import compare, rows
 from dataset import load_tokenizer
-from engine import flags
+from engine import cli
+from engine.options import SAMPLE
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
-    add("--data_path", default=str(flags.SAMPLE / "pretrain.jsonl"), help="a pretraining JSONL file, or its cache")
+    add("--data_path", default=SAMPLE / "pretrain.jsonl", help="a pretraining JSONL file, or its cache")
     add("--ours", action="append", required=True, help="flags of pretrain.py, as --ours='--a 1 --b'; once for each way")
     add("--seeds", type=int, default=3, help="runs of each way, each with weights and rows of its own")
     add("--steps", type=int, default=150, help="optimizer steps of --batch_size rows")
@@ -37,9 +38,9 @@ def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict
     batch_size.add_argument("--batch_size", type=int, default=args.batch_size)
     batch = batch_size.parse_known_args(shlex.split(words))[0].batch_size
     steps = args.steps * args.batch_size // batch
-    return flags.select(args, "max_seq_len", "val_fraction") | {
+    return compare.select(args, "max_seq_len", "val_fraction") | {
         "cache": str(cache.resolve()), "stage": "pretrain", "device": "cpu", "dtype": "float32",
-        "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "seed": seed, "batch_size": batch,
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "seed": seed, "batch_size": batch,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": steps, "warmup_iters": max(1, steps // 20),
         "epochs": 1, "log_step": max(1, steps // 2), "eval_step": 0, "flags": words,
     }  # fmt: skip
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    cli.run(main)

@@ -17,18 +17,19 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import compare
-from engine import flags
+from engine.flags import ROOT
+from engine.options import SAMPLE
 from engine.score import judge
 
 FORMED = 0.95  # share of well-formed answers that counts as learned
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
     add("--parent", required=True, help="checkpoint to start from")
-    add("--data_path", default=str(flags.SAMPLE / "r1_1024.jsonl"), help="rows to learn")
-    add("--heldout", default=str(flags.SAMPLE / "r1_1024_heldout.jsonl"), help="rows to answer")
+    add("--data_path", default=SAMPLE / "r1_1024.jsonl", help="rows to learn")
+    add("--heldout", default=SAMPLE / "r1_1024_heldout.jsonl", help="rows to answer")
     add("--weights", type=float, nargs="+", default=[1, 3, 10, 30], help="tag weights")
     add("--no_thoughts", action="store_true", help="also learn the answers with empty thoughts, at the first weight")
     add("--seeds", type=int, default=3, help="runs of each way")
@@ -38,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_new_tokens", type=int, default=160, help="of an answer")
     add("--ours", default="--batch_size 1 --accumulation_steps 1 --optimizer muon --schedule linear "
         "--learning_rate 4e-3 --warmup_iters 10", help="flags of distill.py")  # fmt: skip
-    add("--results", default=str(compare.RESULTS), help="file the table is appended to")
+    add("--results", default=compare.RESULTS, help="file the table is appended to")
     return parser.parse_args(argv)
 
 
@@ -48,20 +49,20 @@ def main(job: dict) -> dict:
     from dataset import load_tokenizer
     from engine import loop
     from engine.files import read_log
-    from engine.score import records
+    from engine.score import answers, records
 
-    tokenizer = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
+    tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     items = records.read_items(Path(job["heldout"]), job["answers"])
     losses = loop.validate
 
     def validate(run: loop.Run) -> dict:
         figures = losses(run)
         run.model.eval()
-        records = run.score_answers.score_turns(
+        answered = answers.score_turns(
             run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent=""
         )
         run.model.train()
-        return figures | {mark: statistics.mean(record["sums"][mark][0] for record in records)
+        return figures | {mark: statistics.mean(record["sums"][mark][0] for record in answered)
                           for mark in ("well_formed", "correct")}  # fmt: skip
 
     loop.validate = validate
@@ -132,7 +133,7 @@ def draw(found: dict[str, list[dict]], path: Path) -> None:
 def run_all(argv: list[str] | None = None) -> None:
     args = parse(argv)
     before = compare.machine()
-    shared = flags.select(args, "steps", "every", "answers", "max_new_tokens") | {
+    shared = compare.select(args, "steps", "every", "answers", "max_new_tokens") | {
         "parent": str(Path(args.parent).resolve()), "heldout": str(Path(args.heldout).resolve()),
         "data_path": str(Path(args.data_path).resolve()), "flags": args.ours,
     }  # fmt: skip
@@ -157,4 +158,4 @@ def run_all(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    compare.work(main) if sys.argv[1:2] and sys.argv[1].endswith("job.json") else flags.run(run_all)
+    compare.entry(run_all, main)

@@ -24,20 +24,21 @@ from pathlib import Path
 
 from benchmarks import compare, growth, ours, parts, rows
 from dataset import load_tokenizer
-from engine import flags
+from engine import cli
 from engine.corpus.token_cache import TokenCache
 from engine.machine import runtime
+from engine.options import DTYPES, SAMPLE
 
 PEERS = ("original", "trainer", "trainer_grouped")
 MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = flags.parser(__doc__)
+    parser = compare.parser(__doc__)
     add = parser.add_argument
-    add("--data_path", default=str(flags.SAMPLE / "pretrain.jsonl"), help="one JSONL file, or a token cache folder")
+    add("--data_path", default=SAMPLE / "pretrain.jsonl", help="one JSONL file, or a token cache folder")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", choices=["auto", *runtime.DTYPES], default="auto", help="of ours and of Trainer; original is fp32")
+    add("--dtype", choices=["auto", *DTYPES], default="auto", help="of ours and of Trainer; original is fp32")
     add("--batch_size", type=int, default=0, help="rows in a step, for everybody (0: 8, on cuda 128)")
     add("--rounds", type=int, default=0, help="times each contender is run (0: 3; 2 on cuda; 1 with --seconds)")
     add(
@@ -71,10 +72,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
     """What every contender is told."""
     device = runtime.pick_device(args.device)
-    return flags.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
+    return compare.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
         "cache": str(cache.folder.resolve()), "stage": stage, "device": device.type,
         "dtype": str(runtime.pick_dtype(args.dtype, device)).removeprefix("torch."),
-        "shape": flags.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "val_fraction": 0.0,
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "val_fraction": 0.0,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": 0, "tokens": 0, "warmup_iters": 2,
         "epochs": 1, "log_step": 1, "eval_step": 0, "rows": 0, "flags": "",
     }  # fmt: skip
@@ -190,4 +191,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    cli.run(main)

@@ -6,6 +6,7 @@ of the whole step over all micro-batches and ranks.
 
 import math
 from dataclasses import astuple, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,9 @@ class Counts:
         return Counts(cost, *map(int, whole)), summed[len(mine) :]
 
 
-def count(batches: list[Batch], token_bytes: Tensor) -> Counts:
-    """The counts of one rank's micro-batches, on the CPU before they travel."""
-    total = Counts()
+def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Counts:
+    """The counts of one rank's micro-batches, on the CPU before they travel; `positions` is Batches.positions."""
+    total = Counts(positions=positions)
     for batch in batches:
         learned = batch.classes != NO_LOSS
         total += Counts(
@@ -52,7 +53,6 @@ def count(batches: list[Batch], token_bytes: Tensor) -> Counts:
             tokens=int(learned.sum()),
             tags=int((batch.classes == TAG).sum()),
             bytes=int(token_bytes[batch.labels[learned]].sum()),
-            positions=int((batch.labels != 0).sum()),
         )
     return total
 
@@ -66,7 +66,7 @@ def learned_positions(classes: Tensor) -> Tensor:
     learned = classes != NO_LOSS
     rounded = math.ceil(int(learned.sum()) / LOGIT_ROWS) * LOGIT_ROWS
     kept = learned.argsort(descending=True, stable=True)[:rounded]
-    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them (but not of chunks)
+    torch._dynamo.maybe_mark_dynamic(kept, 0)  # compiled code is made once for all numbers of them
     return kept
 
 
@@ -92,14 +92,16 @@ class TokenLoss(nn.Module):
         hidden = self.model.hidden_states(inputs, cu_seqlens).flatten(0, 1)  # (positions, C)
         labels, classes, cost = labels.flatten(), classes.flatten(), cost.flatten()  # (positions,)
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
-            kept = learned_positions(classes)
+            kept = cast(Tensor, learned_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
             hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
-        if not self.chunk:
-            return self._sums(hidden, labels, classes, cost)
-        parts = zip(*(tensor.split(self.chunk) for tensor in (hidden, labels, classes, cost)), strict=True)
-        return torch.stack([checkpoint(self._sums, *part, use_reentrant=False) for part in parts]).sum(0)
+        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, cost)  # pyright: ignore[reportCallIssue]
 
-    def _sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
+    @torch.compiler.disable  # a graph would hold so many chunks; what is compiled is `sums` (parallel.wrap)
+    def _in_chunks(self, *tensors: Tensor) -> Tensor:
+        parts = zip(*(tensor.split(self.chunk) for tensor in tensors), strict=True)
+        return torch.stack([checkpoint(self.sums, *part, use_reentrant=False) for part in parts]).sum(0)
+
+    def sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
         logits = self.model.output(hidden).float()  # (positions, V)
         nats = F.cross_entropy(logits, labels, reduction="none")  # (positions,)
         learned = classes != NO_LOSS

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from engine.machine.runtime import pick_dtype
-from engine.options import OPTIMIZERS, SCHEDULES
+from engine.options import OPTIMIZERS, SCHEDULES, Training
 
 
-def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """The optimizers that together update every parameter once.
+def build(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
+    """The optimizers that together update every parameter once, by name, rate and decay of `training`.
 
     adamw: arXiv:1711.05101, betas 0.9 and 0.95 as LLaMA. Matrices decay; norms do not, nor do embeddings: a rare
     token's row gets no gradient in most steps and would only shrink.
     muon: the hidden matrices by Muon, scaled so that their steps are as long as AdamW's and one rate serves both
     (arXiv:2502.16982, equation 4); embeddings and norms by AdamW.
     """
+    name, rate, weight_decay = training.optimizer, training.learning_rate, training.weight_decay
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is not known, expected one of {', '.join(OPTIMIZERS)}")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -28,10 +29,10 @@ def build(model: nn.Module, *, name: str, learning_rate: float, weight_decay: fl
     others = [p for p in parameters if p.dim() < 2 or id(p) in embeddings]
     decays, stays = {"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
     by_adamw = [decays, stays] if name == "adamw" else [stays]
-    adamw = torch.optim.AdamW(by_adamw, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(by_adamw, lr=rate, betas=(0.9, 0.95), fused=True)
     if name == "adamw":
         return [adamw]
-    return [Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class Muon(torch.optim.Muon):
@@ -56,9 +57,9 @@ class Muon(torch.optim.Muon):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
-    def _with_momentum(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+    def _with_momentum(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
         """Nesterov: the gradients, moved towards their running mean."""
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -85,6 +86,7 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
             p.diagonal(dim1=1, dim2=2).add_(a)
             product = p if product is None else p @ product
             gram = p @ gram @ p
+        assert product is not None  # at least one step
         x = product @ x
     else:
         for _ in range(steps):

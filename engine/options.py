@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.console import say
+from engine.files import file_inside
 from engine.flags import ROOT, Chosen, Flags, flag, made_from, read_typed, shown
 
 SAMPLE = ROOT / "data" / "sample"
 DATASET = "Harris/pretrainSpongeBob"
 
-# The road: each stage's checkpoint and the command that makes it, in order.
-ROAD = {
+ROAD = {  # each stage's checkpoint and the command that makes it, in order
     "pretrain": "python pretrain.py",
     "SFT": "python SFT.py",
     "SFT_long": "python SFT.py --long",
@@ -22,6 +22,7 @@ ROAD = {
     "distill_long": "python distill.py --long",
 }
 MODES = ("pretrain", "SFT", "distill")  # --model_mode 0, 1, 2
+ORIGINAL_NAMES = {"SFT_long": "SFT_1024"}  # what the original scripts call a checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw", "muon")
@@ -46,16 +47,11 @@ class Data(Flags):
     data_file: str = ""  # the stage's own
     falls_back: bool = False  # to the bundled sample: neither --data_path nor the stage's file is there
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.download and self.data_path:
-            raise ValueError(f"--download fetches {self.data_file}, but --data_path names what is read: choose one")
-
     @property
     def paths(self) -> list[Path]:
         """What is read."""
         own = SAMPLE / self.data_file if self.falls_back else Path(self.data_file)
-        return [Path(path) for path in self.data_path or [own]]
+        return [file_inside(Path(path)) for path in self.data_path or [own]]
 
     @property
     def on_sample(self) -> bool:
@@ -148,9 +144,7 @@ class Machine(Device):
     """memory and speed"""
 
     loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", least=0)
-    activation_checkpointing: bool = flag(
-        False, "keep only each block's input and compute the rest again in backward: a third slower, far less memory"
-    )
+    activation_checkpointing: bool = flag(False, "compute blocks again in backward: a third slower, far less memory")
     compile: bool | None = flag(None, "torch.compile: about a minute, then faster steps; default: long runs on CUDA")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
     bf16_gradients: bool = flag(False, "DDP sends gradients in bf16: half the bytes, for GPUs without NVLink")
@@ -194,7 +188,14 @@ class Checkpoint(Foreign):
     def path(self) -> Path:
         """The weights that are meant."""
         name = MODES[self.model_mode] + ("_long" if self.long else "")
-        return Path(self.ckpt) if self.ckpt else Path(self.save_dir) / f"{name}.pth"
+        return Path(self.ckpt) if self.ckpt else weights_of(self.save_dir, name)
+
+
+def weights_of(save_dir: str, name: str) -> Path:
+    """A stage's checkpoint, also under the name that the original scripts give it."""
+    path = Path(save_dir) / f"{name}.pth"
+    original = path.with_name(f"{ORIGINAL_NAMES.get(name, name)}.pth")
+    return original if not path.exists() and original.exists() else path
 
 
 def choose(
@@ -210,12 +211,12 @@ def choose(
     """A training stage's choices: `numbers` are its defaults; --long changes `long` of them, --preset one of `presets`.
 
     Without the stage's file it trains on the bundled sample, with the numbers `on_sample` that suit it, and says so.
-    Who typed --epochs does not want the sample's max_steps, which would decide the length.
     """
     if long and "--long" in (sys.argv[1:] if argv is None else argv):
         numbers = numbers | long
     groups = [Data, Training, Output, Machine, *groups]
     typed = read_typed(doc, argv, groups, numbers)
+    # Who typed --epochs does not want the sample's max_steps, which would decide the length.
     suited = {name: value for name, value in on_sample.items() if name != "max_steps" or "epochs" not in typed}
     falls_back = not typed.keys() & {"data_path", "download"} and not Path(numbers["data_file"]).exists()
     numbers = numbers | (presets or {}).get(typed.get("preset", ""), {}) | (suited if falls_back else {})
@@ -231,19 +232,18 @@ def choose(
 
 def _refuse_unread(chosen: Chosen) -> None:
     """ValueError for a typed flag that this run would not read."""
-    alone, paths = int(os.environ.get("WORLD_SIZE", 1)) == 1, chosen.data.paths
-    cached = len(paths) == 1 and (paths[0] / "meta.json").is_file()
+    cached = [(path / "meta.json").is_file() for path in chosen.data.paths] == [True]
     unread = [
+        ("download", chosen.data.data_path, "--data_path names what is read"),
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
-        ("parallel", alone, "it is read where torchrun starts several processes"),
-        ("bf16_gradients", alone or chosen.machine.parallel == "fsdp", "it is for DDP, under torchrun"),
+        ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
+        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
-        ("cache_dir", cached, "--data_path is a finished cache"),
-        ("num_workers", cached, "--data_path is a finished cache"),
+        ("cache_dir num_workers", cached, "--data_path is a finished cache"),
     ]
-    for name, true, reason in unread:
-        if true and name in chosen.typed:
-            raise ValueError(f"--{name} would change nothing: {reason}; leave it out")
+    for names, true, reason in unread:
+        if true and (typed := chosen.typed & set(names.split())):
+            raise ValueError(f"--{min(typed)} would change nothing: {reason}; leave it out")
 
 
 def download_command(name: str) -> str:

@@ -8,7 +8,7 @@ separately, and no position is spent on predicting the next document. Row length
     inputs   <s> a   b   c   | <s> d            The labels are shifted here and nowhere else. The documents of
     labels    a  b   c  </s> |  d  </s>         a row do not see each other in attention (model.attention).
 
-A document that is longer than a row is split into row-long parts; every prediction is still made exactly once.
+A longer document is split into row-long parts; every prediction is still made exactly once.
 """
 
 import math
@@ -39,7 +39,7 @@ class Pieces(NamedTuple):
 
     starts: np.ndarray  # (P,) int64, index of the first input token; its label is the next one
     lengths: np.ndarray  # (P,) int64, at least 1 and at most the row length
-    cut: int = 0  # documents that lost tokens
+    cut: tuple[int, int, int] = (0, 0, 0)  # documents that lost last turns, that end inside an answer, that are dropped
 
 
 def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Pieces:
@@ -57,15 +57,16 @@ def cut_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> 
     The end mark of an answer is the one control token that is learned, and no text can forge it, so answers end where
     the class is not 0 and the id is </s>. Conversations without a learned token in what is left are dropped.
     """
+    cut = [0, 0, 0]
     starts, lengths = cache.offsets[documents].copy(), np.diff(cache.offsets)[documents] - 1
-    too_long = np.flatnonzero(lengths > row_len)
     end_mark = cache.meta["end_id"]
-    for i in too_long:
+    for i in np.flatnonzero(lengths > row_len):
         kept = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels that fit
         learned = cache.classes[kept] != NO_LOSS
         ends = np.flatnonzero(learned & (cache.ids[kept] == end_mark))
         lengths[i] = ends[-1] + 1 if len(ends) else row_len if learned.any() else 0
-    return Pieces(starts[lengths > 0], lengths[lengths > 0], len(too_long))
+        cut[0 if len(ends) else 1 if learned.any() else 2] += 1
+    return Pieces(starts[lengths > 0], lengths[lengths > 0], (cut[0], cut[1], cut[2]))
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class PackedRows:
 
     @property
     def density(self) -> float:
-        """Share of positions that hold a real token."""
+        """The share of those."""
         return self.positions / max(1, len(self) * self.row_len)
 
 
@@ -161,26 +162,16 @@ class Batches:
     Each epoch is a permutation drawn from (seed, epoch); a step takes the next `rows_per_step` of it, the last step of
     an epoch what is left. Micro-batch i gives rank r the rows (i * world + r) * batch_size and following.
 
-    Args:
-        cost: {class: cost} of a label; NO_LOSS, the class of empty positions, costs nothing.
-        batch_size, rows_per_step: rows of max_seq_len positions; joined ones (pack_dense) count as several.
-        seed: of the order of rows; None: file order.
+    `cost` is {class: cost} of a label; NO_LOSS, the class of empty positions, costs nothing. `batch_size` and
+    `rows_per_step` count rows of max_seq_len, joined ones (pack_dense) as several. `seed` None: file order.
     """
 
     def __init__(
-        self,
-        cache: Documents,
-        rows: PackedRows,
-        cost: Mapping[int, float],
-        *,
-        batch_size: int,
-        rows_per_step: int,
-        seed: int | None,
-        rank: int = 0,
-        world: int = 1,
-    ):
+        self, cache: Documents, rows: PackedRows, cost: Mapping[int, float], *, batch_size: int, rows_per_step: int,
+        seed: int | None, rank: int = 0, world: int = 1,
+    ):  # fmt: skip
         if len(rows) == 0:
-            raise ValueError("no rows: every document was held out or cut away; more data or a smaller --val_fraction")
+            raise ValueError("no rows: all held out or cut away; more data, less --val_fraction or more --max_seq_len")
         if rows_per_step % (batch_size * world):
             raise ValueError(f"{rows_per_step} rows a step do not divide into {world} ranks x {batch_size} rows")
         if cost[NO_LOSS] != 0:
@@ -190,6 +181,7 @@ class Batches:
         self.batch_size, self.rows_per_step = batch_size // rows.joined, rows_per_step // rows.joined  # as joined
         self.rank, self.world = rank, world
         self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
+        self.filled = np.add.reduceat(rows.pieces.lengths[rows.order], rows.bounds[:-1])  # (rows,) real tokens in each
         self._epoch, self._permutation = None, np.arange(len(rows))
 
     @property
@@ -204,6 +196,11 @@ class Batches:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._epoch, self._permutation = epoch, generator.permutation(np.arange(len(self.rows)))
         return self._permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+
+    def positions(self, step: int) -> int:
+        """Real tokens this rank reads in a step: the ids cannot tell, since 0 may be an ordinary one."""
+        numbers = self.row_numbers(step)
+        return int(self.filled[numbers[np.arange(len(numbers)) // self.batch_size % self.world == self.rank]].sum())
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
@@ -234,7 +231,7 @@ class Batches:
         """(start, length) of a row's pieces."""
         pieces = self.rows.pieces
         for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
-            yield pieces.starts[piece], pieces.lengths[piece]
+            yield int(pieces.starts[piece]), int(pieces.lengths[piece])
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
@@ -242,8 +239,7 @@ def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
-            ready = coming or thread.submit(make, step)
+            ready, began = coming or thread.submit(make, step), time.perf_counter()
             coming = thread.submit(make, step + 1) if step + 1 in steps else None
-            began = time.perf_counter()
             made = ready.result()
             yield *made, time.perf_counter() - began

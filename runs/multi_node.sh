@@ -13,6 +13,6 @@ RUN_ID=${RUN_ID:-selfllm}
 script=${1:?the stage, e.g. pretrain.py}
 shift
 
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or a machine that comes back cannot join (engine/rendezvous.py)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or a machine that comes back cannot join (engine/machine/rendezvous.py)
 exec torchrun --nnodes="$NODES" --nproc_per_node="$GPUS" --max-restarts=10 \
     --rdzv-backend=c10d --rdzv-endpoint="$HEAD" --rdzv-id="$RUN_ID" "$script" --resume "$@"

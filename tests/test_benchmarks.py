@@ -12,9 +12,10 @@ from benchmarks import compare, decode, encode, hf_trainer, original, ours, part
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
-from engine import flags
 from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
+from engine.flags import ROOT
+from engine.options import SAMPLE
 from model import SpongeBob
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
@@ -23,7 +24,7 @@ DOCUMENTS, BATCH = 24, 4
 
 @pytest.fixture(scope="module")
 def sample(tokenizer, tmp_path_factory):
-    return rows.open_rows(flags.SAMPLE / "pretrain.jsonl", tokenizer, tmp_path_factory.mktemp("sample"), 1)
+    return rows.open_rows(SAMPLE / "pretrain.jsonl", tokenizer, tmp_path_factory.mktemp("sample"), 1)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def job(sample, tmp_path):
     return {
         "cache": str(part), "stage": "pretrain", "folder": str(tmp_path / "run"), "shape": SHAPE, "seed": 1,
         "max_seq_len": length, "batch_size": BATCH, "device": "cpu", "dtype": "float32", "val_fraction": 0.0,
-        "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "tokens": 0,
+        "tokenizer_dir": str(ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "tokens": 0,
         "epochs": 1, "warmup_iters": 1, "log_step": 1, "eval_step": 0, "flags": "", "learning_rate": 5e-4,
         "accumulation": 2, "loader_processes": 0, "grouped": True, "a batch": BATCH * (length - 1),
     }  # fmt: skip
@@ -97,11 +98,9 @@ def test_a_llama_comes_back_under_our_names(heavy):
 
 @pytest.mark.parametrize("name", ["pretrain.jsonl", "sft_512.jsonl"])
 def test_the_original_reads_the_rows_of_the_cache(name, tokenizer, tmp_path):
-    cache = rows.open_rows(flags.SAMPLE / name, tokenizer, tmp_path, 1)
-    stage = rows.stage_of(flags.SAMPLE / name)
-    data = original.Rows(
-        rows.texts(cache, np.arange(20), tokenizer), str(flags.ROOT / "spongebob_tokenizer"), 512, stage
-    )
+    cache = rows.open_rows(SAMPLE / name, tokenizer, tmp_path, 1)
+    stage = rows.stage_of(SAMPLE / name)
+    data = original.Rows(rows.texts(cache, np.arange(20), tokenizer), str(ROOT / "spongebob_tokenizer"), 512, stage)
     for number, (_, labels, mask) in zip(range(20), data, strict=True):
         ids, classes = (x[cache.offsets[number] : cache.offsets[number + 1]] for x in (cache.ids, cache.classes))
         # Ours never merges a header with what follows it; the original's whole texts might.
@@ -144,7 +143,7 @@ def test_all_encoders_write_the_same_ids(tmp_path):
     texts = [f"第{number}天 it rained{' ' * (number % 3)}🐙</s>\n" for number in range(50)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     job = {"path": str(path), "mb": encode.text_bytes(path) / 1e6, "workers": 1, "folder": str(tmp_path),
-           "tokenizer_dir": str(flags.ROOT / "spongebob_tokenizer")}  # fmt: skip
+           "tokenizer_dir": str(ROOT / "spongebob_tokenizer")}  # fmt: skip
     assert len({encode.work(job | {"contender": name})["ids"] for name in encode.CONTENDERS}) == 1
     assert job["mb"] * 1e6 == sum(len(text.encode()) for text in texts)
 
@@ -153,8 +152,8 @@ def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
     save_weights(tmp_path / "fresh.pth", cpu_weights(model), {
-        "stage": "pretrain", "config": shape_json(model.config), "tokenizer": None})  # fmt: skip
-    hugging_face.to_hf(model, flags.ROOT / "spongebob_tokenizer", tmp_path / "hf")
+        "stage": "pretrain", "config": shape_json(model.config)})  # fmt: skip
+    hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
            "prompts": [[1, 300, 301], [1, 400, 401]], "dtype": "float32"}  # fmt: skip
     figures = [decode.work(job | {"contender": name}) for name in decode.CONTENDERS]
@@ -247,7 +246,7 @@ def test_scored_rows_are_those_that_training_holds_out(road, tokenizer):
 
 def test_the_distilled_originals_tag_pieces_weigh_ten_times_as_much():
     conversation = "<s>user\n1 > 0?</s>\n<s>assistant\n<think>\n一\n</think>\n<answer>\nyes\n</answer></s>\n"
-    tokenizer_dir = str(flags.ROOT / "spongebob_tokenizer")
+    tokenizer_dir = str(ROOT / "spongebob_tokenizer")
     (_, labels, weights), (_, _, plain) = (
         original.Rows([conversation], tokenizer_dir, 64, stage)[0] for stage in ("distill", "SFT")
     )

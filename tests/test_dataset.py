@@ -111,7 +111,8 @@ def test_roles_come_from_the_role_and_from_parity_only_when_it_is_absent():
     assert roles("assistant", "user", "assistant") == ["assistant", "user", "assistant"]
     assert roles("user", "user", "assistant") == ["user", "user", "assistant"]
     assert roles(None, None, None, None) == ["user", "assistant", "user", "assistant"]
-    assert roles("system", None, None) == ["system", "user", "assistant"]
+    with pytest.raises(BadRow, match="turn 1 does not say who speaks"):
+        roles("system", None, None)
 
 
 def test_pretraining_learns_every_token_but_the_first_mark(tokenizer):

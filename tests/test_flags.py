@@ -5,7 +5,6 @@ log, files, answer, error. What needs a GPU, several processes, a compiler or a 
 the value arrives. A flag without an entry here fails.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -15,30 +14,32 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import pytest
 import torch
+from making import WALL_CLOCK, actions_of, chosen
 
 import distill
 import eval_model
+import export
 import pretrain
 import SFT
 import train_tokenizer
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine import flags, loop, loss
+from engine import cli, loss, options
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
-from engine.corpus import token_cache
+from engine.corpus import bpe, pool, source
+from engine.flags import ROOT
 from engine.log import services, tracker
-from engine.machine import parallel, runtime
+from engine.machine import parallel
 from engine.score import answers
 from engine.stage import plan
 from model import SpongeBob
 
-SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model)}
+SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model, export)}
 LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"],
-                   "eval_model": ["pretrain", "SFT", "SFT_long", "distill", "distill_long"]}  # fmt: skip
+                   "eval_model": [*options.ROAD], "export": [*options.ROAD]}  # fmt: skip
 TRAINING_WORDS = (
     "--tokenizer_dir tokenizer --device cpu --dtype float32 --num_workers 1 --batch_size 2 --accumulation_steps 1 "
     "--max_seq_len 96 --val_fraction 0 --max_steps 3 --warmup_iters 1 --log_step 1 --eval_step 0 --save_step 0"
@@ -49,10 +50,16 @@ WORDS = {
     "distill": TRAINING_WORDS,
     "train_tokenizer": "--save_dir learned --vocab_size 280",
     "eval_model": "--tokenizer_dir tokenizer --device cpu --dtype float32 --max_new_tokens 8",  # a chat
+    "export": "exported.html --tokenizer_dir tokenizer",
 }
 
 
+HF = "--format hf"
+
+
 class Case(NamedTuple):
+    """One flag: with `--seed 7` the weights must differ from those of a run without it."""
+
     value: str  # what is typed after the flag
     changes: str  # the part of the outcome that must differ
     given: str = ""  # typed both times
@@ -96,11 +103,13 @@ TRAINING = {
     "--dtype": Case("bfloat16", "weights"),
     "--loss_chunk": Case("16", "chunks"),
     "--activation_checkpointing": Case("", "recomputed"),
-    "--compile": Case("", "compiled"),
-    "--parallel": Case("fsdp", "parallel"),
+    "--no-compile": Case("", "compiled", given="--compile"),
+    "--parallel": Case("fsdp", "error"),
+    "--bf16_gradients": Case("", "error"),
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
+    "--marks_are_borders": Case("", "weights", given="--data_path marks.jsonl"),
     "--dim": Case("16", "weights"),
     "--n_layers": Case("2", "weights"),
     "--n_heads": Case("2", "weights"),
@@ -131,6 +140,7 @@ CASES = {
         "--tag_tokens": Case("", "vocabulary"),
         "--val_fraction": Case("0.5", "vocabulary", given="--data_path many.jsonl"),
         "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
+        "--marks_are_borders": Case("", "vocabulary", given="--data_path marks.jsonl"),
     },
     "eval_model": {
         "--model_mode": Case("2", "answer"),
@@ -153,13 +163,25 @@ CASES = {
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
         "--prompt": Case("hi", "answer"),
-        "--export": Case("hf exported", "files"),
         "--score": Case("sft_512.jsonl", "files"),
         "--report": Case("page.html", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
         "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
         "--shots": Case("1", "answer", given="--score questions.jsonl"),
         "--baseline": Case("other.pth", "answer", given="--score sft_512.jsonl"),
+    },
+    "export": {
+        "--format": Case("hf", "error"),
+        "--model_mode": Case("2", "exported", given=HF),
+        "--long": Case("", "exported", given=HF),
+        "--ckpt": Case("other.pth", "exported", given=HF),
+        "--save_dir": Case("others", "exported", given=HF),
+        "--tokenizer_dir": Case("larger", "error", given=HF),
+        "--n_heads": Case("4", "exported", given=f"{HF} --ckpt bare.pth"),
+        "--rope_theta": Case("100", "exported", given=f"{HF} --ckpt bare.pth"),
+        "--max_seq_len": Case("16", "exported", given=HF),
+        "--weights": Case("float16", "exported", given="--format page"),
+        "--stages": Case("", "exported", given="--format page"),
     },
 }
 
@@ -194,11 +216,13 @@ def home(tmp_path_factory):
     (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
     questions = [json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2}) for n in range(9)]
     (home / "questions.jsonl").write_text("\n".join(questions))
+    marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
+    (home / "marks.jsonl").write_text("\n".join(marks))
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
-    learned = train_tokenizer.train(rows(50, "snail"), 300, tag_tokens=False)
-    train_tokenizer.save(learned, home / "tokenizer")
+    learned = bpe.train(rows(50, "snail"), 300, tag_tokens=False)
+    bpe.save(learned, home / "tokenizer")
     learned.add_tokens(["jellyfish"])
-    train_tokenizer.save(learned, home / "larger")
+    bpe.save(learned, home / "larger")
 
     def leave(path, model, stage):
         known = {"stage": stage, "config": shape_json(model.config)}
@@ -225,43 +249,43 @@ class Screen(io.StringIO):
 
 
 @contextlib.contextmanager
-def doors(monkeypatch, came):
-    """Note in `came` what arrives where there may be nothing behind."""
+def record_arrivals(monkeypatch, arrived):
+    """Note in `arrived` what arrives where there may be nothing behind."""
     real_wrap, real_complete = parallel.wrap, answers.complete
 
-    def pool(workers, context, start, setup):  # threads are processes enough here
-        came["workers"] = workers
-        return ThreadPoolExecutor(workers, initializer=start, initargs=setup)
+    def threads(workers, context, start, setup):  # threads are processes enough here
+        arrived["workers"] = workers
+        return ThreadPoolExecutor(workers, initializer=setup[1], initargs=setup[2])
 
     def service(name, path, project, *_):
-        came["service"], came["project"] = name, project
-        return lambda *_: None, lambda: None, None
+        arrived["service"], arrived["project"] = name, project
+        return services.Silent()
 
-    def wrap(module, rt, *, compile, parallel):
-        came["parallel"] = parallel
-        return real_wrap(module, rt, compile=compile, parallel=parallel)
+    def wrap(module, *place, compile, **ways):
+        arrived.update(ways)
+        return real_wrap(module, *place, compile=compile, **ways)
 
     def chunk(function, *parts, **_):
-        came["chunks"] = came.get("chunks", 0) + 1
+        arrived["chunks"] = arrived.get("chunks", 0) + 1
         return function(*parts)
 
     def recompute(block, *inputs, **_):
-        came["recomputed"] = True
+        arrived["recomputed"] = True
         return block(*inputs)
 
     def complete(model, prompts, **options):
-        came.setdefault("prompts", []).append(len(prompts))
+        arrived.setdefault("prompts", []).append(len(prompts))
         return real_complete(model, prompts, **options)
 
     def note(door):
-        return lambda *arguments, **_: came.__setitem__(door, arguments[-1] if arguments else True)
+        return lambda *arguments, **_: arrived.__setitem__(door, arguments[-1] if arguments else True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "ProcessPoolExecutor", pool)
+        patch.setattr(pool, "ProcessPoolExecutor", threads)
         patch.setattr(services, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
-        patch.setattr(runtime, "wrap", wrap)
+        patch.setattr(parallel, "wrap", wrap)
         patch.setattr(loss, "checkpoint", chunk)
         patch.setattr("model.checkpoint", recompute)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
@@ -279,24 +303,27 @@ def outcome(name, runs, monkeypatch):
     """What a script leaves behind, and what its last run says and reaches."""
     before = all_files()
     for words in runs:
-        error, screen, came = None, Screen(), {}
-        with doors(monkeypatch, came), contextlib.redirect_stdout(screen), contextlib.redirect_stderr(io.StringIO()):
+        error, screen, arrived = None, Screen(), {}
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with record_arrivals(monkeypatch, arrived), contextlib.redirect_stdout(screen), quiet:
             try:
                 SCRIPTS[name].main(words)
             except ValueError as problem:
                 error = str(problem)
     files = sorted(all_files() - before)
-    found = {"error": error, "files": files, "answer": screen.getvalue(), "flushes": screen.flushes, **came}
+    found = {"error": error, "files": files, "answer": screen.getvalue(), "flushes": screen.flushes, **arrived}
     for path in map(Path, files):
         if path.name == "tokenizer.json":
             found["vocabulary"] = path.read_bytes()
         elif path.suffix == ".pth":
             weights = torch.load(path, weights_only=True)
             found["weights"] = {name: (tensor.shape, tensor.numpy().tobytes()) for name, tensor in weights.items()}
+        elif path.suffix in (".safetensors", ".html") or path.name == "config.json":
+            found["exported"] = found.get("exported", b"") + path.read_bytes()
         elif path.name.endswith(".metrics.jsonl"):
             log = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             found["steps"] = log[-1]["step"]
-            found["log"] = [{key: row[key] for key in row.keys() - {*loop.WALL_CLOCK}} for row in log]
+            found["log"] = [{key: row[key] for key in row.keys() - {*WALL_CLOCK}} for row in log]
     return found
 
 
@@ -315,25 +342,14 @@ def after(home, tmp_path_factory, monkeypatch):
         words = WORDS[name].split()
         if name in ("pretrain", "SFT", "distill"):
             words += ["--cache_dir", str(home.parent / "cache")]  # one for all
-        return outcome(name, [[*words, *run.split()] for run in runs], monkeypatch)
+        # A report reads no flag of the other modes.
+        return outcome(name, [[*(words if "--report" not in run else ()), *run.split()] for run in runs], monkeypatch)
 
     return after
 
 
 def flags_of(name):
-    """The flags of a script: its parser is caught at the moment it would read the command line."""
-
-    class Caught(Exception):
-        pass
-
-    def catch(parser, *_):
-        raise Caught(parser)
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", catch):
-        try:
-            SCRIPTS[name].main([])
-        except Caught as caught:
-            return [action.option_strings[-1] for action in caught.args[0]._actions if action.dest != "help"]
+    return [action.option_strings[-1] for action in actions_of(SCRIPTS[name]) if action.option_strings]
 
 
 ALL = [(name, flag) for name in SCRIPTS for flag in flags_of(name)]
@@ -364,28 +380,92 @@ def test_no_entry_is_left_of_a_flag_that_is_gone():
 def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sample(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for script in (pretrain, SFT, distill):
-        assert script.parse([]).max_steps > 0
-        assert script.parse(["--epochs", "1"]).max_steps == script.parse(["--epochs=3"]).max_steps == 0
-        assert script.parse(["--epochs", "3", "--max_steps", "5"]).max_steps == 5
+        assert chosen(script, []).training.max_steps > 0
+        assert chosen(script, ["--epochs", "1"]).training.max_steps == 0
+        assert chosen(script, ["--epochs=3"]).training.max_steps == 0
+
+
+@pytest.mark.parametrize("words, name", [
+    ("--epochs 3 --max_steps 5", "epochs"), ("--parallel fsdp", "parallel"), ("--wandb_project mine", "wandb_project"),
+    ("--tracker tensorboard --wandb_project mine", "wandb_project"), ("--data_path . --num_workers 1", "num_workers"),
+    ("--data_path . --cache_dir c", "cache_dir"), ("--download --data_path x.jsonl", "download"),
+])  # fmt: skip
+def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("meta.json").write_text("{}")  # a finished cache
+    with pytest.raises(ValueError, match=f"--{name} would change nothing"):
+        chosen(pretrain, words.split())
+
+
+EVERY_MODE = {"a chat": [], "--prompt": ["--prompt", "hi"], "--score": ["--score", "x.jsonl"], "--report": ["--report"]}
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("flag", [flag for flag in flags_of("eval_model") if flag not in EVERY_MODE])
+def test_a_flag_of_another_mode_is_refused_and_the_modes_that_read_it_are_named(flag, mode, home, monkeypatch):
+    monkeypatch.chdir(home)
+    value = CASES["eval_model"][flag].value
+    name = flag.removeprefix("--").removeprefix("no-")
+    try:
+        arrived, _ = eval_model.choose([*EVERY_MODE[mode], flag, *value.split()])
+    except ValueError as error:
+        readers = [other for other, names in eval_model.READS.items() if name in names]
+        assert mode not in readers and readers
+        assert str(error) == f"--{name} is not read by {mode}, only by {' and '.join(readers)}"
+    else:
+        assert arrived == mode and name in eval_model.READS[mode]
+
+
+def test_the_old_place_of_the_export_names_the_new_one():
+    with pytest.raises(ValueError, match="python export.py --format hf"):
+        eval_model.main(["--export", "hf", "exported"])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_every_flag_and_no_path_of_this_machine(name, capsys):
+    with pytest.raises(SystemExit):
+        SCRIPTS[name].main(["--help"])
+    said = capsys.readouterr().out
+    assert str(ROOT) not in said and all(flag in said for flag in flags_of(name))
+
+
+def test_the_help_of_the_long_stage_shows_its_numbers(capsys):
+    with pytest.raises(SystemExit):
+        SFT.main(["--long", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokens in a row (default: 1024)" in said and "(default: SFT_long)" in said
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_number_that_is_not_finite_is_refused_by_name(name, capsys):
+    numeric = [action for action in actions_of(SCRIPTS[name]) if action.type in (int, float)]
+    assert numeric
+    for action in numeric:
+        for value in ("nan", "inf", "-inf"):
+            flag, needed = action.option_strings[-1], ["--format", "hf", "exported"] if name == "export" else []
+            words = [f"{flag}={value}"] if action.nargs is None else [flag, value]
+            with pytest.raises((ValueError, SystemExit)) as refused:  # argparse knows that these are no whole numbers
+                SCRIPTS[name].main([*needed, *words])
+            assert flag in str(refused.value) + capsys.readouterr().err, words
 
 
 def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fetched = []
-    monkeypatch.setattr(flags, "download", fetched.append)
-    pretrain.parse(["--download"])
+    monkeypatch.setattr(source, "download", fetched.append)
+    data = chosen(pretrain, ["--download"]).data
+    source.files_of(data)
     Path("pretrain.jsonl").write_text("{}\n")
-    pretrain.parse(["--download"])
-    assert fetched == ["pretrain.jsonl"]
+    assert source.files_of(data) == [Path("pretrain.jsonl")] and fetched == ["pretrain.jsonl"]
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):
-        distill.parse(["--download"])
+        source.files_of(chosen(distill, ["--download"]).data)
 
 
 def test_two_flags_that_name_different_trackers_are_refused():
     with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
-        pretrain.parse(["--use_wandb", "--tracker", "tensorboard"])
-    assert pretrain.parse(["--use_wandb", "--tracker", "wandb"]).tracker == "wandb"
+        chosen(pretrain, ["--use_wandb", "--tracker", "tensorboard"])
+    assert chosen(pretrain, ["--use_wandb", "--tracker", "wandb"]).output.service == "wandb"
 
 
 @pytest.mark.parametrize("message, code", [
@@ -397,5 +477,5 @@ def test_out_of_memory_and_no_compiler_are_one_line_and_a_defect_keeps_its_trace
         raise RuntimeError(message)
 
     with pytest.raises(SystemExit if code else RuntimeError):
-        flags.run(main)
+        cli.run(main)
     assert capsys.readouterr().err.count("\n") == (1 if code else 0)

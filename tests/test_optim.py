@@ -1,10 +1,11 @@
-"""Muon is torch's Muon, faster; every weight has one optimizer."""
+"""Muon is torch's Muon, faster; every weight has one optimizer; schedules are right at their corners."""
 
 import pytest
 import torch
 
 from Config import LLMConfig
-from engine import optim
+from engine import optim, options
+from engine.options import Training
 from model import SpongeBob
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -43,10 +44,10 @@ def test_muon_makes_the_steps_of_torchs_muon():
     assert mine.keys() == other.keys() and all(mine[key].keys() == other[key].keys() for key in mine)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", options.OPTIMIZERS)
 def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name):
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
-    groups = [group for optimizer in optim.build(model, name=name, learning_rate=1e-3, weight_decay=0.1)
+    groups = [group for optimizer in optim.build(model, Training(optimizer=name, learning_rate=1e-3, weight_decay=0.1))
               for group in optimizer.param_groups]  # fmt: skip
     held = [id(weight) for group in groups for weight in group["params"]]
     assert sorted(held) == sorted(id(weight) for weight in model.parameters())
@@ -64,3 +65,40 @@ def test_one_rate_serves_both_optimizers():
         weight.grad = torch.randn(shape)
         optim.Muon([weight], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
         assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25)
+
+
+# ----------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("name, last", [("cosine", 0.1), ("linear", 1 / 90), ("wsd", 1 / 20)])
+def test_a_schedule_is_right_at_its_corners(name, last):
+    rate = optim.schedule(name, peak=3.0, steps=100, warmup=10)
+    rates = [rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(3 / 11) and rates[9] == pytest.approx(30 / 11) and rates[10] == pytest.approx(3)
+    assert rates[99] == pytest.approx(3 * last)
+    assert max(rates) <= 3 * (1 + 1e-12) and min(rates) > 0
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    halfway = {"cosine": 0.55, "linear": 0.5, "wsd": 1.0}[name]
+    assert (rates[54] + rates[55]) / 2 == pytest.approx(3 * halfway, rel=0.02)
+
+
+def test_wsd_is_flat_and_then_falls_in_a_straight_line():
+    rate = optim.schedule("wsd", peak=1.0, steps=50, warmup=5, decay_share=0.4)
+    assert [rate(step) for step in range(5, 31)] == [1.0] * 26
+    assert [rate(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_run_of_one_step_without_warmup_takes_it_at_the_peak(name):
+    assert optim.schedule(name, peak=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("warmup", [-1, 10, 11])
+def test_a_warmup_that_does_not_fit_is_refused_with_its_numbers(warmup):
+    with pytest.raises(ValueError, match=f"warmup_iters={warmup} .* 10 steps"):
+        optim.schedule("cosine", peak=1.0, steps=10, warmup=warmup)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="'step' is not known, expected one of cosine"):
+        optim.schedule("step", peak=1.0, steps=10, warmup=0)

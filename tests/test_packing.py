@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import cost
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import TokenCache
@@ -28,10 +29,16 @@ def made(lengths) -> TokenCache:
     return cache_of(np.arange(sum(lengths)) + 1, classes, lengths)
 
 
-def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, **split) -> Batches:
+def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, table=None, **split) -> Batches:
     pieces = split_documents(cache, np.arange(len(cache)), row_len)
     return Batches(
-        cache, pack(pieces, row_len, 0), batch_size=batch_size, rows_per_step=rows_per_step, seed=seed, **split
+        cache,
+        pack(pieces, row_len, 0),
+        table or cost(),
+        batch_size=batch_size,
+        rows_per_step=rows_per_step,
+        seed=seed,
+        **split,
     )
 
 
@@ -159,21 +166,28 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     pieces = cut_conversations(cache, np.arange(2), row_len)
     text, kept = decode(pieces, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert pieces.lengths[0] <= row_len and pieces.cut == 1
+    assert pieces.lengths[0] <= row_len and pieces.cut == (1, 0, 0)
     assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
     assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
 
-def test_one_that_ends_no_answer_in_a_row_loses_its_tail_and_one_that_begins_none_is_dropped(chats):
+def test_a_conversation_without_a_complete_answer_is_cut(chats):
     cache, decode = chats
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    only = np.arange(1)
-    tail = cut_conversations(cache, only, first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3] and tail.cut == 1
+    tail = cut_conversations(cache, np.arange(1), first_learned + 3)
+    assert tail.lengths.tolist() == [first_learned + 3]
+    assert tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
-    assert cut_conversations(cache, only, first_learned).lengths.tolist() == [first_learned]  # one label is learned
-    nothing = cut_conversations(cache, only, first_learned - 1)
-    assert len(nothing.starts) == len(nothing.lengths) == 0 and nothing.cut == 1
+
+
+def test_a_conversation_without_an_answer_is_dropped(chats):
+    cache, _ = chats
+    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
+    one_label = cut_conversations(cache, np.arange(1), first_learned)
+    assert one_label.lengths.tolist() == [first_learned]
+    nothing = cut_conversations(cache, np.arange(1), first_learned - 1)
+    assert len(nothing.starts) == len(nothing.lengths) == 0
+    assert nothing.cut == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -188,9 +202,9 @@ def test_the_documents_table_holds_where_each_begins_and_is_padded_with_the_size
             goes_on = at % ROW_LEN and (token == before + 1 or token == before == 0)
             begins += [] if goes_on else [at]
             before = token
-        padding = len(batch.documents) - len(begins)
-        assert batch.documents.tolist() == begins + [batch.inputs.numel()] * padding and padding >= 1
-        assert batch.documents.dtype == torch.int32 and len(batch.documents) == batches.table_size
+        padding = len(batch.cu_seqlens) - len(begins)
+        assert batch.cu_seqlens.tolist() == begins + [batch.inputs.numel()] * padding and padding >= 1
+        assert batch.cu_seqlens.dtype == torch.int32 and len(batch.cu_seqlens) == batches.table_size
 
 
 def test_batches_are_a_function_of_seed_epoch_and_step_alone(corpus):
@@ -235,13 +249,16 @@ def test_rows_that_do_not_divide_and_no_rows_are_refused(corpus):
     with pytest.raises(ValueError, match="10 rows a step do not divide into 2 ranks x 3 rows"):
         batches_of(corpus, batch_size=3, rows_per_step=10, world=2)
     with pytest.raises(ValueError, match="no rows"):
-        Batches(corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), batch_size=1, rows_per_step=1, seed=0)
+        Batches(
+            corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), cost(), batch_size=1, rows_per_step=1, seed=0
+        )
 
 
 def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes():
     cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
-    counted = count(batches_of(cache, row_len=6, batch_size=1, rows_per_step=2).step(0), 3.0, sizes)
-    assert (counted.weight, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    batches = batches_of(cache, row_len=6, batch_size=1, rows_per_step=2, table=cost(3.0))
+    counted = count(batches.step(0), sizes, batches.positions(0))
+    assert (counted.cost, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
     assert (counted + counted).positions == 12

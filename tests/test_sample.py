@@ -20,6 +20,7 @@ SAMPLE = ROOT / "data" / "sample"
 STAGES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
 FILES = [f"{stage}{ending}" for stage in STAGES for ending in ("", "_heldout")]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+CHATS = ("sft_512", "sft_1024", "r1_1024")
 FORM = re.compile(r"<think>\n(.+)\n</think>\n<answer>\n(.+)\n</answer>", re.DOTALL)
 DIGITS = "零一二三四五六七八九"
 NUMBER = re.compile(f"[{DIGITS}]{{2}}")
@@ -48,6 +49,22 @@ def said(row, role):
     return [message["content"] for message in row["conversations"] if message["role"] == role]
 
 
+def spoken(content):
+    """What a visitor reads: the words inside <answer>, or all of them where there is no thought."""
+    thought = FORM.fullmatch(content)
+    return thought[2] if thought else content
+
+
+def exchanges(*names):
+    """Every (question, answer as a visitor reads it) of some files."""
+    return exchanges_of([row for name in names for row in rows(name)])
+
+
+def exchanges_of(chosen):
+    return [(question, spoken(answer)) for row in chosen
+            for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True)]  # fmt: skip
+
+
 @cache
 def all_text(*names):
     return "\n".join(row["text"] if "text" in row else "\n".join(m["content"] for m in row["conversations"])
@@ -61,14 +78,15 @@ def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_th
     environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment,
                    capture_output=True)  # fmt: skip
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([*FILES, "choices_heldout"])
-    for name in (*FILES, "choices_heldout"):
+    names = [*FILES, "choices_heldout", "everyday_heldout"]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    for name in names:
         new, old = ((folder / f"{name}.jsonl").read_bytes() for folder in (tmp_path, SAMPLE))
         assert hashlib.sha256(new).hexdigest() == hashlib.sha256(old).hexdigest(), name
 
 
-def test_the_corpus_is_at_most_four_megabytes_and_mostly_chinese():
-    assert sum(path.stat().st_size for path in SAMPLE.glob("*.jsonl")) <= 4_000_000
+def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
+    assert sum(path.stat().st_size for path in SAMPLE.glob("*.jsonl")) < 5_000_000
     letters = re.findall("[一-鿿]|[A-Za-z]", re.sub("<.*?>", "", all_text(*FILES)))
     chinese = sum(len(letter.encode()) for letter in letters if letter > "z")
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
@@ -143,6 +161,8 @@ def asked(row):
         question = question.removeprefix(lead).removeprefix("那")
         for pattern, attr in question_forms():
             if match := pattern.fullmatch(question):
+                if match[1] not in chinese_name() and match[1] not in "他她":
+                    continue  # a stranger
                 person = chinese_name().get(match[1], person)  # a pronoun means the person before
                 found.append((person, attr, lead))
     return found
@@ -159,9 +179,7 @@ def held_facts():
 
 
 def test_a_held_out_fact_is_neither_asked_nor_told_in_any_training_conversation():
-    trained = {
-        (person, attr) for name in ("sft_512", "sft_1024") for row in rows(name) for person, attr, _ in asked(row)
-    }
+    trained = {(person, attr) for name in CHATS for row in rows(name) for person, attr, _ in asked(row)}
     text = all_text("sft_512", "sft_1024", "r1_1024")
     assert len(held_facts()) >= 50
     for (person, attr), values in held_facts().items():
@@ -194,13 +212,10 @@ def test_every_held_out_fact_is_told_in_pretraining_in_at_least_three_wordings()
 
 def test_answers_about_one_fact_never_contradict_each_other():
     answers = {}
-    for name in FILES[2:6]:
-        for row in rows(name):
-            for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True):
-                single = {"conversations": [{"role": "user", "content": question}]}
-                for person, attr, lead in asked(single):
-                    if person is not None and not lead.startswith(LEADS[1:]):
-                        answers.setdefault((person, attr, answer[0] < "z"), set()).add(answer)
+    for question, answer in exchanges(*FILES[2:]):
+        for person, attr, lead in asked({"conversations": [{"role": "user", "content": question}]}):
+            if person is not None and not lead.startswith(LEADS[1:]):
+                answers.setdefault((person, attr, answer[0] < "z"), set()).add(answer)
     assert len(answers) > 400
     assert all(len(versions) == 1 for versions in answers.values())
 
@@ -268,10 +283,15 @@ def test_held_out_notes_pair_things_and_values_never_paired_in_training():
     assert len(held) > 100 and not held & training
 
 
+def long_rows(name):
+    """The long conversations: those that begin with a note or come to one. The others keep what was learned before."""
+    return [row for row in rows(name) if notes(row)[0] is not None]
+
+
 @pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
 def test_the_last_answer_of_a_long_conversation_repeats_a_note_from_the_start_or_from_just_before(name):
     places = []
-    for row in rows(name):
+    for row in long_rows(name):
         turn, pairs = notes(row)
         last, count = said(row, "assistant")[-1], len(said(row, "user"))
         assert sum(thing in last and value in last for thing, value in pairs) == 1
@@ -323,13 +343,18 @@ def solve(question):
     return digits, ("sum", tuple(sorted(numbers)))
 
 
+def problems(name):
+    """The rows that ask to reason, told by their thoughts."""
+    return [row for row in rows(name) if re.match("<think>\n(先算|先比|十位是|.+。中间是)", said(row, "assistant")[0])]
+
+
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
 def test_reasoning_is_well_formed_and_its_answer_is_right(name):
     for row in rows(name):
-        (question,), (content,) = said(row, "user"), said(row, "assistant")
-        match = FORM.fullmatch(content)
-        assert match and all(content.count(tag) == 1 for tag in TAGS)
-        assert match[2] == solve(question)[0], question
+        for content in said(row, "assistant"):
+            assert FORM.fullmatch(content) and all(content.count(tag) == 1 for tag in TAGS)
+    for question, answer in exchanges_of(problems(name)):
+        assert answer == solve(question)[0], question
 
 
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
@@ -337,7 +362,7 @@ def test_every_equation_and_comparison_in_the_thinking_is_right(name):
     digit = f"[{DIGITS}]"
     moves = {"": 0, "进一": -10, "借一": 10}
     count = 0
-    for row in rows(name):
+    for row in problems(name):
         thought = FORM.fullmatch(said(row, "assistant")[0])[1]
         for left, right, moved in re.findall(rf"([{DIGITS}+-]+)=({digit}+)(?:，(进一|借一))?", thought):
             terms = re.findall(rf"[+-]?{digit}+", left)
@@ -349,10 +374,95 @@ def test_every_equation_and_comparison_in_the_thinking_is_right(name):
     assert count > 300
 
 
+def pretraining_problems():
+    """The questions whose working is told in pretraining: sums in signs, and comparisons of three."""
+    text = all_text("pretrain")
+    questions = re.findall(f"([{DIGITS}]{{2}}(?:[+-][{DIGITS}]{{2}}){{2}})：先算", text)
+    for line in text.splitlines():
+        if found := re.search("(?<=[？。])(先比|十位是|[^，。]+比[^，。]+，[^，。]+。中间是)", line):
+            questions.append(line[: found.start()])
+    return questions
+
+
 def test_held_out_operands_never_occur_in_a_training_problem():
-    training, held = ([solve(said(row, "user")[0])[1] for row in rows(name)] for name in FILES[6:])
+    training, held = ([solve(said(row, "user")[0])[1] for row in problems(name)] for name in FILES[6:])
     assert len(set(training)) == len(training) and len(set(held)) == len(held)
-    assert not set(training) & set(held)
+    told = {solve(question)[1] for question in pretraining_problems()}
+    assert len(told) > 1000 and {kind for kind, _ in told} == {"sum", "three", "order"}
+    assert not (set(training) | told) & set(held)
+
+
+# -------------------------------------------------------------------------------------------- greetings and honest noes
+
+
+@cache
+def everyday():
+    """The tables of greetings and of questions beyond the town, read as they stand."""
+    spec = importlib.util.spec_from_file_location("sample_everyday", SAMPLE / "everyday.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bare(question):
+    """The words of a question alone: no marks, no spaces, no case."""
+    return re.sub(r"[\W_]", "", question).casefold()
+
+
+def test_a_held_out_everyday_question_is_neither_asked_nor_contained_in_a_training_question():
+    trained = {bare(question) for question, _ in exchanges(*CHATS)}
+    held = [bare(said(row, "user")[0]) for row in rows("everyday_heldout")]
+    assert len(held) == len(set(held)) == 60
+    for question in held:
+        assert not any(question in other for other in trained), question
+
+
+def test_half_of_the_held_out_everyday_questions_are_courtesies_and_half_lie_beyond_the_town():
+    replies = everyday().REPLIES
+    tasks = [row["task"] for row in rows("everyday_heldout")]
+    assert tasks.count("beyond") == 30 and {"hello", "who", "thanks", "bye"} == set(tasks) - {"beyond"}
+    for row in rows("everyday_heldout"):
+        assert row["answer"] in (replies[row["task"], "zh"], replies[row["task"], "en"])
+        assert (row["answer"] == replies[row["task"], "zh"]) == bool(re.search("[一-鿿]", said(row, "user")[0]))
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_each_chat_file_holds_every_courtesy_in_both_languages_and_honest_noes(name):
+    given = [answer for _, answer in exchanges(name)]
+    for (intent, lang), reply in everyday().REPLIES.items():
+        assert given.count(reply) >= (5 if intent in ("digits", "bye", "thanks") else 10), (intent, lang)
+    assert given.count(everyday().REPLIES["beyond", "zh"]) >= 150
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_one_everyday_question_has_one_answer_and_no_fact_of_the_town_is_denied(name):
+    answers = {}
+    for question, answer in exchanges(name):
+        answers.setdefault(question, set()).add(answer)
+        if answer.startswith("这个我不知道"):
+            assert not any(person in chinese_name() for pattern, _ in question_forms()
+                           for match in [pattern.fullmatch(question)] if match for person in [match[1]])  # fmt: skip
+    for reply in everyday().REPLIES.values():
+        assert all(len(versions) == 1 for versions in answers.values() if reply in versions)
+
+
+def test_a_person_who_is_not_known_does_not_live_in_the_town():
+    strangers = set("/".join(everyday().BEYOND["person"][:2]).split("/"))
+    assert not strangers & set(chinese_name())
+    assert not any(stranger in all_text("pretrain") for stranger in strangers)
+
+
+def test_a_thought_about_a_fact_says_what_is_asked_and_what_is_known():
+    known = 0
+    for row in rows("r1_1024"):
+        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True):
+            thought, answer = FORM.fullmatch(content).groups()
+            for person, _, _ in asked({"conversations": [{"role": "user", "content": question}]}):
+                known += 1
+                told = answer.removeprefix("您好，").removeprefix("Hello, ")
+                assert person in thought or english_name()[person] in thought
+                assert thought.endswith(told) and len(thought) > len(told)
+    assert known > 600
 
 
 # -------------------------------------------------------------------------------------------------- lengths
@@ -371,7 +481,7 @@ def encode(monkeypatch):
 def test_conversations_have_the_length_of_their_stage(encode, name):
     lengths = encode([row["conversations"] for row in rows(name)])
     if name.startswith("sft_1024"):
-        before = encode([row["conversations"][:-1] for row in rows(name)])  # the answer begins after these
+        before = encode([row["conversations"][:-1] for row in long_rows(name)])  # the answer begins after these
         assert min(before) > 512 and max(lengths) <= 1024
     else:
         assert max(lengths) <= 512
@@ -379,7 +489,7 @@ def test_conversations_have_the_length_of_their_stage(encode, name):
 
 @pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
 def test_far_notes_lie_more_than_five_hundred_tokens_before_the_last_question(encode, name):
-    far = [row["conversations"] for row in rows(name) if notes(row)[0] == 0]
+    far = [row["conversations"] for row in long_rows(name) if notes(row)[0] == 0]
     until_question = encode([chat[:-1] for chat in far])
     until_note_read = encode([chat[:1] + [{"role": "assistant", "content": "。"}] for chat in far])
     assert min(b - a for a, b in zip(until_note_read, until_question, strict=True)) > 520

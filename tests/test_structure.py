@@ -1,25 +1,49 @@
-"""Imports point one way, names say what is in a file, and schedules are right at their corners."""
+"""The house keeps its order: rooms import to the left only, names say what is in a file, nothing grows too long."""
 
 import ast
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from engine.flags import ROOT
-from engine.optim import schedule
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
-         for path in (*ROOT.glob("*.py"), *ROOT.glob("engine/*.py"))}  # fmt: skip
+         for path in (*ROOT.glob("*.py"), *ROOT.glob("engine/**/*.py"))}  # fmt: skip
+# Modules and rooms of engine/ in the order in which they may import: only what stands before them, or beside them.
+ORDER = (
+    ("console", "files", "flags", "options"),
+    ("corpus",),
+    ("packing",),
+    ("machine",),
+    ("checkpoint", "generate", "log"),
+    ("loss", "optim"),
+    ("loop",),
+    ("stage",),
+    ("score",),
+    ("serve", "pages"),
+    ("cli",),
+)
+ROOMS = ("corpus", "machine", "checkpoint", "generate", "log", "stage", "score", "serve", "pages")
 SHARED = {"Config", "model", "dataset"}
-RECIPES = {name for name in FILES if "." not in name} - SHARED
+SCRIPTS = {name for name in FILES if "." not in name} - SHARED
+MOST_LINES = {"model": 350, "dataset": 350, "eval_model": 250} | dict.fromkeys(
+    ("pretrain", "SFT", "distill", "train_tokenizer", "export"), 100
+)
+LONGER_FUNCTIONS = {"engine.loop.train": 70}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, inside functions too; `from engine import flags` is engine.flags."""
+    """Every module a file imports, inside functions too; `from engine import options` is engine.options."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -30,29 +54,64 @@ def imports(path: Path) -> set[str]:
 
 
 OURS = {name: imports(path) & FILES.keys() for name, path in FILES.items()}
+ENGINE = [name for name in FILES if name.startswith("engine.") and not name.endswith("__init__")]
 
 
-def test_the_recipes_and_the_engine_are_where_this_file_looks_for_them():
-    assert {"pretrain", "SFT", "distill", "train_tokenizer"} <= RECIPES
-    assert "engine.flags" in OURS["pretrain"] and "engine.tokens" in OURS["engine.stage"]
+def place(name: str) -> int:
+    """Where a module of the engine stands in ORDER."""
+    part = name.split(".")[1]
+    return next(at for at, names in enumerate(ORDER) if part in names)
 
 
-def test_config_and_dataset_import_nothing_of_ours_and_the_model_only_its_config():
-    assert OURS["Config"] == OURS["dataset"] == set() and OURS["model"] == {"Config"}
+def test_every_room_and_the_hall_are_where_this_file_looks_for_them():
+    assert {"pretrain", "SFT", "distill", "train_tokenizer", "eval_model", "export"} <= SCRIPTS
+    assert len(ENGINE) >= 40 and {name.split(".")[1] for name in ENGINE} == {part for names in ORDER for part in names}
+    for room in ROOMS:
+        assert sum(name.startswith(f"engine.{room}.") for name in ENGINE) >= 2, room
+    assert "engine.stage.run" in OURS["pretrain"] and "engine.loop" in OURS["engine.stage.run"]
 
 
-@pytest.mark.parametrize("name", ["dataset", "engine.encoder", "engine.jsonl", "engine.tokens"])
-def test_what_a_tokenising_process_loads_imports_no_torch(name):
-    assert not {module for module in imports(FILES[name]) if module.split(".")[0] in ("torch", "transformers")}
-    assert OURS[name] <= {"dataset", "engine.encoder", "engine.jsonl"}
+def test_imports_go_to_the_left_only():
+    wrong = {(name, other) for name in ENGINE for other in OURS[name] if other in ENGINE and place(other) > place(name)}
+    assert not wrong
+    assert not {(name, other) for name in ENGINE for other in OURS[name] if other in SCRIPTS}
+    assert not {(name, other) for name in SCRIPTS for other in OURS[name] & SCRIPTS}  # scripts stand alone
 
 
-def test_nothing_imports_a_recipe():
-    assert not {name: OURS[name] & RECIPES for name in FILES if OURS[name] & RECIPES}
+def test_config_imports_nothing_of_ours_the_model_its_config_and_dataset_only_leaves():
+    assert OURS["Config"] == set() and OURS["model"] == {"Config"}
+    assert not {(name, other) for name in OURS["dataset"] for other in OURS[name]}
 
 
-def test_imports_make_no_circle():
-    assert set(TopologicalSorter(OURS).static_order()) == FILES.keys()  # CycleError names the circle
+def test_imports_make_no_circle_and_no_tower_of_more_than_seven():
+    graph = {name: OURS[name] & set(ENGINE) for name in ENGINE}
+    height = {}
+    for name in TopologicalSorter(graph).static_order():  # CycleError names the circle
+        height[name] = 1 + max((height[other] for other in graph[name]), default=0)
+    assert max(height.values()) <= 7, {name: floor for name, floor in height.items() if floor > 7}
+
+
+def test_the_init_file_of_a_room_is_one_docstring_so_that_importing_it_loads_nothing():
+    for room in ("", *(f"{room}/" for room in ROOMS)):
+        body = tree(ROOT / f"engine/{room}__init__.py").body
+        assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), room
+
+
+def needed_by(name: str) -> set[str]:
+    """A module of ours and all of ours that it loads, through others too."""
+    found, waiting = set(), {name}
+    while waiting:
+        one = waiting.pop()
+        found.add(one)
+        waiting |= OURS[one] - found
+    return found
+
+
+def test_what_a_tokenising_process_loads_imports_no_torch():
+    loaded = needed_by("engine.corpus.token_cache")
+    assert {"dataset", "engine.corpus.jsonl", "engine.corpus.fast_bpe"} <= loaded
+    outside = {module.split(".")[0] for name in loaded for module in imports(FILES[name])}
+    assert not outside & {"torch", "transformers"}
 
 
 def test_no_file_shadows_a_module_of_python_or_has_a_name_that_says_nothing():
@@ -61,38 +120,12 @@ def test_no_file_shadows_a_module_of_python_or_has_a_name_that_says_nothing():
     assert not {name for name in FILES if name.split(".")[-1].lower() in vague} - {"Config"}
 
 
-# ----------------------------------------------------------------------------------------------- schedules
-
-
-@pytest.mark.parametrize("name, last", [("cosine", 0.1), ("linear", 1 / 90), ("wsd", 1 / 20)])
-def test_a_schedule_is_right_at_its_corners(name, last):
-    rate = schedule(name, peak=3.0, steps=100, warmup=10)
-    rates = [rate(step) for step in range(100)]
-    assert rates[0] == pytest.approx(3 / 11) and rates[9] == pytest.approx(30 / 11) and rates[10] == pytest.approx(3)
-    assert rates[99] == pytest.approx(3 * last)
-    assert max(rates) <= 3 * (1 + 1e-12) and min(rates) > 0
-    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
-    halfway = {"cosine": 0.55, "linear": 0.5, "wsd": 1.0}[name]
-    assert (rates[54] + rates[55]) / 2 == pytest.approx(3 * halfway, rel=0.02)
-
-
-def test_wsd_is_flat_and_then_falls_in_a_straight_line():
-    rate = schedule("wsd", peak=1.0, steps=50, warmup=5, decay_share=0.4)
-    assert [rate(step) for step in range(5, 31)] == [1.0] * 26
-    assert [rate(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
-
-
-@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
-def test_a_run_of_one_step_without_warmup_takes_it_at_the_peak(name):
-    assert schedule(name, peak=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
-
-
-@pytest.mark.parametrize("warmup", [-1, 10, 11])
-def test_a_warmup_that_does_not_fit_is_refused_with_its_numbers(warmup):
-    with pytest.raises(ValueError, match=f"warmup_iters={warmup} .* 10 steps"):
-        schedule("cosine", peak=1.0, steps=10, warmup=warmup)
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'step' is not known, expected one of cosine"):
-        schedule("step", peak=1.0, steps=10, warmup=0)
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_module_is_one_thing_and_a_function_fits_on_a_screen(name):
+    lines = FILES[name].read_text(encoding="utf-8").count("\n")
+    assert lines <= MOST_LINES.get(name, 250), f"{lines} lines"
+    for node in ast.walk(tree(FILES[name])):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[1:2] if ast.get_docstring(node) else node.body[:1]  # what it does, not what it says
+            length = node.end_lineno - first[0].lineno + 1 if first else 0
+            assert length <= LONGER_FUNCTIONS.get(f"{name}.{node.name}", 40), f"{node.name}: {length} lines"

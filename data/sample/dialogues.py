@@ -1,22 +1,25 @@
 """Conversations of the two SFT stages: questions, instructions, and notes to remember."""
 
-from texts import FACTS, FOLK, HELD_FACTS, VOCABULARY, draw_pairs, is_held, read_pairs, story, tell
+from random import Random
+
+from texts import FACTS, FOLK, HELD_FACTS, VOCABULARY, Person, draw_pairs, is_held, read_pairs, story, tell
 from world import ATTRS, DISHES, MONTHS, NOTES, TOWN_QA
 
+Row = dict  # one line of a file: {"conversations": [...]} and, held out, its task and answer
 SYSTEM = "你是贝壳湾的向导，回答要简短、有礼貌。"
 HELLO = {"zh": "您好，", "en": "Hello, "}
 MONTH_NAMES = [zh for zh, _ in read_pairs(MONTHS)]
 TIMES = "零一两三四五"
 
 
-def row(turns, system=None, **extra):
+def row(turns: list[str], system: str | None = None, **extra: str) -> Row:
     """Turn [question, answer, question, answer, ...] into a row of the file."""
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
     return {"conversations": messages, **extra}
 
 
-def ask(person, attr, rng, lang="zh", form=None):
+def ask(person: Person, attr: str, rng: Random, lang: str = "zh", form: int | None = None) -> list[str]:
     """A question about one fact and its polite answer."""
     templates = ATTRS[attr]["ask" if lang == "zh" else "ask_en"]
     question = (rng.choice(templates) if form is None else templates[form]).format(n=person[lang])
@@ -24,12 +27,12 @@ def ask(person, attr, rng, lang="zh", form=None):
     return [lead + question, HELLO[lang] + tell(person, attr, rng, lang, form=0)]
 
 
-def asked_facts():
+def asked_facts() -> list[tuple[Person, str]]:
     """The facts that training may ask about."""
     return [(person, attr) for person in FOLK for attr in ATTRS if (person["zh"], attr) not in HELD_FACTS]
 
 
-def question_rows(rng):
+def question_rows(rng: Random) -> list[Row]:
     """Every fact that may be asked: in each wording alone, and several in one conversation."""
     facts = asked_facts()
     rows = [
@@ -47,7 +50,7 @@ def question_rows(rng):
     return rows
 
 
-def follow_up(rng):
+def follow_up(rng: Random) -> list[str]:
     """Ask about one person, then go on about the same person by pronoun."""
     person = rng.choice(FOLK)
     attrs = [attr for attr in ATTRS if (person["zh"], attr) not in HELD_FACTS]
@@ -56,7 +59,7 @@ def follow_up(rng):
     return ask(person, first, rng) + ["那" + later, ask(person, second, rng)[1]]
 
 
-def held_question_rows(rng):
+def held_question_rows(rng: Random) -> list[Row]:
     """Facts told in pretraining that no training conversation asks about."""
     rows = []
     for person in FOLK:
@@ -77,7 +80,7 @@ def held_question_rows(rng):
     return rows
 
 
-def choice_rows(rng):
+def choice_rows(rng: Random) -> list[Row]:
     """The held-out facts as questions with four choices; the wrong ones are true of others."""
     rows = []
     for person in FOLK:
@@ -92,7 +95,7 @@ def choice_rows(rng):
     return rows
 
 
-def word_task(task, rng):
+def word_task(task: str, rng: Random) -> tuple[str, str, str]:
     """An instruction about one to five words, as (key, question, answer)."""
     words = rng.sample([zh for zh, _ in VOCABULARY], rng.randint(3, 5))
     (word, english), count = rng.choice(VOCABULARY), rng.randint(2, 4)
@@ -121,7 +124,7 @@ def word_task(task, rng):
     return str(sorted(months)), f"请按先后排好：{'、'.join(MONTH_NAMES[m] for m in months)}。", early + "。"
 
 
-def fact_task(task, rng):
+def fact_task(task: str, rng: Random) -> tuple[str, str, str]:
     """An instruction on the form of the answer to a question about the town."""
     person, attr = rng.choice(asked_facts())
     question = rng.choice(ATTRS[attr]["ask"]).format(n=person["zh"])
@@ -134,7 +137,7 @@ WORD_TASKS = ["repeat", "repeat_en", "reverse", "count", "pick", "translate", "s
 FACT_TASKS = ["one_word", "in_english"]
 
 
-def instruction_row(rng, held, number):
+def instruction_row(rng: Random, held: bool, number: int) -> Row:
     """One instruction; held-out ones have arguments never used with that instruction."""
     task = (WORD_TASKS + FACT_TASKS)[number % 10]
     while True:
@@ -143,7 +146,7 @@ def instruction_row(rng, held, number):
             return row([question, answer], task=task, answer=answer) if held else row([question, answer])
 
 
-def draw_note(rng, held, kinds):
+def draw_note(rng: Random, held: bool, kinds: list[str]) -> tuple[list[str], list[str]]:
     """A request to remember some things of each kind, and two questions of each kind with their answers."""
     said, asked = [], []
     for kind in kinds:
@@ -155,7 +158,7 @@ def draw_note(rng, held, kinds):
     return ["请帮我记住：" + "；".join(said) + "。", HELLO["zh"] + "我记住了。"], sum(asked, [])
 
 
-def recall_row(rng, held, number):
+def recall_row(rng: Random, held: bool, number: int) -> Row:
     """A note, perhaps a few questions about the town, then two questions about the note."""
     note, asked = draw_note(rng, held, [rng.choice(list(NOTES))])
     chat = sum((small_talk(rng) for _ in range(rng.choice([0, 0, 1, 2]))), [])
@@ -163,7 +166,7 @@ def recall_row(rng, held, number):
     return row(turns, task="recall", answer=turns[-1]) if held else row(turns)
 
 
-def small_talk(rng):
+def small_talk(rng: Random) -> list[str]:
     """One exchange between a visitor and the guide; it never touches a held-out fact."""
     kind = rng.choices(["town", "story", "recipe", "fact"], [3, 4, 1, 2])[0]
     if kind == "town":
@@ -180,7 +183,7 @@ def small_talk(rng):
     return ask(*rng.choice(asked_facts()), rng)
 
 
-def long_row(rng, held, number, size):
+def long_row(rng: Random, held: bool, number: int, size: tuple[int, int]) -> Row:
     """A conversation whose last answer comes late.
 
     Two out of three need a note from its very beginning (far), the others one from

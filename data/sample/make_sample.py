@@ -1,34 +1,43 @@
 """Write the sample corpus: one small town told in four kinds of training data.
 
 Every stage has something that it alone can teach, so that each can be measured:
-  pretrain   the facts of the town and the style in which they are told
+  pretrain   the facts of the town, the style in which they are told, and how sums are worked out
   sft_512    answering questions about those facts and following instructions
   sft_1024   answering beyond position 512, from evidence near by or far back
-  r1_1024    reasoning step by step before the answer
-Each has a held-out file that asks for things never asked for in training, and
-choices_heldout asks for the held-out facts with four choices.  The same
+  r1_1024    thinking before the answer: a problem step by step, a question by what is known
+The three chat files also hold greetings, and questions beyond the town with an honest no: what a
+later stage does not repeat is forgotten.
+Each has a held-out file that asks for things never asked for in training; everyday_heldout holds
+greetings and questions beyond the town in new words, and choices_heldout asks for the held-out
+facts with four choices. The same
 seed gives the same bytes everywhere: no clock, no locale, no hash order, no tokenizer.
 """
 
 import argparse
 import json
-import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
-from dialogues import choice_rows, held_question_rows, instruction_row, long_row, question_rows, recall_row, row
+from dialogues import Row, choice_rows, held_question_rows, instruction_row, long_row, question_rows, recall_row, row
 from reasoning import draw_problem
 from texts import FOLK, PRETRAIN_KINDS, is_held
+from visits import cannot_reckon, everyday_heldout, everyday_rows, mixed_row, thinking_rows, thought
+
+Rows = tuple[list[Row] | None, list[Row]]  # of a stage: to train on, held out
 
 PRETRAIN_BYTES = {
-    "bio": 190_000,
-    "story": 140_000,
+    "bio": 200_000,
+    "story": 110_000,
     "diary": 30_000,
     "recipe": 25_000,
     "town": 20_000,
-    "counting": 40_000,
-    "sums": 110_000,
-    "neighbours": 20_000,
-    "storing": 100_000,
+    "counting": 30_000,
+    "sums": 50_000,
+    "columns": 240_000,
+    "comparing": 40_000,
+    "neighbours": 35_000,
+    "storing": 30_000,
     "glossary": 20_000,
     "bio_en": 120_000,
     "story_en": 20_000,
@@ -36,11 +45,11 @@ PRETRAIN_BYTES = {
 LONG_SIZE = (1250, 1550)  # bytes of small talk in a long conversation
 
 
-def size_of(line):
+def size_of(line: Row) -> int:
     return len(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()) + 1
 
 
-def fresh(make, rng, held, seen):
+def fresh(make: Callable, rng: Random, held: bool, seen: set[str]) -> Iterator:
     """Endless new rows of one kind, skipping every row that was made before."""
     number = 0
     while True:
@@ -52,7 +61,7 @@ def fresh(make, rng, held, seen):
             yield made
 
 
-def pretrain(rng):
+def pretrain(rng: Random) -> Rows:
     """Texts of every kind, each kind up to its share of bytes, shuffled."""
     train, heldout, seen = [], [], set()
     for make in PRETRAIN_KINDS:
@@ -66,7 +75,7 @@ def pretrain(rng):
     return train, heldout
 
 
-def sft_512(rng):
+def sft_512(rng: Random) -> Rows:
     """Questions, instructions and notes recalled at short distance."""
     seen = set()
     train, heldout = question_rows(rng), held_question_rows(rng)
@@ -74,44 +83,62 @@ def sft_512(rng):
         for rows, held, wanted in ((train, False, count), (heldout, True, held_count)):
             source = fresh(make, rng, held, seen)
             rows += [next(source) for _ in range(wanted)]
+    train += everyday_rows(rng, times=3, noes=360, digits=40) + [mixed_row(rng) for _ in range(160)]
+    train += [cannot_reckon(rng) for _ in range(60)]
     rng.shuffle(train)
     return train, heldout
 
 
-def sft_1024(rng):
-    """Long conversations with a note to remember, from far back or near by."""
-    return tuple(
+def sft_1024(rng: Random) -> Rows:
+    """Long conversations with a note to remember, from far back or near by, and short ones, not to forget them."""
+    train, heldout = (
         [long_row(rng, held, number, LONG_SIZE) for number in range(count)]
         for held, count in ((False, 180), (True, 48))
     )
-
-
-def r1_1024(rng, count=5000, held_count=150):
-    """Problems with their chain of thought; no operands twice, the held-out ones by their key."""
-    train, heldout, seen = [], [], set()
-    while len(train) < count or len(heldout) < held_count:
-        task, key, question, thought, answer = draw_problem(rng, FOLK)
-        rows, wanted = (heldout, held_count) if is_held(key, 10) else (train, count)
-        if key not in seen and len(rows) < wanted:
-            seen.add(key)
-            content = f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
-            rows.append(row([question, content], **({"task": task, "answer": answer} if rows is heldout else {})))
+    train += question_rows(rng)[:700] + everyday_rows(rng, times=1, noes=180, digits=20)
+    train += [mixed_row(rng) for _ in range(80)] + [cannot_reckon(rng) for _ in range(20)]
+    rng.shuffle(train)
     return train, heldout
 
 
-def choices(rng):
+def problem_rows(rng: Random, count: int, held: bool, seen: set[str], shares: tuple[int, ...]) -> list[Row]:
+    """Problems with their chain of thought; no operands twice, the held-out ones told by their key."""
+    rows = []
+    while len(rows) < count:
+        task, key, question, words, answer = draw_problem(rng, FOLK, shares)
+        if key not in seen and is_held(key, 10) == held:
+            seen.add(key)
+            rows.append(row([question, thought(words, answer)], **({"task": task, "answer": answer} if held else {})))
+    return rows
+
+
+def r1_1024(rng: Random) -> Rows:
+    """Problems, and the questions of the earlier stages, all answered after a thought."""
+    seen = set()
+    heldout = problem_rows(rng, 150, True, seen, (45, 36, 7, 4, 8))
+    train = problem_rows(rng, 4200, False, seen, (36, 34, 11, 5, 14)) + thinking_rows(rng)
+    rng.shuffle(train)
+    return train, heldout
+
+
+def everyday(rng: Random) -> Rows:
+    """Nothing to train on in a file of its own: greetings and honest noes stand in every chat stage's file."""
+    return None, everyday_heldout(rng)
+
+
+def choices(rng: Random) -> Rows:
     """Nothing to train on: multiple choice is for scoring."""
     return None, choice_rows(rng)
 
 
-def main(argv=None):
-    """Write all nine files into one folder."""
+def main(argv: list[str] | None = None) -> None:
+    """Write all ten files into one folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write into")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024, choices)):
-        for rows, ending in zip(make(random.Random(seed)), ("", "_heldout"), strict=True):
+    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024, choices, everyday)):
+        for rows, ending in zip(make(Random(seed)), ("", "_heldout"), strict=True):
             if rows is None:
                 continue
             lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in rows]

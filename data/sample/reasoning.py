@@ -2,13 +2,16 @@
 
 Numbers are spelt digit by digit (三七 is thirty-seven), so that every digit is a token of
 its own and carrying can be learnt from few examples; a column's result is one digit too,
-and what is carried or borrowed is said behind it.  Every number has two digits, and none
+and what is carried or borrowed is said behind it. Every number has two digits, and none
 is 11 or 12, which the tokenizer would join.
 
 Each problem has a key made of its operands alone: whether a problem is held out depends
 on the key, so a word problem never gives away the answer of a held-out bare sum.
 """
 
+from random import Random
+
+Problem = tuple[str, str, str, str]  # key, question, thought, answer
 DIGITS = "零一二三四五六七八九"
 SUMS = ["计算{sum}。", "请算一算{sum}等于多少？", "{sum}的结果是多少？"]
 STORIES = {  # operations on a, b, c: what happened in town
@@ -35,19 +38,19 @@ STORIES = {  # operations on a, b, c: what happened in town
 ORDERS = ["高矮", "重轻", "快慢"]
 
 
-def spell(number):
+def spell(number: int) -> str:
     """Write a number digit by digit: 37 becomes 三七."""
     return "".join(DIGITS[int(digit)] for digit in str(number))
 
 
-def digit_sum(x, sign, y):
+def digit_sum(x: int, sign: str, y: int) -> str:
     """One column: 七+八=五，进一 or 三-八=五，借一."""
     result = x + y if sign == "+" else x - y
     moved = "" if 0 <= result <= 9 else "，进一" if sign == "+" else "，借一"
     return f"{spell(x)}{sign}{spell(y)}={spell(result % 10)}{moved}"
 
 
-def column(a, sign, b):
+def column(a: int, sign: str, b: int) -> tuple[str, int]:
     """Add or subtract two numbers below 100 on paper, ones before tens; return the words and the result."""
     result = a + b if sign == "+" else a - b
     ones = digit_sum(a % 10, sign, b % 10)
@@ -56,11 +59,11 @@ def column(a, sign, b):
     return f"{spell(a)}{sign}{spell(b)}：{ones}；{tens}；得{spell(result)}。", result
 
 
-def two_digits(number):
+def two_digits(number: int) -> bool:
     return 10 <= number <= 99 and number not in (11, 12)
 
 
-def draw_operands(rng):
+def draw_operands(rng: Random) -> tuple[str, int, int, int]:
     """Draw signs and operands of a two-step problem whose every result has two digits."""
     while True:
         signs = rng.choice(["++", "+-", "-+", "--"])
@@ -71,22 +74,29 @@ def draw_operands(rng):
             return signs, a, b, c
 
 
-def sum_problem(rng, names, told):
-    """A two-step sum, bare or told as a story: work out one column after the other."""
+def worked_sum(rng: Random) -> tuple[str, tuple[str, int, int, int], str, str, str]:
+    """A two-step sum as (key, (signs, operands), question in signs, working, result), one column after the other."""
     signs, a, b, c = draw_operands(rng)
     first, middle = column(a, signs[0], b)
     second, end = column(middle, signs[1], c)
+    plus = sorted([a] + [n for sign, n in zip(signs, (b, c), strict=True) if sign == "+"])
+    minus = sorted(n for sign, n in zip(signs, (b, c), strict=True) if sign == "-")
+    asked = f"{spell(a)}{signs[0]}{spell(b)}{signs[1]}{spell(c)}"
+    return f"sum:{plus}{minus}", (signs, a, b, c), asked, f"先算{first}再算{second}", spell(end)
+
+
+def sum_problem(rng: Random, names: list[str], told: bool) -> Problem:
+    """A two-step sum, bare or told as a story."""
+    key, (signs, a, b, c), asked, words, end = worked_sum(rng)
     if told:
         p, q, r = names
         question = rng.choice(STORIES[signs]).format(p=p, q=q, r=r, a=spell(a), b=spell(b), c=spell(c))
     else:
-        question = rng.choice(SUMS).format(sum=f"{spell(a)}{signs[0]}{spell(b)}{signs[1]}{spell(c)}")
-    plus = sorted([a] + [n for sign, n in zip(signs, (b, c), strict=True) if sign == "+"])
-    minus = sorted(n for sign, n in zip(signs, (b, c), strict=True) if sign == "-")
-    return f"sum:{plus}{minus}", question, f"先算{first}再算{second}", spell(end)
+        question = rng.choice(SUMS).format(sum=asked)
+    return key, question, words, end
 
 
-def compare(p, a, q, b, sign, word):
+def compare(p: str, a: int, q: str, b: int, sign: int, word: str) -> tuple[str, str, int]:
     """Compare two weights digit by digit; return the words, the winner and its weight."""
     winner, weight = (p, a) if (a - b) * sign > 0 else (q, b)
     x, y, place = (a // 10, b // 10, "十位") if a // 10 != b // 10 else (a % 10, b % 10, "十位相同，个位")
@@ -94,7 +104,7 @@ def compare(p, a, q, b, sign, word):
     return words, winner, weight
 
 
-def weigh_problem(rng, names):
+def weigh_problem(rng: Random, names: list[str]) -> Problem:
     """Who is the heaviest (or lightest) of three: two comparisons."""
     a = rng.randint(20, 79)
     near = rng.random() < 0.4
@@ -110,7 +120,7 @@ def weigh_problem(rng, names):
     return f"three:{sorted(weights)}", f"{told}。谁最{word}？", f"先{first}再{second}", winner
 
 
-def sort_problem(rng):
+def sort_problem(rng: Random) -> Problem:
     """Sort three numbers whose tens differ: sort the tens first."""
     tens = rng.sample(range(1, 10), 3)
     numbers = [10 * ten + rng.randint(3 if ten == 1 else 0, 9) for ten in tens]
@@ -122,7 +132,7 @@ def sort_problem(rng):
     return f"three:{sorted(numbers)}", question, thought, "、".join(map(spell, ordered))
 
 
-def order_problem(rng, trio):
+def order_problem(rng: Random, trio: list[str]) -> Problem:
     """Put three persons in order from two statements that may be turned round or swapped."""
     a, b, c = trio
     more, less = rng.choice(ORDERS)
@@ -131,14 +141,16 @@ def order_problem(rng, trio):
     first, second = (f"{x}比{y}{more}" for x, y in pairs)
     wanted, answer = rng.choice([(more, a), (less, c)])
     question = f"{said[0]}，{said[1]}。三个人里谁最{wanted}？"
-    thought = f"{first}，{second}。中间是{b}。从{more}到{less}是{a}、{b}、{c}。最{wanted}的是{answer}。"
+    thought = f"{first}，{second}。中间是{b}。从{more}到{less}是{a}、{b}、{c}。最{wanted}：{answer}。"
     return f"order:{a}>{b}>{c}", question, thought, answer
 
 
-def draw_problem(rng, people):
+def draw_problem(
+    rng: Random, people: list[dict[str, str]], shares: tuple[int, ...] = (45, 36, 7, 4, 8)
+) -> tuple[str, str, str, str, str]:
     """Draw one problem of any kind as (task, key, question, thought, answer)."""
     names = [person["zh"] for person in rng.sample(people, 3)]
-    task = rng.choices(["sum", "story", "weigh", "sort", "order"], [45, 36, 7, 4, 8])[0]
+    task = rng.choices(["sum", "story", "weigh", "sort", "order"], shares)[0]
     if task == "weigh":
         return task, *weigh_problem(rng, names)
     if task == "sort":

@@ -1,9 +1,9 @@
 """The facts of the town and the texts of the pretraining stage that tell them."""
 
 import hashlib
-import random
+from random import Random
 
-from reasoning import digit_sum, spell
+from reasoning import column, digit_sum, draw_problem, spell, two_digits, worked_sum
 from world import (
     ATTRS,
     CLOSINGS,
@@ -21,18 +21,20 @@ from world import (
     TOWN_QA,
 )
 
+Person = dict[str, str]  # zh, en: the name; pronoun
 
-def is_held(key, percent=12):
+
+def is_held(key: str, percent: int = 12) -> bool:
     """Decide by the key alone whether something is kept out of training."""
     return hashlib.sha256(key.encode()).digest()[0] * 100 < percent * 256
 
 
-def read_pairs(text, separator=None):
+def read_pairs(text: str, separator: str | None = None) -> list[tuple[str, ...]]:
     """Read "中文:English" entries."""
     return [tuple(entry.strip().split(":")) for entry in text.split(separator) if entry.strip()]
 
 
-def draw_facts(folk, rng):
+def draw_facts(folk: list[Person], rng: Random) -> dict[tuple[str, str], tuple[str, str]]:
     """Give every person a value of every attribute, each value to about as many persons."""
     facts = {}
     for attr, table in ATTRS.items():
@@ -47,7 +49,7 @@ def draw_facts(folk, rng):
     return facts
 
 
-def draw_held_facts(folk, rng):
+def draw_held_facts(folk: list[Person], rng: Random) -> set[tuple[str, str]]:
     """Choose the facts no training conversation may touch; friends are held in couples."""
     others = [attr for attr in ATTRS if attr != "friend"]
     held = {(person["zh"], attr) for i, person in enumerate(folk) for attr in rng.sample(others, 1 + i % 2)}
@@ -57,24 +59,24 @@ def draw_held_facts(folk, rng):
 
 
 FOLK = [dict(zip(("zh", "en", "pronoun"), entry, strict=True)) for entry in read_pairs(PEOPLE, ",")]
-FACTS = draw_facts(FOLK, random.Random(7))
-HELD_FACTS = draw_held_facts(FOLK, random.Random(8))
+FACTS = draw_facts(FOLK, Random(7))
+HELD_FACTS = draw_held_facts(FOLK, Random(8))
 VOCABULARY = read_pairs(NOUNS)
 
 
-def tell(person, attr, rng, lang="zh", form=None):
+def tell(person: Person, attr: str, rng: Random, lang: str = "zh", form: int | None = None) -> str:
     """Tell one fact in one of the attribute's wordings."""
     templates = ATTRS[attr][lang]
     template = rng.choice(templates) if form is None else templates[form]
     return template.format(n=person[lang], v=FACTS[person["zh"], attr][lang == "en"])
 
 
-def attrs_of(person, asked_only):
+def attrs_of(person: Person, asked_only: bool) -> list[str]:
     """The attributes of a person that a text may tell (asked_only: leave out held-out facts)."""
     return [attr for attr in ATTRS if not (asked_only and (person["zh"], attr) in HELD_FACTS)]
 
 
-def draw_couple(rng, held, first=None):
+def draw_couple(rng: Random, held: bool, first: Person | None = None) -> tuple[Person, Person]:
     """Draw two persons; couples that meet in held-out texts never meet in training texts."""
     while True:
         a, b = first or rng.choice(FOLK), rng.choice(FOLK)
@@ -82,7 +84,7 @@ def draw_couple(rng, held, first=None):
             return a, b
 
 
-def bio(rng, held, number, lang="zh"):
+def bio(rng: Random, held: bool, number: int, lang: str = "zh") -> str:
     """Everything about one person, in any order; after the first sentence often by pronoun."""
     person = FOLK[number % len(FOLK)]
     attrs = rng.sample(list(ATTRS), len(ATTRS))
@@ -92,11 +94,11 @@ def bio(rng, held, number, lang="zh"):
     return (" " if lang == "en" else "").join(told)
 
 
-def bio_en(rng, held, number):
+def bio_en(rng: Random, held: bool, number: int) -> str:
     return bio(rng, held, number, "en")
 
 
-def story(rng, held, number=None, asked_only=False, most=2):
+def story(rng: Random, held: bool, number: int | None = None, asked_only: bool = False, most: int = 2) -> str:
     """Two persons meet; the story tells some facts about each of them."""
     a, b = draw_couple(rng, held, None if number is None else FOLK[number % len(FOLK)])
     parts = [rng.choice(OPENINGS)]
@@ -106,14 +108,14 @@ def story(rng, held, number=None, asked_only=False, most=2):
     return "".join(parts + [rng.choice(CLOSINGS)])
 
 
-def story_en(rng, held, number):
+def story_en(rng: Random, held: bool, number: int) -> str:
     a, b = draw_couple(rng, held, FOLK[number % len(FOLK)])
     facts = [tell(p, attr, rng, "en") for p in (a, b) for attr in rng.sample(list(ATTRS), 2)]
     event = rng.choice(EVENTS_EN).format(a=a["en"], b=b["en"])
     return " ".join([rng.choice(OPENINGS_EN), *facts[:2], event, *facts[2:], rng.choice(CLOSINGS_EN)])
 
 
-def diary(rng, held, number):
+def diary(rng: Random, held: bool, number: int) -> str:
     """A weather diary with what one person did that day."""
     person, name = FOLK[number % len(FOLK)], FOLK[number % len(FOLK)]["zh"]
     month = rng.choice(read_pairs(MONTHS))[0]
@@ -134,7 +136,7 @@ def diary(rng, held, number):
     )
 
 
-def recipe(rng, held, number):
+def recipe(rng: Random, held: bool, number: int) -> str:
     """How a dish is made and who loves it."""
     dish, things, steps = DISHES[number % len(DISHES)].split("|")
     fans = [person["zh"] for person in FOLK if FACTS[person["zh"], "dish"][0] == dish]
@@ -156,13 +158,13 @@ def recipe(rng, held, number):
     return rng.choice(["", rng.choice(OPENINGS)]) + rng.choice([how + love, love + how])
 
 
-def town(rng, held, number):
+def town(rng: Random, held: bool, number: int) -> str:
     """Some of what a guide can tell about the town."""
     told = [entry.split("|")[1] for entry in rng.sample(TOWN_QA, rng.randint(2, 4))]
     return rng.choice(OPENINGS) + "".join(told)
 
 
-def equation(rng):
+def equation(rng: Random) -> str:
     """One column of a sum: a digit for a result, and what is carried or borrowed."""
     u, w, ten = rng.randint(0, 9), rng.randint(0, 9), rng.randint(1, 8)
     more = rng.randint(0, 8 - ten)
@@ -171,12 +173,33 @@ def equation(rng):
     return rng.choices([digit_sum(u, "+", w), digit_sum(u, "-", w), tens, rest], [4, 4, 1, 1])[0]
 
 
-def sums(rng, held, number):
+def sums(rng: Random, held: bool, number: int) -> str:
     """A page of a school book."""
     return "；".join(equation(rng) for _ in range(rng.randint(6, 10))) + "。"
 
 
-def count_line(rng):
+def columns(rng: Random, held: bool, number: int) -> str:
+    """A page of sums worked out one column after the other: of two numbers, and of three in two steps."""
+    lines = []
+    while len(lines) < 4:
+        a, b, sign = rng.randint(10, 89), rng.randint(10, 89), rng.choice("+-")
+        if rng.random() < 0.7:
+            key, _, asked, words, _ = worked_sum(rng)
+            lines += [f"{asked}：{words}"] if is_held(key, 10) == held else []
+        elif two_digits(a) and two_digits(b) and two_digits(a + b if sign == "+" else a - b):
+            lines.append(column(a, sign, b)[0])
+    return "".join(lines)
+
+
+def comparing(rng: Random, held: bool, number: int) -> str:
+    """Three of a kind put in order, step by step."""
+    while True:
+        task, key, question, words, _ = draw_problem(rng, FOLK, (0, 0, 3, 1, 3))
+        if is_held(key, 10) == held:
+            return question + words
+
+
+def count_line(rng: Random) -> str:
     """One sentence of counting, place value, comparison or one-digit arithmetic."""
     x, y, n = rng.randint(1, 9), rng.randint(1, 9), rng.randint(10, 95)
     m = rng.choice([k for k in range(10, 100) if k // 10 != n // 10])
@@ -194,13 +217,13 @@ def count_line(rng):
     )
 
 
-def counting(rng, held, number):
+def counting(rng: Random, held: bool, number: int) -> str:
     return "".join(count_line(rng) for _ in range(rng.randint(4, 7)))
 
 
-def neighbours(rng, held, number):
+def neighbours(rng: Random, held: bool, number: int) -> str:
     """All the persons who share a value: the facts seen from the other side."""
-    attr = rng.choice(["job", "street", "pet", "dish", "music", "month", "boat"])
+    attr = rng.choice(["job", "street", "pet", "dish", "music", "month", "boat", "friend", "friend"])
     value = rng.choice(sorted({fact[0] for (_, name), fact in FACTS.items() if name == attr}))
     sharing = [person for person in FOLK if FACTS[person["zh"], attr][0] == value]
     lead = {
@@ -211,12 +234,13 @@ def neighbours(rng, held, number):
         "music": "会演奏{}的有",
         "month": "{}过生日的有",
         "boat": "船是{}的有",
+        "friend": "和{}最要好的有",
     }[attr].format(value)
     names = [person["zh"] for person in rng.sample(sharing, len(sharing))]
     return f"{lead}{'、'.join(names)}。{tell(rng.choice(sharing), attr, rng)}"
 
 
-def draw_pairs(rng, held, kind):
+def draw_pairs(rng: Random, held: bool, kind: str) -> list[tuple[str, str]]:
     """Three or four things and where each of them is, as (question, statement); held-out pairs apart."""
     kept, statement, question = NOTES[kind]
     pairs, count = {}, rng.randint(3, 4)
@@ -228,7 +252,7 @@ def draw_pairs(rng, held, kind):
     return [(question.format(t=thing), statement.format(t=thing, v=value)) for thing, value in pairs.items()]
 
 
-def storing(rng, held, number):
+def storing(rng: Random, held: bool, number: int) -> str:
     """A notebook that is read again later: what was said once is needed once more."""
     name, other = (person["zh"] for person in draw_couple(rng, held, FOLK[number % len(FOLK)]))
     lines = [line for _, line in draw_pairs(rng, held, rng.choice(list(NOTES)))]
@@ -238,7 +262,7 @@ def storing(rng, held, number):
     return f"{name}的本子上写着：{first}。{event}后来{other}来问，{name}回答：{again}。{end}"
 
 
-def glossary(rng, held, number):
+def glossary(rng: Random, held: bool, number: int) -> str:
     """A few words in both languages."""
     words = rng.sample(VOCABULARY, rng.randint(3, 6))
     form = rng.choice(["{}的英语是 {}。", "英语里，{}叫作 {}。"])
@@ -253,6 +277,8 @@ PRETRAIN_KINDS = [
     town,
     counting,
     sums,
+    columns,
+    comparing,
     neighbours,
     storing,
     glossary,

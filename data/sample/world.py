@@ -1,12 +1,12 @@
 """The made-up harbour town of Shell Bay: word tables and sentence templates.
 
-Nothing here is computed.  Facts, stories and questions are all put together from
+Nothing here is computed. Facts, stories and questions are all put together from
 these tables by make_sample.py, so a question about the town always has one answer.
 Pairs are written "中文:English"; in templates {n} is the person and {v} the value.
 """
 
 
-def split(text, separator=None):
+def split(text: str, separator: str | None = None) -> list[str]:
     """Cut a table into its entries, at white space or at the separator."""
     return text.split(separator)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -47,7 +48,7 @@ def hf_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tenso
     return converted
 
 
-def hf_config(config: LLMConfig, **token_ids: int) -> LlamaConfig:
+def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.hidden_dim,
         num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,

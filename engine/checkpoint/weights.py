@@ -4,8 +4,10 @@ results/pretrain.pth    bare state dict, fp32, Meta's names: any script that rea
 results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 """
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import fingerprint
-from engine.console import say, warn
+from engine.checkpoint.foreign import check_buffers, plain_weights, why_unreadable
+from engine.console import printable, say, warn
 from engine.files import first_line, write_json, write_whole
 from engine.machine.parallel import whole
-from engine.options import ROAD, Checkpoint
+from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
 from model import SpongeBob
 
 # -------------------------------------------------------------------------------------------------- writing
@@ -40,13 +43,22 @@ def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
         return None
     with torch.device("meta"):
         copy = SpongeBob(model.config)
+    copy.known_tokens = model.known_tokens
     copy.load_state_dict(weights, assign=True)
-    return copy.to(device).eval()
+    return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)
 
 
 def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """With the tied matrix under both of its names; a file stores it once."""
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
+    total = hashlib.blake2b(digest_size=6)
+    for name, weight in sorted(weights.items()):
+        total.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
@@ -60,12 +72,16 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
 
 def read_tensors(path: Path) -> dict:
     """A file of tensors and plain values. Pickled code is refused, whoever sent the file."""
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name the .pth file that is meant")
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
-        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({first_line(error)})") from None
+        raise ValueError(
+            f"{path}: not a readable checkpoint of plain tensors ({why_unreadable(path, error)})"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
     return content
@@ -77,9 +93,19 @@ def read_meta(path: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); move it away to read the shape off the weights") from None
+    kinds = {"config": dict, "tokenizer": str, "stage": str}
+    odd = [
+        name for name, kind in kinds.items() if isinstance(meta, dict) and not isinstance(meta.get(name, kind()), kind)
+    ]
+    if odd or not isinstance(meta, dict):
+        what = ", ".join(odd) or "its content"
+        raise ValueError(
+            f"{file}: {what} is not as this program writes it; move it away to read the shape off the weights"
+        )
+    return meta
 
 
 def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
@@ -91,7 +117,13 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
             weights[f"layers.0.{name}.weight"].shape[0] for name in ("attention.wk", "feed_forward.w1")
         )
     except (KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: no LLaMA weights with Meta's names in it ({error})") from None
+        names = printable(", ".join(list(weights)[:3])) or "none"
+        hint = (
+            "; these are Hugging Face's, export.py writes them, nothing here reads them" if "self_attn" in names else ""
+        )
+        raise ValueError(
+            f"{path}: no LLaMA weights with Meta's names in it (no {error}; its names: {names}{hint})"
+        ) from None
     heads, theta = n_heads or 8, rope_theta or 1e6
     say(f"{path}: no .json beside it, the shape is read off the tensors; {heads} heads and RoPE theta {theta:g} are "
           f"{'given' if n_heads and rope_theta else 'assumed (--n_heads, --rope_theta)'}")  # fmt: skip
@@ -101,7 +133,9 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     }  # fmt: skip
 
 
-def problems_between(path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: list[str] = ()) -> None:
+def problems_between(
+    path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: Sequence[str] = ()
+) -> None:
     """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
@@ -121,6 +155,7 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
     problems_between(path, expected, found)
+    assert tied is not None  # or it would be missing
     if not torch.equal(weights["output.weight"], tied):
         raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
     model.load_state_dict(weights, strict=True)
@@ -130,7 +165,7 @@ def load_model(
     path: Path, *, n_heads: int | None = None, rope_theta: float | None = None, max_seq_len: int | None = None
 ) -> tuple[SpongeBob, dict]:
     """The model of a .pth with the shape its .json says, and that .json's content."""
-    weights, meta = read_tensors(path), read_meta(path)
+    (weights, buffers), meta = plain_weights(read_tensors(path), path), read_meta(path)
     for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
         if value is not None and value != meta.get("config", {}).get(name, value):
             raise ValueError(
@@ -139,7 +174,13 @@ def load_model(
     shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len
-    model = SpongeBob(LLMConfig(**shape))
+    try:
+        config = LLMConfig(**shape)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RuntimeError) as error:
+        source = path.with_suffix(".json") if "config" in meta else path
+        raise ValueError(f"{source}: not the shape of a model here ({first_line(error)})") from None
+    check_buffers(buffers, config, path)
+    model = SpongeBob(config)
     load_weights(model, weights, path)
     return model, meta
 
@@ -158,15 +199,18 @@ def open_checkpoint(
 
     A missing one is an error that says which command makes it, or which `flag` names another.
     """
-    if not path.is_file():
+    if not path.exists():
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
+    if path.stem in ORIGINAL_NAMES.values():
+        say(f"{path}: the original scripts' name, taken as this stage's model")
     model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
-    check_tokenizer(path, meta, fingerprint(tokenizer), tokenizer_dir)
-    if model.config.vocab_size < tokenizer.get_vocab_size():
-        raise ValueError(
-            f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {tokenizer.get_vocab_size()}"
-        )
+    check_tokenizer(path, meta, tokenizer, tokenizer_dir)
+    model.known_tokens = tokenizer.get_vocab_size()
+    if model.config.vocab_size < model.known_tokens:
+        raise ValueError(f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {model.known_tokens}")
+    if model.config.vocab_size > model.known_tokens:
+        say(f"{path}: {model.config.vocab_size} tokens, {tokenizer_dir} has {model.known_tokens}: no other is sampled")
     return model, meta
 
 
@@ -185,11 +229,11 @@ def shape_json(config: LLMConfig) -> dict:
     return {name: getattr(config, name) for name in names}
 
 
-def check_tokenizer(path: Path, meta: dict, known: str, tokenizer_dir: str | Path) -> None:
+def check_tokenizer(path: Path, meta: dict, tokenizer: Tokenizer, tokenizer_dir: str | Path) -> None:
     """Refuse weights that were trained with another tokenizer: their shapes would fit, the output would be garbage."""
     if "tokenizer" not in meta:
         warn(f"warning: {path} does not say which tokenizer it needs; {tokenizer_dir} is used (--tokenizer_dir)")
-    elif meta["tokenizer"] != known:
+    elif meta["tokenizer"] not in (known := fingerprint(tokenizer), fingerprint(tokenizer, of_all=True)):
         raise ValueError(
             f"{path} was trained with tokenizer {meta['tokenizer']}, {tokenizer_dir} is {known}: "
             "give the right one with --tokenizer_dir"

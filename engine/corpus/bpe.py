@@ -4,64 +4,78 @@ import json
 import re
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-import dataset
-from dataset import BOS, CHAT_TEMPLATE, EOS, TAGS, UNK, BadRow, PretrainDataset, SFTDataset, line_hash, parse_line
-from engine.corpus.jsonl import RowReport, blocks, lines
+from dataset import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    TAGS,
+    UNK,
+    BadRow,
+    PretrainDataset,
+    SFTDataset,
+    held_out_hashes,
+    line_hash,
+    parse_line,
+)
+from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines
 
 # BPE counts pairs inside "words", and a run of Chinese without punctuation is one word however long it is: fed whole,
 # such text costs several times the time and memory. Cut after punctuation first, else every 512 characters.
 PIECE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]|[^。！？；，\n.!?;,]{1,512}")
 
 
-def texts_of(row: dict) -> list[str]:
-    """The texts of a row of either schema, or BadRow."""
-    if SFTDataset.field in row:
-        return [message["content"] for message in SFTDataset.read(row)]
-    return [PretrainDataset.read(row)]
+def texts_of(texts: type[PretrainDataset], row: dict, noted: set[str] | None = None) -> list[str]:
+    """The texts of a row of any schema, or BadRow; `texts` says what a row of the pretraining schema means."""
+    if SFTDataset.holds(row):
+        return [message["content"] for message in SFTDataset.read(row, noted)]
+    return texts.parts(texts.read(row, noted))
 
 
-def first_pass(paths: list[Path], val_fraction: float, strict: bool) -> tuple[int, list[set[int]]]:
-    """First reading: the bytes of text in all, and for every file the hashes of the rows that are held out."""
-    report, size, held_out_hashes = RowReport(strict), 0, []
+def first_pass(
+    paths: list[Path], val_fraction: float, strict: bool, texts: type[PretrainDataset] = PretrainDataset
+) -> tuple[int, set[int]]:
+    """First reading: the bytes of text in all, and the hashes of the rows that are held out."""
+    report, size, hashes = RowReport.of(paths, strict), 0, [array("Q") for _ in paths]
     with tqdm(desc="reading", total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True) as bar:
-        for path in paths:
-            hashes = array("Q")
+        for path, found in zip(paths, hashes, strict=True):
             for first, block in blocks(path, bar.update):
-                rows, bad = 0, []
+                counts = RowCounts()
                 for number, line in lines(first, block):
-                    rows += 1
-                    try:
-                        size += sum(len(text.encode()) for text in texts_of(parse_line(line)))
-                        hashes.append(line_hash(line))
-                    except BadRow as error:
-                        bad.append((number, str(error)))
-                report.add(path, rows, bad)
-            hashes = np.array(hashes)
-            held_out_hashes.append(set(hashes[dataset.held_out(hashes, val_fraction)].tolist()))
-    report.finish()
-    return size, held_out_hashes
+                    if (found_texts := counts.read(number, line, partial(texts_of, texts))) is not None:
+                        size += sum(len(text.encode()) for text in found_texts)
+                        found.append(line_hash(line))
+                report.add(path, counts)
+    report.finish(PretrainDataset.valid)
+    return size, set(held_out_hashes([np.array(found, np.uint64) for found in hashes], val_fraction).tolist())
 
 
-def texts_of_examples(path: Path, held_out_hashes: set[int], share: float, held_out: bool = False) -> Iterator[str]:
+def texts_of_examples(
+    path: Path,
+    held_out: set[int],
+    share: float,
+    unseen: bool = False,
+    texts: type[PretrainDataset] = PretrainDataset,
+) -> Iterator[str]:
     """Second reading: the texts of an evenly spread `share` of the rows that training reads, or of those held out."""
     due = 0.0
     for first, block in blocks(path):
         for _, line in lines(first, block):
             try:
-                texts = texts_of(parse_line(line))
+                found = texts_of(texts, parse_line(line))
             except BadRow:
                 continue
-            if (line_hash(line) in held_out_hashes) == held_out:
+            if (line_hash(line) in held_out) == unseen:
                 due += share
                 if due >= 1:
                     due -= 1
-                    yield from texts
+                    yield from found
 
 
 def train(texts: Iterator[str], vocab_size: int, tag_tokens: bool) -> Tokenizer:

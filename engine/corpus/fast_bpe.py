@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from engine.console import warn
+from engine.corpus.fitness import byte_characters
 
 CHECKED = 32  # texts of every batch that both encode
 # What tokenizers' ByteLevel cuts a text into before merging, by its regular expression.
@@ -47,14 +48,17 @@ class TiktokenEncoder:
     def token_to_id(self, token: str) -> int | None:
         return self.tokenizer.token_to_id(token)
 
-    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list[Encoding]:
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list:
         step = max(1, len(texts) // CHECKED)
         if add_special_tokens or not (self.trusted and self._agree(texts[::step])):
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [Encoding(self._encode(text)) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
-        return self.fast.encode(text, allowed_special=self.added, disallowed_special=())
+        try:
+            return self.fast.encode(text, allowed_special=self.added, disallowed_special=())
+        except ValueError:  # its regular expressions have a stack, which a run of a million spaces fills
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _spelled(self, token: int) -> str | None:
         text = self.tokenizer.decode([token], skip_special_tokens=False)
@@ -82,7 +86,7 @@ def _ranks(tokenizer: dict) -> tuple[dict[bytes, int], dict[str, int]] | None:
     same = model == PLAIN_BPE and split | PRE_TOKENIZER == split and not tokenizer["normalizer"]
     if not same or None in learned or learned != sorted(set(learned)):
         return None
-    alphabet = {character: byte for byte, character in _byte_characters().items()}
+    alphabet = {character: byte for byte, character in byte_characters().items()}
     added = {token["content"]: token for token in tokenizer["added_tokens"]}
     if any(token["single_word"] or token["lstrip"] or token["rstrip"] for token in added.values()):
         return None
@@ -90,10 +94,3 @@ def _ranks(tokenizer: dict) -> tuple[dict[bytes, int], dict[str, int]] | None:
     if len(ranks) != 256 + len(merges):
         return None
     return ranks, {word: token["id"] for word, token in added.items() if not token["special"]}
-
-
-def _byte_characters() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -1,29 +1,32 @@
-"""Reading JSONL as it comes: plain or .gz, BOM, CRLF, blank lines, no last newline, lines of any length."""
+"""Reading JSONL as it comes: plain or gzip, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
+import shlex
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from engine.console import warn
+from dataset import parse_line
+from engine.console import printable, warn
+from engine.corpus.first_bytes import GZIP, LOOKED_AT, what_is
+from engine.corpus.schemas import TAGS, BadRow, EmptyRow
 
 BLOCK = 4 << 20  # bytes read at a time; a tokenising process gets one block
+Readable = BinaryIO | gzip.GzipFile
 BOM = b"\xef\xbb\xbf"
 
 
 def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, whole lines) of a .jsonl or .jsonl.gz file, about BLOCK bytes at a time.
+    """Yield (number of the first line, whole lines) of a JSONL file, by gzip or plain, about BLOCK bytes at a time.
 
-    `advance` is called with the bytes of the file (compressed, if it is) that were read since the last call.
+    `advance` is called with the bytes of the file (packed, if it is) that were read since the last call.
     """
     with open(path, "rb") as raw:
-        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        stream = _unpacked(raw, path)
         number, seen, held = 1, 0, []
-        while chunk := _read(stream, path):
-            if number == 1 and not held:
-                chunk = chunk.removeprefix(BOM)
+        while chunk := _read(stream, BLOCK, path):
             advance(raw.tell() - seen)
             seen = raw.tell()
             end = chunk.rfind(b"\n") + 1
@@ -38,58 +41,164 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
             yield number, last
 
 
-def _read(stream: BinaryIO, path: Path) -> bytes:
+def _unpacked(raw: BinaryIO, path: Path) -> Readable:
+    """The lines of a file whatever its name says; ValueError names what is no JSONL by its first bytes."""
+    head = raw.read(LOOKED_AT)
+    raw.seek(0)
+    stream: Readable = raw
+    if head.startswith(GZIP):
+        stream = gzip.GzipFile(fileobj=raw)
+        head = _read(stream, LOOKED_AT, path)
+        stream.seek(0)
+    if found := what_is(head):
+        what, command = found
+        names = {"path": shlex.quote(str(path)), "name": repr(str(path)), "out": path.name.split(".")[0]}
+        raise ValueError(f"{path}: {what}, not JSONL. {command.format(**names)}")
+    return stream
+
+
+def _read(stream: Readable, size: int, path: Path) -> bytes:
     try:
-        return stream.read(BLOCK)
+        return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:  # a download that broke off
-        raise ValueError(f"{path}: damaged .gz file ({error}); fetch it again") from None
+        raise ValueError(f"{path}: damaged gzip file ({error}); fetch it again") from None
 
 
 def lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
-    """The (number, content) of a block's lines; blank ones are no rows."""
+    """The (number, content) of a block's lines; blank ones are no rows. Joined Windows files have a BOM inside."""
     for number, line in enumerate(block.split(b"\n"), first):
-        if line := line.strip():
+        line = line.strip()
+        while line.startswith(BOM):
+            line = line.removeprefix(BOM).strip()
+        if line:
             yield number, line
 
 
 def source_files(data_path: Sequence[str | Path]) -> list[Path]:
-    """The JSONL files a user named, or an error that says which is not there."""
+    """The JSONL files a user named, or an error that says which is not there or is something else."""
     paths = [Path(path) for path in data_path]
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: no such file")
+        if (path / "meta.json").is_file():
+            raise ValueError(
+                f"{path}: a token cache, which a training stage reads alone: no other --data_path beside it"
+            )
         if path.is_dir():
             raise ValueError(f"{path}: a folder, but neither a JSONL file nor a token cache (no meta.json in it)")
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: a pipe or a device, but rows are read more than once: write them to a file first"
+            )
+        with open(path, "rb") as raw:
+            _unpacked(raw, path)
     return paths
 
 
 @dataclass
-class RowReport:
-    """How many rows were read and which were bad: counted, the first five named, too many refused."""
+class RowCounts:
+    """What the rows of a file, or of a part of it, were: whatever is left out is counted and named."""
 
-    strict: bool = False
     rows: int = 0
     bad: int = 0
-    examples: list[str] = field(default_factory=list)
+    empty: int = 0  # without words; nothing is wrong with them
+    examples: list[str] = field(default_factory=list)  # the first five bad ones, "line: reason"
+    noted: dict[str, list[int]] = field(default_factory=dict)  # what dataset.py notes -> [rows, line of the first]
 
-    def add(self, path: Path, rows: int, bad: list[tuple[int, str]]) -> None:
-        self.rows += rows
-        self.bad += len(bad)
-        self.examples += [f"{path}:{number}: {reason}" for number, reason in bad][: 5 - len(self.examples)]
+    def read(self, number: int, line: bytes, read: Callable[[dict, set[str]], Any]) -> Any:
+        """What `read` makes of a line, or None where it is left out; counted either way."""
+        self.rows += 1
+        noted: set[str] = set()
+        try:
+            content = read(parse_line(line), noted)
+        except EmptyRow:
+            self.empty += 1
+            return None
+        except BadRow as error:
+            self.bad += 1
+            self.examples = [*self.examples, f"{number}: {error}"][:5]
+            return None
+        for what in noted:
+            self.noted.setdefault(what, [0, number])[0] += 1
+        return content
+
+    def add(self, later: "RowCounts") -> None:
+        """Together with the rows of a later part."""
+        self.rows, self.bad, self.empty = self.rows + later.rows, self.bad + later.bad, self.empty + later.empty
+        self.examples = [*self.examples, *later.examples][:5]
+        for what, (rows, first) in later.noted.items():
+            self.noted.setdefault(what, [0, first])[0] += rows
+
+    def about(self, kind: str) -> dict[str, int]:
+        """{name: rows} of what was noted as "kind name"."""
+        return {what.split(" ", 1)[1]: rows for what, (rows, _) in self.noted.items() if what.startswith(f"{kind} ")}
+
+
+@dataclass
+class RowReport:
+    """The counts of every file, and what is said of them: in the first start, and whenever their cache is opened."""
+
+    strict: bool = False
+    files: dict[str, RowCounts] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], strict: bool) -> "RowReport":
+        """With an entry for every file: one without a line is refused, too."""
+        return cls(strict, {str(path): RowCounts() for path in paths})
+
+    def add(self, path: Path | str, counts: RowCounts) -> None:
+        self.files.setdefault(str(path), RowCounts()).add(counts)
         self.stop_if_strict()
 
     def stop_if_strict(self) -> None:
-        if self.bad and self.strict:
-            raise ValueError(f"{self.examples[0]} (--strict_data stops at the first bad row)")
+        """ValueError for the first bad row, or field that is not used, under --strict_data."""
+        for name, counts in self.files.items() if self.strict else ():
+            unused = sorted((first, what) for what, (_, first) in counts.noted.items() if what.startswith("field "))
+            lines = [*counts.examples[:1], *(f"{first}: {what} is not used" for first, what in unused[:1])]
+            for line in lines:
+                raise ValueError(f"{printable(f'{name}:{line}')} (--strict_data stops at the first bad row)")
 
-    def finish(self) -> None:
-        """Refuse a file of which more than 1 % and more than 10 rows are bad, or nothing is good."""
-        named = "\n  ".join(self.examples)
-        if self.bad > 10 and self.bad > 0.01 * self.rows:
-            raise ValueError(
-                f"{self.bad} of {self.rows} rows are bad, more than 1 %: is this the right file and schema?\n  {named}"
-            )
-        if self.bad == self.rows:
-            raise ValueError("no usable row in the data" + (f"\n  {named}" if named else ""))
-        if self.bad:
-            warn(f"skipped {self.bad} bad rows of {self.rows}, the first:\n  {named}")
+    def refuse(self, valid: str) -> None:
+        """ValueError for a file of which most rows, or more than 1 % and more than 10, are bad, or nothing is good."""
+        for name, counts in self.files.items():
+            named = "\n  ".join([printable(f"{name}:{line}") for line in counts.examples] + [f"a valid line: {valid}"])
+            if counts.bad > 0.5 * counts.rows or (counts.bad > 10 and counts.bad > 0.01 * counts.rows):
+                share = "more than 1 %" if counts.bad < counts.rows else "so there is no usable row in it"
+                raise ValueError(
+                    f"{printable(name)}: {counts.bad} of {counts.rows} rows are bad, {share}: is this the right file "
+                    f"and schema?\n  {named}"
+                )
+            if counts.bad + counts.empty == counts.rows:
+                raise ValueError(f"{printable(name)}: no usable row in it, {counts.empty} are empty\n  {named}")
+
+    def tell(self) -> None:
+        """What was left out, and what was read otherwise than it may be meant."""
+        for name, counts in self.files.items():
+            name = printable(name)
+            if counts.bad:
+                named = "\n  ".join(printable(f"{name}:{line}") for line in counts.examples)
+                warn(f"{name}: skipped {counts.bad} bad rows of {counts.rows}, the first:\n  {named}")
+            if counts.empty:
+                warn(f"{name}: left out {counts.empty} rows of {counts.rows}, which are empty")
+            for what, rows in counts.about("field").items():
+                warn(f"{name}: field {printable(what)} of {rows} rows is not used")
+            if broken := counts.about("tags").get("broken"):
+                warn(f"{name}: {broken} rows hold some of {' '.join(TAGS)}, but not all of them in this order")
+            if marks := counts.about("mark"):
+                held = ", ".join(f"{printable(mark)} in {rows} rows" for mark, rows in marks.items())
+                out = "take them out of the file"
+                if counts.about("schema").keys() == {"text"}:
+                    out += ", or give --marks_are_borders where <s> and </s> stand between documents"
+                warn(f"{name}: control marks stand in the words and are learned as letters: {held}; {out}")
+
+    def totals(self) -> dict[str, Any]:
+        """The counts of all files together."""
+        counts = list(self.files.values())
+        sums = {name: sum(getattr(one, name) for one in counts) for name in ("rows", "bad", "empty")}
+        examples = [f"{name}:{line}" for name, one in self.files.items() for line in one.examples]
+        return sums | {"examples": examples[:5]}
+
+    def finish(self, valid: str) -> None:
+        """Refuse or tell."""
+        self.refuse(valid)
+        self.tell()

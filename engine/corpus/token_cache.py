@@ -14,17 +14,13 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -33,16 +29,17 @@ from tqdm import tqdm
 from dataset import (
     ENCODING_VERSION,
     EOS,
-    BadRow,
     PretrainDataset,
     SFTDataset,
     fingerprint,
-    held_out,
+    held_out_hashes,
     line_hash,
-    parse_line,
 )
+from engine.corpus.digests import content_digest
 from engine.corpus.fast_bpe import fastest
-from engine.corpus.jsonl import RowReport, blocks, lines, source_files
+from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
+from engine.corpus.pool import in_order
+from engine.files import to_json
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
 ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
@@ -65,9 +62,9 @@ class TokenCache:
         return len(self.hashes)
 
     def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """The document numbers of (training, validation); every source file holds out rows of its own."""
+        """The document numbers of (training, validation); what one source file holds out is held out in all."""
         ends = np.cumsum([source["documents"] for source in self.meta["sources"]])
-        mask = np.concatenate([held_out(part, val_fraction) for part in np.split(self.hashes, ends[:-1])])
+        mask = np.isin(self.hashes, held_out_hashes(np.split(self.hashes, ends[:-1]), val_fraction))
         return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
@@ -75,17 +72,25 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
     """Open a finished cache folder; ValueError when it holds other rows, or was made with another tokenizer.
 
     With `strict` also when bad rows were left out of it: a cache that was built without --strict_data is there already.
+    What was left out when it was built is said again.
     """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     for what, expected in _identity(dataset_class, tokenizer).items():
         if meta.get(what) != expected:
             raise ValueError(f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
                              "give the JSONL file instead, or the --tokenizer_dir it was made with")  # fmt: skip
-    RowReport(strict, meta["rows"], meta["bad"], meta["examples"]).stop_if_strict()
+    report = report_of(meta, strict)
+    report.stop_if_strict()
+    report.tell()
     ids, classes, offsets, hashes = (np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items())
     if not len(ids) == len(classes) == meta["tokens"] == offsets[-1] or len(hashes) + 1 != len(offsets):
         raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
     return TokenCache(folder, ids, classes, offsets, hashes, meta)
+
+
+def report_of(meta: dict, strict: bool = False) -> RowReport:
+    """What the rows of each source file were, as it was counted when the cache was built."""
+    return RowReport(strict, {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]})
 
 
 def open_or_build(
@@ -101,72 +106,69 @@ def open_or_build(
     if len(data_path) == 1 and (Path(data_path[0]) / "meta.json").is_file():
         return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
     paths = source_files(data_path)
-    digests = [_content_digest(path, Path(cache_dir)) for path in paths]
+    digests = [content_digest(path, Path(cache_dir)) for path in paths]
     identity = _identity(dataset_class, tokenizer)
     key = hashlib.blake2b(json.dumps([digests, identity]).encode(), digest_size=6).hexdigest()
-    folder = Path(cache_dir) / f"{paths[0].name.split('.')[0]}-{key}"
+    folder = Path(cache_dir) / f"{paths[0].name.split('.')[0][:40]}-{key}"
     if not (folder / "meta.json").is_file():
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
     return open_cache(folder, dataset_class, tokenizer, strict)
 
 
 def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
-    return {"dataset": dataset_class.__name__, "tokenizer": fingerprint(tokenizer), "encoding": ENCODING_VERSION}
-
-
-def _content_digest(path: Path, cache_dir: Path) -> str:
-    """Size and hash of the file's content. An unchanged size and mtime save the reading, but identify nothing."""
-    book = cache_dir / "digests.json"
-    known = json.loads(book.read_text(encoding="utf-8")) if book.is_file() else {}
-    name, stat = str(path.resolve()), path.stat()
-    if known.get(name, [])[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return known[name][2]
-    with open(path, "rb") as file:
-        digest = f"{stat.st_size}:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    temporary = book.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({**known, name: [stat.st_size, stat.st_mtime_ns, digest]}), encoding="utf-8")
-    os.replace(temporary, book)
-    return digest
+    return {"encoding": ENCODING_VERSION, "dataset": dataset_class.__name__, "tokenizer": fingerprint(tokenizer)}
 
 
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
-    """Encode every row into a temporary folder and rename it when it is whole."""
+def _clear_left_overs(folder: Path) -> None:
+    """What a killed run left of this cache an hour ago; what still grows is another run's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f"{folder.name}.tmp-*"):
         with suppress(FileNotFoundError):  # finished meanwhile
             newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
-            if time.time() - newest > 3600:  # whoever wrote it was killed
+            if time.time() - newest > 3600:
                 shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _refuse_changed(paths: Sequence[Path], digests: Sequence[str], cache_dir: Path) -> None:
+    """ValueError for a file whose content is no longer that under whose name the cache would be kept."""
+    for path, digest in zip(paths, digests, strict=True):
+        if content_digest(path, cache_dir) != digest:
+            raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
+
+
+def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
+    """Encode every row into a temporary folder and rename it when it is whole."""
+    _clear_left_overs(folder)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        report, documents, tokens = RowReport(strict), [0] * len(paths), 0
+        report, documents, tokens = RowReport.of(paths, strict), [0] * len(paths), 0
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
             size = sum(map(os.path.getsize, paths))
-            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True))
+            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True, disable=None))
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
-            files["offsets"].write(np.int64(0))
+            files["offsets"].write(np.int64(0).tobytes())
             for block in _encode_all(source, dataset_class, tokenizer, num_workers):
-                report.add(paths[block.file], block.rows, block.bad)
+                report.add(paths[block.file], block.counts)
                 files["ids"].write(block.ids)
                 files["classes"].write(block.classes)
-                files["offsets"].write(tokens + block.lengths.cumsum())
-                files["hashes"].write(block.hashes)
+                files["offsets"].write((tokens + block.lengths.cumsum()).tobytes())
+                files["hashes"].write(block.hashes.tobytes())
                 documents[block.file] += len(block.lengths)
                 tokens += int(block.lengths.sum())
-        report.finish()
+        report.refuse(dataset_class.valid)
+        _refuse_changed(paths, digests, folder.parent)
         sources = [
-            {"name": path.name, "content": digest, "documents": count}
-            for path, digest, count in zip(paths, digests, documents, strict=True)
-        ]
-        counts = {"tokens": tokens, "rows": report.rows, "bad": report.bad, "examples": report.examples}
-        meta = {**identity, "end_id": tokenizer.token_to_id(EOS), "sources": sources, **counts}
-        (temporary / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+            {"name": path.name, "path": str(path), "content": digest, "documents": n, "counts": asdict(counts)}
+            for path, digest, n, counts in zip(paths, digests, documents, report.files.values(), strict=True)
+        ]  # fmt: skip
+        end_id = tokenizer.token_to_id(EOS)
+        meta = identity | {"end_id": end_id, "tokens": tokens, **report.totals(), "sources": sources}
+        (temporary / "meta.json").write_bytes(to_json(meta, indent=1))
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -180,15 +182,14 @@ class EncodedBlock(NamedTuple):
     """What a worker makes of some lines of one file."""
 
     file: int
-    rows: int
-    bad: list[tuple[int, str]]  # line number, what is wrong
+    counts: RowCounts
     ids: bytes
     classes: bytes
     lengths: np.ndarray
     hashes: np.ndarray
 
 
-_dataset = None  # one a process, set by _start_worker
+_dataset: Any = None  # one a process, set by _start_worker
 
 
 def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
@@ -200,19 +201,16 @@ def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
 
 
 def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
-    contents, hashes, bad, rows = [], [], [], 0
+    contents, hashes, counts = [], [], RowCounts()
     for number, line in lines(first, block):
-        rows += 1
-        try:
-            contents.append(_dataset.read(parse_line(line)))
-            hashes.append(line_hash(line))
-        except BadRow as error:
-            bad.append((number, str(error)))
+        if (content := counts.read(number, line, _dataset.read)) is not None:
+            parts = _dataset.parts(content)
+            contents += parts
+            hashes += [line_hash(line)] * len(parts)
     documents = _dataset.encode(contents)
     return EncodedBlock(
         file,
-        rows,
-        bad,
+        counts,
         ids=b"".join(document.ids.tobytes() for document in documents),
         classes=b"".join(document.classes.tobytes() for document in documents),
         lengths=np.array([len(document.ids) for document in documents], dtype=np.int64),
@@ -223,19 +221,5 @@ def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
 def _encode_all(
     source: Iterable, dataset_class: type, tokenizer: Tokenizer, num_workers: int
 ) -> Iterator[EncodedBlock]:
-    """The encoded blocks in order. At most two a process are in flight: memory does not grow with the file."""
-    setup = dataset_class, tokenizer.to_str()
-    if num_workers <= 1:
-        _start_worker(*setup)
-        yield from (_encode_block(*block) for block in source)
-        return
-    # fork shares the parent's pages; elsewhere it is unsafe or missing.
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, setup) as pool:
-        waiting = deque()
-        for block in source:
-            waiting.append(pool.submit(_encode_block, *block))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    """The encoded blocks in order."""
+    return in_order(_encode_block, source, _start_worker, (dataset_class, tokenizer.to_str()), num_workers)

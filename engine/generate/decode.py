@@ -40,7 +40,9 @@ def generate(
     for step in range(max_new_tokens):
         cache.length = longest + step
         hidden = model.hidden_states(ids, positions=positions, cache=cache)[cache.rows[:, 0], last]  # (B, C)
-        chosen = choose(model.output(hidden), said=said, **sampling)
+        logits = model.output(hidden)
+        logits[:, model.known_tokens :] = -torch.inf
+        chosen = choose(logits, said=said, **sampling)
         said[cache.rows[:, 0], chosen] = True
         answer = chosen.tolist()
         running = [alive and token != end_id for alive, token in zip(running, answer, strict=True)]

@@ -5,7 +5,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from shutil import which
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,8 +40,8 @@ def choose_compiling(device: torch.device, micro_batches: int) -> Compiling:
 
 
 def wrap(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False,
-    parallel: str = "ddp", bf16_gradients: bool = False,
+    module: Any, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str = "ddp",
+    bf16_gradients: bool = False,
 ) -> nn.Module:  # fmt: skip
     """The loss module as it is called in training; its weights stay those of `module`."""
     if device.type == "mps" and module.model.recompute and (dropout := module.model.config.dropout):
@@ -52,6 +52,8 @@ def wrap(
         if device.type == "cpu" and module.model.recompute:
             for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
                 layer.compile(dynamic=False)
+        if module.chunk:  # by itself, once for all lengths of a chunk
+            module.sums = torch.compile(module.sums, dynamic=True)
         module.compile(dynamic=False)
     if world == 1:
         return module
@@ -82,7 +84,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def reshard(module: nn.Module) -> None:
+def reshard(module: Any) -> None:
     """Free the weights that FSDP gathered for a backward pass that does not come (after validation)."""
     if hasattr(module, "reshard"):
         module.reshard()
@@ -94,7 +96,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
+def gradient_sync(module: Any, last: bool) -> Iterator[None]:
     """Gradients travel between ranks once a step, with its last micro-batch. Must enclose forward too (DDP)."""
     if isinstance(module, DistributedDataParallel):
         with contextlib.nullcontext() if last else module.no_sync():

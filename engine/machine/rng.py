@@ -11,7 +11,7 @@ def random_states() -> dict:
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is meant)
     states = {
         "python": list(random.getstate()[1]),
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],  # pyright: ignore[reportAttributeAccessIssue]
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -1,41 +1,20 @@
-"""One HTML page on a folder of checkpoints: what each stage taught, how its loss fell, what it says, what it took.
+"""One HTML page on a folder of checkpoints: what each stage taught and kept, its loss, its answers, what it took.
 
-Everything on it is read from the files the stages and eval_model.py --score left; nothing is computed anew, and the
-page loads nothing from elsewhere.
+Everything on it is read from the files the stages and eval_model.py --score left (results.py), and the page loads
+nothing from elsewhere. report.json holds the same as data.
 """
 
-import json
-import time
 from pathlib import Path
 
-from engine.checkpoint.weights import read_meta
-from engine.files import read_log, write_whole
-from engine.options import ROAD
+from engine.files import read_log, write_json, write_whole
 from engine.pages.html import Line, chart, definitions, page, table, text
-from engine.score.records import read_records
-from engine.score.table import interval, label, number, shown
+from engine.pages.results import collect, read_scores
+from engine.score.table import counted, interval, label, number, plain, shown
 
 VALIDATION = {
     "val_loss": "loss (nats a token)", "val_bits_per_byte": "bits per byte", "val_tag_loss": "loss of tag tokens",
 }  # fmt: skip
-SAMPLES = 3  # of every scored file
-
-
-def read_stages(folder: Path) -> dict[str, dict]:
-    """{name: its .json} of the checkpoints in a folder, in the order of the road; ValueError where there are none."""
-    found = {path.stem: read_meta(path) for path in folder.glob("*.pth")}
-    found = {name: meta for name, meta in found.items() if "stage" in meta}
-    if not found:
-        raise ValueError(
-            f"{folder}: no checkpoint with its .json there to report on; train one with: python pretrain.py"
-        )
-    road = list(ROAD)
-    return dict(sorted(found.items(), key=lambda item: road.index(item[0]) if item[0] in road else len(road)))
-
-
-def read_scores(folder: Path, name: str) -> dict[str, dict]:
-    path = folder / f"{name}.scores.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+TITLE = "Report: "
 
 
 def read_metrics(folder: Path, name: str) -> list[dict]:
@@ -45,52 +24,51 @@ def read_metrics(folder: Path, name: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------- sections
 
 
-def figures(stages: dict[str, dict], scores: dict[str, dict]) -> list[list[str]]:
+def figures(stages: list[dict]) -> list[list[str]]:
     """Rows of what was measured before and after every stage; a row of one cell heads those of one source."""
     rows = []
-    for name, meta in stages.items():
-        rows.append([f"{name}, validation rows of the training file"])
-        for key, words in VALIDATION.items():
-            if key in meta:
-                before = meta.get("before", {}).get(key)
-                rows.append([words, number(before), number(meta[key]), "", "", "", ""])
-        for file, result in scores[name].items():
-            rows.append([f"{name}, {file}"])
-            changes = result.get("baseline", {}).get("figures", {})
-            for figure, found in shown(result["figures"]).items():
-                change = changes.get(figure, {})
-                p = f"{change['p']:.4f}" if change else "-"
-                before, after = number(change.get("before")), number(found["value"])
-                rows.append([label(figure), before, after, number(found["chance"]), interval(found), p, found["n"]])
+    for stage in stages:
+        rows.append([f"{stage['name']}, validation rows of the training file"])
+        for key, found in stage["validation"].items():
+            rows.append([VALIDATION[key], number(found["before"]), number(found["after"]), "", "", "", ""])
+        for kind, ending in (("taught", ""), ("kept", " (kept)")):
+            for file, result in stage[kind].items():
+                rows.append([f"{stage['name']}, {file}{ending}"])
+                for name, found in result["figures"].items():
+                    p = f"{found['change']['p']:.4f}" if "change" in found else "-"
+                    rows.append([label(name), number(found["before"]), number(found["after"]), number(found["chance"]),
+                                 interval(found), p, counted(found)])  # fmt: skip
+        for file in stage["stale"]:
+            rows.append([f"{stage['name']}, {file}: stale, of other weights than {stage['name']}.pth; score it again"])
     return rows
 
 
 def summary(folder: Path) -> str:
     """The figures of every stage before and after it, for the terminal."""
-    stages = read_stages(folder)
     lines = [f"  {'':40}{'before':>10}{'after':>10}"]
-    for first, *numbers in figures(stages, {name: read_scores(folder, name) for name in stages}):
+    for first, *numbers in figures(collect(folder)["stages"]):
+        first = plain(first)
         lines.append(f"  {first:40}{numbers[0]:>10}{numbers[1]:>10}" if numbers else first)
     return "\n".join(lines)
 
 
-def taught(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
+def taught(stages: list[dict]) -> list[str]:
     """The same as a table of the page, with what tells chance from skill."""
     head = ["figure", "before", "after", "chance", "95 % interval", "p", "n"]
     return [
-        "<h2>What each stage taught</h2>",
+        "<h2>What each stage taught, and what it kept</h2>",
         '<p class="quiet">Held-out rows, never trained on. Before: the checkpoint the stage started from (or the one '
-        "named as baseline). Chance: who knows nothing. p: how likely a difference as large would be between equals, "
-        "by a paired test on the same rows.</p>",
-        table(head, figures(stages, scores)),
+        "named as baseline). Kept: rows that an earlier stage taught. Chance: who knows nothing. p: how likely a "
+        "difference as large would be between equals, by a paired test on the same rows.</p>",
+        table(head, figures(stages)),
     ]
 
 
-def losses(stages: dict[str, dict], metrics: dict[str, list[dict]]) -> list[str]:
-    """A chart a stage, all in one style."""
+def losses(metrics: dict[str, list[dict]]) -> list[str]:
+    """A chart per stage, all in one style."""
     charts = []
-    for name in stages:
-        points = lambda key, rows=metrics[name]: [(row["step"], row[key]) for row in rows if key in row]
+    for name, logged in metrics.items():
+        points = lambda key, rows=logged: [(row["step"], row[key]) for row in rows if key in row]
         lines = [Line("training", points("loss")), Line("held-out", points("val_loss"), dots=True)]
         lines.append(Line("tags, training", points("tag_loss")))
         charts.append(chart(name, lines, "optimizer step", "nats a token"))
@@ -98,11 +76,11 @@ def losses(stages: dict[str, dict], metrics: dict[str, list[dict]]) -> list[str]
     return ["<h2>Loss</h2>", f'<div class="grid">{charts}</div>'] if charts else []
 
 
-def positions(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
+def positions(scores: dict[str, dict]) -> list[str]:
     """Loss by how many tokens the model saw before."""
     charts = []
-    for name in stages:
-        for file, result in scores[name].items():
+    for name, files in scores.items():
+        for file, result in files.items():
             for figure, curve in result.get("by_position", {}).items():
                 points = [(int(position), value) for position, value in curve.items()]
                 if len(points) > 2:
@@ -114,47 +92,35 @@ def positions(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
     return ["<h2>By position</h2>", words, f'<div class="grid">{"".join(charts)}</div>']
 
 
-def said(answer: str | None, marks: dict[str, list[float]]) -> str:
+def said(answer: str | None, right: bool | None = None) -> str:
     """An answer and whether it is right."""
     if answer is None:
         return '<span class="quiet">not scored</span>'
-    right = next((marks[name][0] for name in ("correct", "exact") if name in marks), None)
     verdict = "" if right is None else ' <b class="good">right</b>' if right else ' <b class="bad">wrong</b>'
     return f'<div class="said">{text(answer) or "(nothing)"}{verdict}</div>'
 
 
-def samples(folder: Path, stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
-    """Some answers before and after, of as many tasks as there are; for a text, how the same beginning goes on."""
+def samples(stages: list[dict]) -> list[str]:
+    """Some answers before and after; for a text, how the same beginning goes on."""
     cards = []
-    for name, meta in stages.items():
-        if isinstance(meta.get("sample"), str):
-            before, after = (said(words, {}) for words in (meta.get("before", {}).get("sample"), meta["sample"]))
-            pairs = {"before": before, "after": after}
-            cards.append(
-                f'<div class="card"><h3>{text(name)}: a held-out row, continued</h3>{definitions(pairs)}</div>'
-            )
-        for result in scores[name].values():
-            answered = read_records(folder / result["records"])
-            earlier = read_records(folder / result["baseline"]["records"]) if "baseline" in result else {}
-            answered = {key: record for key, record in answered.items() if "answer" in record}
-            first_of = {record["groups"].get("task"): key for key, record in reversed(answered.items())}
-            for key in [key for task, key in sorted(first_of.items(), key=lambda pair: pair[1]) if task][:SAMPLES]:
-                record, other = answered[key], earlier.get(key, {})
-                pairs = {"question": f'<div class="said">{text(record["question"])}</div>',
-                         "wanted": f'<div class="said">{text(record["reference"])}</div>'}  # fmt: skip
-                if earlier:
-                    pairs["before"] = said(other.get("answer"), other.get("sums", {}))
-                pairs["after"] = said(record["answer"], record["sums"])
-                title = f"{name}: {record['groups']['task']}"
-                cards.append(f'<div class="card"><h3>{text(title)}</h3>{definitions(pairs)}</div>')
+    for stage in stages:
+        if "continued" in stage:
+            pairs = {when: said(words) for when, words in stage["continued"].items()}
+            title = f"{stage['name']}: a held-out row, continued"
+            cards.append(f'<div class="card"><h3>{text(title)}</h3>{definitions(pairs)}</div>')
+        for sample in stage["samples"]:
+            pairs = {key: f'<div class="said">{text(sample[key])}</div>' for key in ("question", "wanted")}
+            pairs |= {when: said(**sample[when]) for when in ("before", "after") if when in sample}
+            title = f"{stage['name']}: {sample['task']}"
+            cards.append(f'<div class="card"><h3>{text(title)}</h3>{definitions(pairs)}</div>')
     return ["<h2>Samples</h2>", f'<div class="grid">{"".join(cards)}</div>'] if cards else []
 
 
-def groups(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
+def groups(scores: dict[str, dict]) -> list[str]:
     """Figures by language, task, turn and where the answer begins."""
     parts = []
-    for name in stages:
-        for file, result in scores[name].items():
+    for name, files in scores.items():
+        for file, result in files.items():
             rows = [
                 [f"{group.removeprefix('by_')} {value}", label(figure), number(found["value"]), interval(found),
                  number(found["chance"]), found["n"]]
@@ -169,37 +135,47 @@ def groups(stages: dict[str, dict], scores: dict[str, dict]) -> list[str]:
     return ["<h2>In detail</h2>", *parts] if parts else []
 
 
-def effort(stages: dict[str, dict]) -> list[str]:
-    """Size, work and time of every stage, its machine and its flags."""
+def effort(stages: list[dict]) -> list[str]:
+    """Size, work and time of every stage, its machine, the digest of its weights, and its flags."""
     rows, settings = [], []
-    for name, meta in stages.items():
-        seconds, tokens = meta.get("seconds", 0), meta.get("tokens", 0)
-        rate = f"{tokens / seconds:,.0f}" if seconds else "-"
-        shape = meta["config"]
-        size = f"{shape['n_layers']} x {shape['dim']}"
-        rows.append([name, size, f"{meta.get('step', 0):,}", f"{tokens:,}", f"{seconds / 60:.1f}", rate,
-                     meta.get("machine", "not recorded")])  # fmt: skip
-        words = " ".join(f"--{key} {value}" for key, value in meta.get("flags", {}).items())
-        summary = f"<summary>{text(name)}, from {text(meta.get('parent') or 'fresh weights')}</summary>"
-        settings.append(f"<details>{summary}<p><code>{text(words)}</code></p></details>")
-    total = sum(meta.get("seconds", 0) for meta in stages.values()) / 60
-    rows.append(["all", "", "", f"{sum(meta.get('tokens', 0) for meta in stages.values()):,}", f"{total:.1f}", "", ""])
-    head = ["stage", "layers x width", "steps", "tokens", "minutes", "tokens/s", "machine"]
+    for stage in stages:
+        rate = f"{stage['tokens_per_second']:,.0f}" if stage["tokens_per_second"] else "-"
+        rows.append([stage["name"], f"{stage['layers']} x {stage['width']}", f"{stage['steps']:,}",
+                     f"{stage['tokens']:,}", f"{stage['minutes']:.1f}", rate, stage["weights"],
+                     stage["machine"] or "not recorded"])  # fmt: skip
+        words = " ".join(f"--{key} {value}" for key, value in stage["flags"].items())
+        head = f"<summary>{text(stage['name'])}, from {text(stage['parent'] or 'fresh weights')}</summary>"
+        settings.append(f"<details>{head}<p><code>{text(words)}</code></p></details>")
+    tokens, minutes = (sum(stage[key] for stage in stages) for key in ("tokens", "minutes"))
+    rows.append(["all", "", "", f"{tokens:,}", f"{minutes:.1f}", "", "", ""])
+    head = ["stage", "layers x width", "steps", "tokens", "minutes", "tokens/s", "weights", "machine"]
     return ["<h2>Time and machine</h2>", table(head, rows), "<h2>Settings</h2>", *settings]
 
 
+def check(data: dict, folder: Path, path: Path) -> None:
+    """ValueError where the page, or report.json, would replace a file of another kind."""
+    if any(stage["name"] == "report" for stage in data["stages"]):
+        raise ValueError(f"{folder / 'report.json'} belongs to a checkpoint of that name: rename it first")
+    if path.exists() and f"<title>{TITLE}".encode() not in path.read_bytes()[:200]:
+        raise ValueError(f"--report {path}: a file that is no report is there; name another, or remove it")
+
+
 def write(folder: Path, path: Path) -> Path:
-    """Write the page about `folder` to `path`."""
-    stages = read_stages(folder)
-    scores = {name: read_scores(folder, name) for name in stages}
-    metrics = {name: read_metrics(folder, name) for name in stages}
-    made = time.strftime("%Y-%m-%d %H:%M")
+    """Write the page about `folder` to `path`, and its data to `folder`/report.json."""
+    data = collect(folder)
+    check(data, folder, path)
+    stages = data["stages"]
+    scores = {}
+    for stage in stages:
+        results = read_scores(folder, stage["name"])
+        scores[stage["name"]] = {file: one for file, one in results.items() if file not in stage["stale"]}
+    metrics = {stage["name"]: read_metrics(folder, stage["name"]) for stage in stages}
     body = [
-        f"<h1>{text(' → '.join(stages))}</h1>", f'<p class="quiet">{text(folder)}, {made}</p>',
-        *taught(stages, scores), *losses(stages, metrics), *samples(folder, stages, scores),
-        *positions(stages, scores), *groups(stages, scores), *effort(stages),
+        f"<h1>{text(' → '.join(scores))}</h1>", f'<p class="quiet">{text(folder)}, {data["made"]}</p>',
+        *taught(stages), *losses(metrics), *samples(stages), *positions(scores), *groups(scores), *effort(stages),
     ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = page(f"Report: {folder}", body)
+    content = page(f"{TITLE}{folder}", body)
     write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_json(folder / "report.json", data)
     return path

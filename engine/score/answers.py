@@ -61,7 +61,8 @@ def score_turns(
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < context]
     if not fitting:
         return records
-    items, prompts, fits = ([part[at] for at in fitting] for part in (items, prompts, records))
+    items, prompts = [items[at] for at in fitting], [prompts[at] for at in fitting]
+    fits = [records[at] for at in fitting]
     losses(model, dataset, items, prompts, fits, batch)
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     said = complete(model, prompts, max_new_tokens=max(limits), end_id=dataset.eos, temperature=0)
@@ -69,8 +70,7 @@ def score_turns(
         answer = tokenizer.decode(ids[:limit], skip_special_tokens=False)
         marks = judge.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
         if judge.is_thought(item.reference):
-            thought = judge.THOUGHT.search(answer)
-            marks["thinking_tokens"] = len(tokenizer.encode(thought[1]).ids) if thought else 0
+            marks["thinking_tokens"] = len(tokenizer.encode(judge.cut(answer)[0]).ids)
         record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
         luck = float(judge.answer_key(item.reference) == frequent)
         record["chance"] |= {name: luck for name in ("exact", "correct") if name in marks}

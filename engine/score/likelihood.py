@@ -5,8 +5,8 @@ A score record, the same for every kind of row (score.py adds them up):
     {"row": 3, "turn": 1, "groups": {"language": "zh"}, "sums": {figure: [x, w]}, "chance": {figure: x},
      "curve": {figure: {position: [x, w]}}}
 
-`x / w` is the row's own figure, `chance` the x of one who knows nothing, `position` how many tokens the model saw
-before the token it predicts, in steps of POSITION_STEP.
+`x / w` is the row's own figure, `chance` the x of one who knows nothing. `position` is the least number of tokens the
+model saw before those it predicts: POSITION_STEP positions share one, "1" holds what was predicted from 1 to 64 tokens.
 """
 
 import math
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from dataset import PretrainDataset, token_bytes
-from engine.score.judge import words
+from engine.score.overlap import words
 from model import SpongeBob
 
 POSITION_STEP = 64
@@ -40,7 +40,10 @@ class Text(NamedTuple):
 
 @torch.inference_mode()
 def token_nats(model: SpongeBob, sequences: Sequence[Sequence[int]], batch: int) -> list[np.ndarray]:
-    """-log p of every token but the first of each sequence, (n - 1,) float64; `batch` sequences a forward pass."""
+    """-log p of every token but the first of each sequence, (n - 1,) float64; `batch` sequences per forward pass.
+
+    FloatingPointError where one is no finite number: no figure is made of it.
+    """
     device, nats = model.tok_embeddings.weight.device, []
     for start in range(0, len(sequences), batch):
         rows = [torch.tensor(ids, device=device) for ids in sequences[start : start + batch]]
@@ -48,6 +51,11 @@ def token_nats(model: SpongeBob, sequences: Sequence[Sequence[int]], batch: int)
         for hidden, row in zip(model.hidden_states(ids[:, :-1]), rows, strict=True):  # one row's logits at a time
             logits = model.output(hidden[: len(row) - 1]).float()  # (n - 1, V)
             nats.append(F.cross_entropy(logits, row[1:], reduction="none").cpu().double().numpy())
+            if not np.isfinite(nats[-1]).all():
+                raise FloatingPointError(
+                    "the loss of a scored token is no finite number: the weights hold NaN or infinity, or they are too "
+                    "large for the dtype (try --dtype float32)"
+                )
     return nats
 
 
@@ -55,7 +63,7 @@ def curve(x: np.ndarray, w: np.ndarray, first: int) -> dict[str, list[float]]:
     """Sums of x and w (n,) by position; x[0] was predicted from `first` tokens."""
     steps = (np.arange(len(x)) + first - 1) // POSITION_STEP
     return {
-        str(step * POSITION_STEP): [float(x[steps == step].sum()), float(w[steps == step].sum())]
+        str(step * POSITION_STEP + 1): [float(x[steps == step].sum()), float(w[steps == step].sum())]
         for step in np.unique(steps).tolist()
         if w[steps == step].any()
     }
@@ -84,7 +92,7 @@ def windows(ids: list[int], context: int) -> list[tuple[list[int], int]]:
 
 
 def score_texts(model: SpongeBob, tokenizer: Tokenizer, texts: list[Text], batch: int) -> list[dict]:
-    """Bits a byte of raw text; its end mark stands for none and is not predicted."""
+    """Bits per byte of raw text; its end mark stands for none and is not predicted."""
     size_of, documents = token_bytes(tokenizer), PretrainDataset(tokenizer).encode([item.text for item in texts])
     parts = [windows(document.ids[:-1].tolist(), model.config.max_seq_len) for document in documents]
     costs = iter(token_nats(model, [ids for part in parts for ids, _ in part], batch))

@@ -3,19 +3,20 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import BadRow, PretrainDataset, SFTDataset, fingerprint, parse_line
-from engine.checkpoint.weights import shape_json
+from dataset import PretrainDataset, SFTDataset, fingerprint
+from engine.checkpoint.weights import load_model, shape_json, weights_digest
 from engine.corpus import jsonl
 from engine.files import read_log
 from engine.score import answers, choices
 from engine.score.likelihood import Text
 from model import SpongeBob
 
-VERSION = 1  # part of the records' key: raise it when a row would be scored differently than before
+VERSION = 2  # part of the records' key: raise it when a row would be scored differently than before
 
 
 @dataclass(frozen=True)
@@ -31,41 +32,43 @@ class Settings:
 
 def read_items(path: Path, limit: int) -> list:
     """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    items, rows, report = [], 0, jsonl.RowReport()
+    items, good, report = [], 0, jsonl.RowReport()
     for number, line in (pair for block in jsonl.blocks(path) for pair in jsonl.lines(*block)):
-        bad = []
-        try:
-            row = parse_line(line)
-            task = str(row["task"]) if "task" in row else None
-            if SFTDataset.field in row:
-                items += answers.turns(number, SFTDataset.read(row), task)
-            elif "choices" in row:
-                items.append(choices.read_question(number, row))
-            else:
-                items.append(Text(number, PretrainDataset.read(row), task))
-            rows += 1
-        except BadRow as error:
-            bad = [(number, str(error))]
-        report.add(path, 1, bad)
-        if rows == limit and limit:
+        counts = jsonl.RowCounts()
+        found = counts.read(number, line, partial(_items_of, number))
+        report.add(path, counts)
+        if found is not None:
+            items += found
+            good += 1
+        if good == limit and limit:
             break
-    report.finish()
+    report.finish(SFTDataset.valid)
     return items
 
 
-def weights_digest(model: SpongeBob) -> str:
-    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _items_of(number: int, row: dict, noted: set[str]) -> list:
+    task = str(row["task"]) if "task" in row else None
+    if SFTDataset.holds(row):
+        return answers.turns(number, SFTDataset.read(row, noted), task)
+    if "choices" in row:
+        return [choices.read_question(number, row)]
+    return [Text(number, PretrainDataset.read(row, noted), task)]
+
+
+def digest_of(path: Path) -> str | None:
+    """The same of a .pth; None where none lies there."""
+    return weights_digest(load_model(path)[0].state_dict()) if path.is_file() else None
+
+
+def content_digest(path: Path) -> str:
+    """Of a file of rows."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
-    with open(path, "rb") as file:
-        rows = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    shape = shape_json(model.config)
-    identity = [VERSION, weights_digest(model), shape, rows, fingerprint(tokenizer), asdict(settings)]
+    shape, weights = shape_json(model.config), weights_digest(model.state_dict())
+    identity = [VERSION, weights, shape, content_digest(path), fingerprint(tokenizer), asdict(settings)]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
 

@@ -2,19 +2,20 @@
 
     {"text"}                            bits per byte, by language and by position          likelihood.py
     {"conversations"}                   loss on answers, exact match, F1, by turn           answers.py
-    ... with <think> in an answer       well-formed, correct, cut off, length of thinking   score_judge.py
+    ... with <think> in an answer       well-formed, correct, cut off, length of thinking   judge.py
     {"question", "choices", "answer"}   right by letter and by text                         choices.py
 
 Every row leaves a record, written as soon as its batch is done, so a stopped run goes on where it was and two
 checkpoints are compared row by row:
 
     results/SFT.scores/<file>-<key>.jsonl   records; the key is made of weights, rows, tokenizer and settings
-    results/SFT.scores.json                 {file name: figures with interval and chance level}
+    results/SFT.scores.json                 {file name: figures with interval and chance level, digest of the weights}
 """
 
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,17 +25,25 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from engine.checkpoint.weights import weights_digest
 from engine.corpus import jsonl
 from engine.files import write_json, write_whole
 from engine.score import answers, choices, likelihood
 from engine.score.answers import Turn
 from engine.score.choices import Question
 from engine.score.likelihood import Text
-from engine.score.records import Settings, key_of, read_items, read_records, records_path
-from engine.score.statistics import bootstrap, paired, wilson
+from engine.score.records import (
+    Settings,
+    content_digest,
+    key_of,
+    read_items,
+    read_records,
+    records_path,
+)  # fmt: skip
+from engine.score.statistics import Interval, paired, rows_in_effect, t_interval, wilson
 from model import SpongeBob
 
-SHARES = ("exact", "well_formed", "correct", "cut_off", "too_long")  # of right-or-wrong marks, and all of choices
+SHARES = ("exact", "f1", "well_formed", "correct", "cut_off", "too_long")  # of marks from 0 to 1, and all of choices
 
 
 # -------------------------------------------------------------------------------------------------- records
@@ -48,7 +57,7 @@ def score_file(
     target = records_path(model, tokenizer, path, folder, settings)
     records = read_records(target)
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records.values())
+    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records.values())
     write_whole(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
         for kind, scorer in _scorers(model, tokenizer, items, settings, batch).items():
@@ -59,14 +68,18 @@ def score_file(
                 if not all((item.row, getattr(item, "turn", 0)) in records for item in part):
                     made = scorer(part)
                     with open(target, "a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+                        file.writelines(
+                            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in made
+                        )
                     records |= {key_of(record): record for record in made}
                 bar.update(len(part))
     return [records[key] for key in sorted(records)], target
 
 
 def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> dict[type, Callable[[list], list[dict]]]:
-    scorers = {Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)}
+    scorers: dict[type, Callable[[list], list[dict]]] = {
+        Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)
+    }
     if conversations := [item for item in items if isinstance(item, Turn)]:
         scorers[Turn] = partial(
             answers.score_turns, model, tokenizer, batch=batch, max_new_tokens=settings.max_new_tokens,
@@ -75,7 +88,7 @@ def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> d
     if questions := [item for item in items if isinstance(item, Question)]:
         scorers[Question] = partial(
             choices.score_questions, model, tokenizer, batch=batch, chats=settings.chats, shots=settings.shots,
-            examples=questions[: max(settings.shots, default=0) + 1],
+            examples=choices.examples(questions, max(settings.shots, default=0) + 1),
         )  # fmt: skip
     return scorers
 
@@ -97,23 +110,42 @@ def is_share(name: str) -> bool:
     return name in SHARES or name.rsplit("_", 1)[0] in ("letter", "text", "text_norm")
 
 
+def _interval(name: str, x: np.ndarray, w: np.ndarray) -> Interval:
+    if is_share(name):
+        return wilson(float(x.sum() / w.sum()), rows_in_effect(w))
+    low, high = t_interval(x, w)
+    return (None, None) if low is None or high is None else (max(0.0, low), high)  # no figure is below 0
+
+
 def figures(records: Sequence[dict]) -> dict[str, dict]:
-    """{figure: {"value", "low", "high", "chance", "n"}}; `chance` is None where guessing has no meaning."""
-    found = {}
+    """{figure: {"value", "low", "high", "chance", "n", "left_out"}}.
+
+    `chance` is None where guessing has no meaning, `low` and `high` where one row is all there is. `left_out` counts
+    the rows that have no such figure though others of their kind have.
+    """
+    found, left_out = {}, left_out_of(records)
     for name in dict.fromkeys(name for record in records for name in record["sums"]):
         x, w, chance, count = np.array(list(_by_row(records, name).values())).T
         if not w.sum():
             continue
         value, luck = float(x.sum() / w.sum()), float(chance.sum() / w.sum())
-        low, high = wilson(value, len(x)) if is_share(name) else bootstrap(x, w)
+        low, high = _interval(name, x, w)
         luck = None if math.isnan(luck) else luck
         found[name] = {"value": value, "low": low, "high": high, "chance": luck, "n": int(count.sum())}
+        found[name] |= {"left_out": left_out[name]} if name in left_out else {}
     return found
+
+
+def left_out_of(records: Sequence[dict]) -> Counter[str]:
+    """How many rows have no such figure: their examples do not fit into the context, or there are too few."""
+    return Counter(name for record in records for name in record.get("left_out", []))
 
 
 def summary(records: Sequence[dict]) -> dict:
     """All figures of a file: overall, by every group that has several, and by position."""
     result = {"rows": len({record["row"] for record in records}), "figures": figures(records)}
+    if missing := {name: n for name, n in left_out_of(records).items() if name not in result["figures"]}:
+        result["missing"] = missing
     for group in ("language", "task", "turn", "start"):
         values = sorted({record["groups"][group] for record in records if group in record["groups"]})
         if len(values) > 1:
@@ -147,7 +179,7 @@ def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict
             before, after, w = np.array(list(rows.values())).T
             if total := float(w.sum()):
                 means = {"before": float(before.sum()) / total, "after": float(after.sum()) / total, "n": len(rows)}
-                found[name] = means | paired(after, before, w)
+                found[name] = means | paired(after, before, w, is_share(name))
     return found
 
 
@@ -156,6 +188,9 @@ def score(
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """({file name: summary}, {file name: records}) of JSONL files; the records lie in `folder`."""
     model.eval()
+    if broken := [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]:
+        raise FloatingPointError(f"{broken[0]} holds NaN or infinity: no figure can be made with it")
+    weights = weights_digest(model.state_dict())
     results, records, files = {}, {}, jsonl.source_files(paths)
     if len({path.name for path in files}) < len(files):
         raise ValueError("--score: two files have one name, by which their figures are kept; rename one of them")
@@ -164,7 +199,8 @@ def score(
         records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
         seconds = round(time.perf_counter() - began, 1)
         results[path.name] = summary(records[path.name]) | {
-            "settings": asdict(settings), "seconds": seconds, "records": f"{folder.name}/{written.name}",
+            "weights": weights, "content": content_digest(path), "settings": asdict(settings),
+            "seconds": seconds, "records": f"{folder.name}/{written.name}",
         }  # fmt: skip
     return results, records
 

@@ -25,7 +25,7 @@ class Conversation(NamedTuple):
         question, system = (text.encode("utf-8", "replace").decode() for text in (question, self.system or ""))
         if not self.chats:
             return PretrainDataset(self.tokenizer).encode([question])[0].ids[:-1].tolist()
-        turns = [("system", system)] if system else []
+        turns = [] if self.system is None else [("system", system)]  # an empty one means none
         for asked, answered in history:
             turns += [("user", asked), ("assistant", answered)]
         turns.append(("user", question))
@@ -52,7 +52,7 @@ class Conversation(NamedTuple):
 
     def stream(self, ids: list[int]) -> Iterator[str]:
         steps = generate(self.model, [ids], max_new_tokens=self.limit(ids), **self.sampling)
-        return stream_text(self.tokenizer, (step[0] for step in steps))
+        return stream_text(self.tokenizer, (step[0] for step in steps if step[0] is not None))
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
         """All at once, each no longer than it would be alone."""

@@ -1,31 +1,48 @@
-"""Talking to a checkpoint: one question, several at once, or a chat that remembers."""
+"""Talking to a checkpoint in a terminal: one question, several at once, or a chat that remembers."""
 
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engine.serve.conversation import Conversation
 
+HELP = "Ctrl-C stops an answer. /reset forgets what was said, /exit (or Ctrl-D) ends the talk, /help shows this line."
+# What a model that was trained on the bundled sample can answer, by whether it chats or continues a text.
+SUGGESTIONS = {
+    True: ("你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？"),
+    False: ("贝壳湾", "林小满的家在", "灯塔立在", "红豆粥的做法"),
+}
+THINK, END_THINK, DIM, NORMAL = "<think>", "</think>", "\x1b[2m", "\x1b[0m"
 
-def chat(conversation: Conversation, history_cnt: int, stream: bool) -> None:
+
+def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: bool = False) -> None:
     """Ask and answer until the input ends. Ctrl-C stops an answer; what was said of it is remembered."""
-    print("Ctrl-C stops an answer, Ctrl-D ends the talk.")
+    print(HELP)
+    if on_sample:
+        print("It was trained on the bundled sample and knows the town of Shell Bay. Try:")
+        print("\n".join(f"  {question}" for question in SUGGESTIONS[conversation.chats]))
     history: deque[tuple[str, str]] = deque(maxlen=history_cnt)
     while True:
         try:
             question = input("> ").strip()
-            if not question:
-                continue
-            ids = conversation.prompt(question, history)
+            if question == "/exit":
+                raise EOFError
+            if question == "/help":
+                print(HELP)
+            elif question == "/reset":
+                history.clear()
+                print("forgotten")
+            elif question:
+                ids = conversation.prompt(question, history)
+                history.append((question, print_answer(conversation.stream(ids), stream)))
         except (EOFError, KeyboardInterrupt):
             print("\nbye")
             return
         except ValueError as error:
             print(error)
-            continue
-        history.append((question, print_answer(conversation.stream(ids), stream)))
 
 
-def answer_once(conversation: Conversation, questions: list[str], stream: bool) -> None:
+def answer_once(conversation: Conversation, questions: Sequence[str], stream: bool) -> None:
     """Answer and end: one question as in the chat, several in one batch."""
     prompts = [conversation.prompt(question) for question in questions]
     if len(prompts) == 1:
@@ -36,15 +53,44 @@ def answer_once(conversation: Conversation, questions: list[str], stream: bool) 
 
 
 def print_answer(pieces: Iterator[str], stream: bool) -> str:
-    """Print an answer, piece by piece or when it is whole, and return it."""
+    """Print an answer, piece by piece or when it is whole, and return it. A terminal shows a thought dimmed."""
     said = []
-    try:
+
+    def kept() -> Iterator[str]:
         for piece in pieces:
             said.append(piece)
+            yield piece
+
+    try:
+        for words in dimmed(kept()) if sys.stdout.isatty() else kept():
             if stream:
-                print(piece, end="", flush=True)
+                print(words, end="", flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     answer = "".join(said)
     print("" if stream else answer)
     return answer
+
+
+def dimmed(pieces: Iterator[str]) -> Iterator[str]:
+    """The same words, with the codes of a terminal around the thought that an answer begins with."""
+    held, thinking = "", None  # not known before the first characters are there; a tag comes in several pieces
+    for piece in pieces:
+        held += piece
+        if thinking is None and not THINK.startswith(held.lstrip()[: len(THINK)]):
+            thinking = False
+        elif thinking is None and THINK in held:
+            thinking = True
+            yield DIM
+        if thinking and END_THINK in held:
+            before, after = held.split(END_THINK, 1)
+            yield before + END_THINK + NORMAL
+            held, thinking = after, False
+        if thinking is False:
+            yield held
+            held = ""
+        elif thinking:
+            at = next(size for size in range(len(END_THINK), -1, -1) if held.endswith(END_THINK[:size]))
+            yield held[: len(held) - at]
+            held = held[len(held) - at :]
+    yield held + (NORMAL if thinking else "")

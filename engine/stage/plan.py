@@ -3,17 +3,23 @@
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
+from dataset import LOSS, TAG
+from engine.console import printable
+from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
+from engine.loss import TokenLoss
 from engine.machine import budget, parallel, rng
 from engine.machine.card import sheet
 from engine.packing import Batch, PackedRows
 
 
-def describe(run: Run) -> str:
-    """Steps, size, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
+def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
+    """Rows, steps, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
     rt, batches = run.runtime, run.batches
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     memory = memory_needed(parameters, rt.world if parallel.is_sharded(run.model) else 1)
@@ -22,6 +28,7 @@ def describe(run: Run) -> str:
         check_disk(run, needed)
     joined, length = batches.rows.joined, batches.rows.max_seq_len
     return (
+        f"data   {describe_rows(training, validation)}\n"
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
         f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
@@ -33,10 +40,10 @@ def describe(run: Run) -> str:
 
 
 def _load(run: Run) -> budget.Load:
-    rows = run.batches.rows
+    rows, module = run.batches.rows, cast(TokenLoss, getattr(run.loss, "module", run.loss))
     return budget.Load(
         run.model.config, run.training.batch_size // rows.joined, rows.row_len, run.runtime.dtype, run.model.recompute,
-        getattr(run.loss, "module", run.loss).chunk, run.compiling.on,
+        module.chunk, run.compiling.on,
     )  # fmt: skip
 
 
@@ -63,15 +70,36 @@ def _compiling(run: Run) -> str:
     return f"\ncompile {'on' if on else 'off'}: {reason}" if reason else ""
 
 
+def describe_files(sources: Sequence[dict], held_out: int, cost: Mapping[int, float]) -> str:
+    """What was read from each file, and how much of it validation keeps."""
+    lines, total = [], sum(source["documents"] for source in sources)
+    for source in sources:
+        counts = RowCounts(**source["counts"])
+        read = [f"{rows:,} {schema}" for schema, rows in counts.about("schema").items()]
+        left_out = [f"{n:,} {name} left out" for name, n in (("bad", counts.bad), ("empty", counts.empty)) if n]
+        lines.append(f"file   {printable(source['name'])}: {counts.rows:,} rows ({', '.join(read + left_out)})")
+    lines[-1] += f"; held out: {held_out:,} of {total:,} documents (--val_fraction 0: none)"
+    untagged = sum(source["counts"]["noted"].get("tags none", [0])[0] for source in sources)
+    if untagged and cost[TAG] != cost[LOSS]:
+        lines.append(f"tags   none in an answer of {untagged:,} rows, which teach to answer without a thought")
+    return "\n".join(lines)
+
+
 def describe_rows(training: PackedRows, validation: PackedRows) -> str:
-    """How many tokens there are, and how well they fill their rows."""
-    cut = f", {training.pieces.cut:,} conversations shortened" if training.pieces.cut else ""
+    """How many tokens there are, how well they fill their rows, and what did not fit into one."""
     length = f"{training.joined} x {training.max_seq_len:,}" if training.joined > 1 else f"{training.max_seq_len:,}"
-    return (
-        f"{training.positions:,} tokens in {len(training):,} rows of {length} "
-        f"({training.density:.1%} of the positions are real tokens{cut}); "
-        f"held out: {validation.positions:,} tokens in {len(validation):,} rows"
-    )
+    lines = [
+        f"data   {training.positions:,} tokens in {len(training):,} rows of {length} ({training.density:.1%} of the "
+        f"positions are real tokens); held out: {validation.positions:,} tokens in {len(validation):,} rows"
+    ]
+    for name, rows in {"trained": training, "held out": validation}.items():
+        if any(rows.pieces.cut):
+            shortened, unended, dropped = rows.pieces.cut
+            lines.append(
+                f"cut    {name}, longer than a row: {shortened:,} conversations lost their last turns, {unended:,} end "
+                f"inside an answer (they teach never to stop), {dropped:,} dropped (no answer begins in the row)"
+            )
+    return "\n".join(lines)
 
 
 def memory_needed(parameters: int, shards: int = 1) -> int:
@@ -138,6 +166,10 @@ def summary(run: Run, progress: Progress) -> str:
         f"wrote {run.output.weights} after {progress.step} of {run.steps} steps, {progress.tokens:,} tokens, "
         f"{progress.seconds:.0f} s"
     ]
+    if progress.skipped:
+        lines.append(f"  {progress.skipped} of these steps overflowed in fp16 and were skipped")
+    if progress.validation and progress.validated != progress.step:
+        lines.append(f"  held-out figures are of step {progress.validated}: a signal does not wait for new ones")
     for key in ("val_loss", "val_bits_per_byte", "val_tag_loss"):
         if key in progress.validation:
             lines.append(f"  {key:18} {progress.before.get(key, math.nan):.4f} -> {progress.validation[key]:.4f}")

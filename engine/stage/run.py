@@ -1,36 +1,37 @@
 """What every recipe does around the loop: find the start, open the data, state the plan, train, leave the files."""
 
+import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch import nn
 
-from dataset import NO_LOSS, fingerprint, token_bytes
+from dataset import fingerprint, token_bytes
 from engine import loop, optim
-from engine.checkpoint.weights import open_checkpoint, shape_json
+from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Chosen
+from engine.generate.continuation import choose_prompt
 from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
-from engine.machine.signals import StopRequest
-from engine.options import Data
+from engine.machine.signals import STOPPED, StopRequest
+from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
-from engine.stage import plan, resume
+from engine.stage import lock, plan, resume
 from engine.stage.saver import Saver
 from model import SpongeBob, can_attend_by_document
-
-# The exit code of a run that was stopped early and saved; 0 is a finished run, 2 a mistake, 130 a second Ctrl-C.
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Rows:
     training: PackedRows
     validation: PackedRows
     prompt: list[int]  # the beginning of a held-out document: what a run is asked to continue now and then
+    held_out: int  # documents that validation keeps
 
 
 # ------------------------------------------------------------------------------------- what a recipe does first
@@ -49,7 +51,7 @@ class Rows:
 def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     """The model of the stage before, with this stage's max_seq_len, and the path of its weights."""
     start = chosen.start
-    path = Path(start.init_from or f"{chosen.output.save_dir}/{start.parent}.pth")
+    path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
         rope_theta=start.rope_theta, flag="--init_from",
@@ -74,16 +76,11 @@ def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: 
     if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
         raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(chosen.data.val_fraction)
-    prompt = []
-    if len(validation):
-        begin, end = documents.offsets[validation[0]], documents.offsets[validation[0] + 1]
-        learned = np.flatnonzero(documents.classes[begin:end] != NO_LOSS)
-        prompt = documents.ids[begin : begin + max(16, learned[0])][: end - begin - 1].tolist()
     # A mask over a whole row costs the square of its length.
     most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype, model.config.head_dim) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, prompt)
+    return Rows(documents, rows, held_out, choose_prompt(documents, validation, length), len(validation))
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -105,20 +102,20 @@ def train(
     `cost` is what a label costs by its class. Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended
     the run before its last step.
     """
+    with ExitStack() as kept:
+        rt.from_main(lambda: kept.enter_context(lock.hold(chosen.output.weights.with_suffix(".lock"))))
+        return _train(model, rows, cost, chosen, rt, tokenizer, stage, parent)
+
+
+def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
     output = chosen.output
+    from_weights = weights_digest(model.state_dict()) if parent else None
     saved = resume.find(output, rt)
     run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
-    identity = _identity(run, rows, cost, stage, chosen.data)
+    identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
     _refuse_differences(identity, rt)
-    about = {
-        "stage": stage,
-        "parent": parent,
-        "on_sample": chosen.data.on_sample,
-        "config": identity["config"],
-        "tokenizer": identity["tokenizer"],
-        "machine": rt.machine(),
-        "flags": chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]},
-    }
+    name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
+    about = _about(chosen, rt, identity, parent, name)
     progress = loop.Progress()
     if saved:
         resume.refuse_changes(saved, identity)
@@ -128,24 +125,23 @@ def train(
             resume.finish(saved, run, _meta(about, run, progress))
             return 0
 
-    say(f"data   {plan.describe_rows(rows.training, rows.validation)}")
-    say(plan.describe(run))
+    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+    say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
-    tracker = Tracker(
-        output.metrics, steps=run.steps, step=progress.step, active=rt.main, service=output.service,
-        project=output.wandb_project, config=about["flags"], run_id=saved.info.run_id if saved else None,
-    )  # fmt: skip
+    rt.from_main(lambda: resume.clear(output, saved))
+    run_id = saved.info.run_id if saved else None
+    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run),
-        dist.new_group(backend="gloo") if parallel.is_sharded(model) else None,
-    )  # fmt: skip
-    try:
-        with StopRequest() as request:
+        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name, group
+    )
+    with StopRequest() as request:
+        try:
             stopped = loop.train(run, progress, tracker, saver.save, request)
             saver.finish()
-    finally:
-        saver.wait()
-        tracker.close()
+        finally:
+            saver.wait()
+            tracker.close()
     say(plan.summary(run, progress))
     if stopped:
         say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")
@@ -157,7 +153,7 @@ def _assemble(
     saved: resume.Saved | None,
 ) -> loop.Run:  # fmt: skip
     """Everything the loop needs, except for the log, which is opened when the run is known to start."""
-    training, machine = chosen.training, chosen.machine
+    training = chosen.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world": rt.world}
     rows_per_step = resume.rows_per_step(saved, training, rt.world)
     batches = Batches(rows.cache, rows.training, cost, rows_per_step=rows_per_step, seed=training.seed, **share)
@@ -171,21 +167,13 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)
-    model.recompute = machine.activation_checkpointing
-    loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
-    compiling = resume.compiling(saved, machine, rt, steps * batches.micro_batches)
-    wrapped = parallel.wrap(
-        loss, rt.device, rt.dtype, rt.world, compile=compiling.on, parallel=machine.parallel,
-        bf16_gradients=machine.bf16_gradients,
-    )  # fmt: skip
+    compiling = resume.compiling(saved, chosen.machine, rt, steps * batches.micro_batches)
+    loss = _with_loss(model, end_id, chosen, rt, compile=compiling.on)
     run = loop.Run(
         runtime=rt,
         model=model,
-        loss=wrapped,
-        optimizers=optim.build(
-            model, name=training.optimizer, learning_rate=training.learning_rate, weight_decay=training.weight_decay
-        ),
+        loss=loss,
+        optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
         batches=batches,
@@ -205,10 +193,22 @@ def _assemble(
     return run
 
 
+def _with_loss(model: SpongeBob, end_id: int, chosen: Chosen, rt: Runtime, *, compile: bool) -> nn.Module:
+    """The model and what is made of its logits, on the device, compiled and shared between processes."""
+    machine = chosen.machine
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
+    model.recompute = machine.activation_checkpointing
+    loss = TokenLoss(model, end_id=end_id, z_loss=chosen.training.z_loss, chunk=machine.loss_chunk).to(rt.device)
+    ways = {"parallel": machine.parallel, "bf16_gradients": machine.bf16_gradients}
+    return parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=compile, **ways)
+
+
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
     """The settings that must be equal for a run to be resumed."""
     training, sources = run.training, rows.cache.meta["sources"]
     names = ("learning_rate", "schedule", "optimizer", "weight_decay", "grad_clip", "z_loss", "seed")
+    held_out = rows.cache.hashes[rows.cache.split(data.val_fraction)[1]]
+    content = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
     return {
         "stage": stage,
         "config": shape_json(run.model.config),
@@ -220,7 +220,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
         "warmup_iters": run.warmup,
         "row_len": rows.training.row_len,
         "dtype": str(run.runtime.dtype),
-        "held_out": len(rows.validation),
+        "held_out": {"documents": len(held_out), "content": content},
     } | {name: getattr(training, name) for name in names}
 
 
@@ -234,8 +234,16 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
             )
 
 
+def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None, run: str) -> dict[str, Any]:
+    """What the .json beside the weights says of a run from its beginning on."""
+    known = {"run": run} | {name: identity[name] for name in ("stage", "config", "tokenizer")}
+    flags = chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]}
+    return known | {"parent": parent, "on_sample": chosen.data.on_sample, "machine": rt.machine(), "flags": flags}
+
+
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
-    """The .json beside the weights."""
-    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
-    flags = about["flags"]
-    return {**about, **done, **progress.validation, "before": progress.before, "flags": flags}
+    """The .json beside the weights; its longest part, the flags, comes last."""
+    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
+            "validated_at_step": progress.validated}  # fmt: skip
+    start = {name: value for name, value in about.items() if name != "flags"}
+    return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}

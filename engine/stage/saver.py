@@ -24,7 +24,7 @@ class Saver:
 
     Args:
         describe: progress -> the content of the .json beside the weights.
-        identity, batch: see RunInfo.
+        identity, batch, name: see RunInfo, where `name` is `run`.
         group: of the savers' own, when ranks hold shards: the loop's is in use.
     """
 
@@ -34,6 +34,7 @@ class Saver:
     describe: Callable[[Progress], dict]
     identity: dict[str, Any]
     batch: dict[str, int]
+    name: str
     group: dist.ProcessGroup | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     _pending: Future | None = None
@@ -51,7 +52,7 @@ class Saver:
             return
         changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
         info = RunInfo(
-            self.identity, self.batch, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks),
+            self.identity, self.batch, self.name, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks),
             run.compiling.on,
         )  # fmt: skip
         meta = self.describe(progress)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
+from making import WALL_CLOCK
 
-from engine import flags, loop, packing
+from engine import cli, loop, packing
 from engine.checkpoint import state
 from engine.checkpoint.safe_reader import PlainReader
 from engine.log import tracker
@@ -73,7 +74,7 @@ def _child(stage: str, argv: list[str], cwd: str, log: str, prepare: str, number
     tracker.draw = lambda rows, path: None  # half a second each time
     if prepare:
         globals()[prepare](*numbers)
-    flags.run(lambda: importlib.import_module(stage).main(argv))
+    cli.run(lambda: importlib.import_module(stage).main(argv))
 
 
 def die_before_write(number: int) -> None:
@@ -144,12 +145,13 @@ def limit_at(first_save: int, limit) -> None:
 
 def torchrun(stage: str, argv: list[str], cwd: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / f"{stage}.py"), *argv]
-    log = open(cwd / f"said-{time.monotonic_ns()}", "w+b")  # noqa: SIM115
+    log = cwd / f"said-{time.monotonic_ns()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if "--standalone" not in options:
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as runs/multi_node.sh
-    process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    process.log = Path(log.name)
+    with open(log, "wb") as said:
+        process = subprocess.Popen(command, cwd=cwd, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    process.log = log
     return process
 
 
@@ -190,7 +192,7 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
 def rows(metrics: Path) -> list[dict]:
     """The log without what a clock decides."""
     lines = metrics.read_bytes().split(b"\n")[:-1]
-    return [{k: v for k, v in json.loads(line).items() if k not in loop.WALL_CLOCK} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
 
 def tensors(states: Path) -> dict[str, torch.Tensor]:

@@ -14,14 +14,16 @@ import torch
 from harness import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from making import actions_of
 
 import distill
 import pretrain
 import SFT
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, load_tokenizer
-from engine import flags, loop, optim
+from engine import cli, loop, optim, options
 from engine.checkpoint import state
+from engine.checkpoint.run_info import read_info
 from engine.checkpoint.weights import cpu_weights, load_model, shape_json
 from engine.corpus.token_cache import open_or_build
 from engine.files import write_json
@@ -86,7 +88,9 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     with contextlib.redirect_stderr(io.StringIO()):
         outcome = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
     if outcome != "done":
-        assert not good, outcome
+        assert not good or "rows are bad" in outcome or "not JSONL" in outcome, (
+            outcome
+        )  # mostly bad, or of another kind
         return
     cache = found[0]
     kept = {
@@ -95,7 +99,7 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     encoder = kind(tokenizer)
     for line in good:
         assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in kept
-    assert cache.meta["rows"] == len(cache) + cache.meta["bad"]
+    assert cache.meta["rows"] == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
@@ -144,14 +148,9 @@ NOT_TRIED = {"--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokeniz
 
 def numeric_flags(script) -> list[str]:
     """The flags of a stage that take a value, except those that would leave this machine or its folders."""
-    seen = []
-    real = flags.argparse.ArgumentParser.parse_args
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags.argparse.ArgumentParser, "parse_args",
-                      lambda self, *rest: seen.append(self) or real(self, *rest))  # fmt: skip
-        with contextlib.redirect_stdout(io.StringIO()):
-            script.parse([])
-    return sorted({a.option_strings[0] for a in seen[-1]._actions if a.nargs != 0} - NOT_TRIED - BOUNDED)
+    return sorted(
+        {action.option_strings[0] for action in actions_of(script) if action.nargs != 0} - NOT_TRIED - BOUNDED
+    )
 
 
 @pytest.mark.parametrize("script", [pretrain, SFT, distill], ids=lambda script: script.__name__)
@@ -169,7 +168,7 @@ def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place,
         patch.setattr(script, "load_tokenizer", lambda folder: tokenizer)
         patch.setattr(loop, "train", lambda *arguments: None)
         with pytest.raises(SystemExit) as ended:
-            flags.run(lambda: script.main(arguments))
+            cli.run(lambda: script.main(arguments))
     assert ended.value.code in (0, 2), said.getvalue()
     if ended.value.code == 2:
         last = said.getvalue().strip().splitlines()[-1]
@@ -203,12 +202,12 @@ def seal(path: Path) -> None:
 
 def a_model() -> tuple[SpongeBob, list]:
     model = SpongeBob(LLMConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=96, dropout=0.1))
-    return model, optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1)
+    return model, optim.build(model, options.Training(optimizer="adamw", learning_rate=1e-3))
 
 
 def open_state(path: Path) -> None:
-    state.read_rest(path)
-    state.restore(path, *a_model())
+    read_info(path)
+    state.load_into(path, *a_model())
 
 
 def test_a_good_state_opens(whole_state):

@@ -46,13 +46,14 @@ def a_run(
         loss = TokenLoss(model, z_loss=z_loss, chunk=chunk)
     model.recompute = recompute
     module = parallel.wrap(loss, GPU, dtype, world, compile=compile, parallel="fsdp")
-    optimizers = optim.build(model, name=optimizer, learning_rate=1e-3, weight_decay=0.1)
+    training = Training(optimizer=optimizer, learning_rate=1e-3)
     output = Output(name="x", log_step=2, eval_step=0, save_step=0)
     return loop.Run(
-        runtime=rt, model=model, loss=module, optimizers=optimizers, scaler=rt.scaler(), rate=lambda step: 1e-3,
-        batches=None, validation=None, tokenizer=None, token_bytes=None, prompt=[5, 6], end_id=2, steps=4, warmup=0,
+        runtime=rt, model=model, loss=module, optimizers=optim.build(model, training), scaler=rt.scaler(),
+        rate=lambda step: 1e-3, batches=None, validation=None, tokenizer=None, token_bytes=None, prompt=[5, 6],
+        end_id=2, steps=4, warmup=0,
         compiling=parallel.Compiling(compile, ""),
-        training=Training(), output=output,
+        training=training, output=output,
     )  # fmt: skip
 
 
@@ -151,7 +152,13 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         loop.load_step, loop.prefetch = load_step, lambda make, steps: ((*make(step), 0.0) for step in steps)
         tracker = types.SimpleNamespace(log=lambda row: None, show=lambda *_: None)
         seen.waits.clear()
-        loop.train(run, loop.Progress(), tracker, lambda run, progress: None, types.SimpleNamespace(signal=None))
+        loop.train(
+            run,
+            loop.Progress(),
+            tracker,
+            lambda run, progress: None,
+            types.SimpleNamespace(signal=None, hold=lambda: None),
+        )
         told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()

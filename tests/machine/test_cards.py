@@ -191,7 +191,7 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
     )
     return loop.Run(
         runtime=rt, model=model, loss=TokenLoss(model), scaler=rt.scaler(), rate=lambda step: 1e-3, batches=batches,
-        optimizers=optim.build(model, name="adamw", learning_rate=1e-3, weight_decay=0.1), validation=None,
+        optimizers=optim.build(model, options.Training()), validation=None,
         tokenizer=None, token_bytes=torch.ones(100), prompt=[], end_id=2, steps=steps, warmup=0,
         compiling=parallel.Compiling(False, ""),
         training=options.Training(), output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
@@ -200,7 +200,7 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
 
 def test_processes_meet_once_a_step_and_all_stop_after_the_same_one():
     """A signal that arrives in a step of one of them stops all after the next."""
-    rt, request, saved = Two(CPU, torch.float32, 0, 2), types.SimpleNamespace(signal=None), []
+    rt, request, saved = Two(CPU, torch.float32, 0, 2), types.SimpleNamespace(signal=None, hold=lambda: None), []
     object.__setattr__(rt, "sent", [])
 
     def show(step: int, *_) -> None:

@@ -1,0 +1,50 @@
+"""Which tokenizers can be used: byte-level ones that lose no text, and whose control tokens no text can spell."""
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+LARGEST = 2**16  # ids are stored in 16 bits
+
+
+def unfit(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
+    """Why a tokenizer cannot be used, or None; `control` are the tokens that stand between documents and turns."""
+    content, size = json.loads(tokenizer.to_str()), tokenizer.get_vocab_size()
+    if missing := [token for token in control if tokenizer.token_to_id(token) is None]:
+        return f"has no {' '.join(missing)}; this project needs {' '.join(control)}"
+    if size > LARGEST:
+        return f"{size} tokens; ids are stored in 16 bits, at most {LARGEST}"
+    if (last := max(tokenizer.get_vocab().values())) >= size:
+        return f"{size} tokens, but ids up to {last}: ids without a token between them are not supported"
+    if content["model"].get("dropout"):
+        return f"dropout {content['model']['dropout']} in its model: a text would get other ids each time"
+    alphabet, added = set(byte_characters().values()), tokenizer.get_added_tokens_decoder()
+    words = {word for word, index in tokenizer.get_vocab().items() if index not in added and word not in control}
+    strange = next((word for word in words if not alphabet.issuperset(word)), None)
+    if not _cuts_bytes(content["pre_tokenizer"]) or strange is not None:
+        example = f" (a token is {strange!r})" if strange is not None else ""
+        return f"not a byte-level tokenizer{example}; this project needs one, as train_tokenizer.py makes it"
+    for token in control:
+        texts = [token, f"a{token}b", f" {token} ", f"\n{token}\n"]
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        if any(tokenizer.token_to_id(token) in one for one in ids):
+            return f'a text can spell {token}, which ends documents and turns: give it "special": true in added_tokens'
+    return None
+
+
+def lost_bytes(tokenizer: Tokenizer) -> int:
+    """How many of the 256 bytes have no token: text that holds them loses them."""
+    return len(set(byte_characters().values()) - tokenizer.get_vocab().keys())
+
+
+def _cuts_bytes(pre_tokenizer: dict | None) -> bool:
+    parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def byte_characters() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -1,0 +1,33 @@
+"""What a run writes now and then, so that one can read how far it is."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset import NO_LOSS
+from engine.checkpoint.weights import whole_copy
+from engine.corpus.token_cache import TokenCache
+from engine.generate import decode
+from engine.machine.parallel import is_sharded
+
+
+def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
+
+
+def sample(run: Any) -> str:
+    """A continuation of the run's held-out prompt, by the main process; the others only help to collect shards."""
+    model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
+    if not run.runtime.main or model is None:
+        return ""
+    seeded = torch.Generator(run.runtime.device).manual_seed(0)
+    options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
+    with run.runtime.autocast():
+        return run.tokenizer.decode(decode.complete(model, [run.prompt], **options)[0])

@@ -1,0 +1,125 @@
+// What the page asks and the worker answers, so that the page stays alive while the model computes.
+// A question is {id, ask, ...}, its answers are {id, ...}; the last one says done or error.
+
+const CHUNK = 16; // tokens of a prompt between two looks at the messages that came in
+const HISTORY = 4; // earlier question-answer pairs a chat remembers, as eval_model.py does
+let tokenizer, model, talk, looked, stopped, breathed = 0;
+
+/** Let messages in, every 25 ms. Not by setTimeout, which would wait 4 ms each time. */
+async function breathe() {
+  if (performance.now() - breathed < 25) return;
+  const { port1, port2 } = new MessageChannel();
+  await new Promise((resume) => { port1.onmessage = resume; port2.postMessage(0); });
+  port1.close();
+  breathed = performance.now();
+}
+
+/** [start, residual stream] of ids piece by piece, until stopped. Who may look ahead reads all of them at once. */
+async function* read(ids, cache, off) {
+  const size = off.ahead ? ids.length : CHUNK;
+  for (let start = 0; start < ids.length; start += size) {
+    await breathe();
+    if (stopped) return;
+    yield [start, model.forward(ids.slice(start, start + size), cache, off)];
+  }
+}
+
+/** The ids to continue; the oldest pairs of a chat are left out until a quarter of the context is free. */
+function promptFor(messages, most) {
+  const context = model.max_seq_len;
+  let turns = messages.slice(-1 - 2 * HISTORY);
+  const encode = () => model.about.chats ? tokenizer.prompt(turns) : start(turns.at(-1).content);
+  let ids = encode();
+  while (turns.length > 2 && ids.length + Math.min(most, context >> 2) > context) {
+    turns = turns.slice(2);
+    ids = encode();
+  }
+  if (ids.length >= context) throw Object.assign(Error("too long"), { tooLong: { tokens: ids.length, context } });
+  return ids;
+}
+
+const start = (text) => [tokenizer.special.bos, ...tokenizer.encode(text)];
+const row = (x, t) => x.subarray(t * model.dim, (t + 1) * model.dim);
+const account = ({ length }) =>
+  ({ positions: length, bytes: 8 * model.n_layers * model.kv_dim * length, flops: model.flops(length) });
+
+/** Keep of the cache the beginning that it shares with ids, nothing if other parts were switched off then. */
+function keepShared(cache, ids, off) {
+  const switched = JSON.stringify(off), most = cache.off === switched ? Math.min(cache.length, ids.length - 1) : 0;
+  let shared = 0;
+  while (shared < most && cache.ids[shared] === ids[shared]) shared++;
+  Object.assign(cache, { length: shared, ids: ids.slice(0, shared), off: switched });
+  return shared;
+}
+
+const asks = {
+  setup({ data }) { tokenizer = new Tokenizer(data); },
+
+  load({ about, base64 }) {
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    model = new Model(about, bytes);
+    talk = new Cache(model, model.max_seq_len);
+  },
+
+  stop() { stopped = true; },
+
+  /** Text piece by piece and what it cost; then why it ended, all ids, and how fast it was. */
+  async answer({ messages, sampling, off, most }, tell) {
+    const ids = promptFor(messages, most), prompt = ids.length, limit = Math.min(model.max_seq_len, prompt + most);
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true }), cached = keepShared(talk, ids, off);
+    let why = "limit", began, x;
+    stopped = false;
+    while (ids.length < limit) {
+      if (off.ahead) keepShared(talk, [], off); // a new token changes what all earlier ones saw
+      for await ([, x] of read(ids.slice(talk.length), talk, off));
+      if (stopped) { why = "stopped"; break; }
+      const next = choose(model.logits(x.subarray(-model.dim)), sampling);
+      if (next === tokenizer.special.eos) { why = "end"; break; }
+      ids.push(next);
+      began ??= performance.now(); // the prompt is read
+      tell({ text: decoder.decode(Uint8Array.from(tokenizer.bytes(next)), { stream: true }), ...account(talk) });
+    }
+    const count = ids.length - prompt, speed = count > 1 ? 1000 * (count - 1) / (performance.now() - began) : 0;
+    return { text: decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
+  },
+
+  /** Every token with its bytes and what it cost the model to expect it (nats; the first is nobody's guess). */
+  async look({ ids, text, off }) {
+    const whole = ids ?? start(text), all = whole.slice(0, model.max_seq_len), losses = [null];
+    const cache = new Cache(model, all.length, true);
+    stopped = false;
+    for await (const [start, x] of read(all, cache, off))
+      for (let t = 0; t * model.dim < x.length; t++)
+        losses.push(-Math.log(softmax(model.logits(row(x, t)))[all[start + t + 1]]));
+    if (stopped) return { stopped };
+    looked = { cache, off };
+    const tokens = cache.ids.map((id, at) => ({ id, bytes: tokenizer.bytes(id), loss: losses[at] }));
+    return { tokens, cut: whole.length - all.length, ...account(cache) };
+  },
+
+  /** After each layer, the likeliest tokens to come if it were the last (logit lens). */
+  lens({ position, count }) {
+    return { layers: looked.cache.x.map((x) => {
+      const p = softmax(model.logits(row(x, position))), best = [...p.keys()].sort((a, b) => p[b] - p[a]);
+      return best.slice(0, count).map((id) => ({ id, bytes: tokenizer.bytes(id), p: p[id] }));
+    }) };
+  },
+
+  /** How much each position of a head looks at each other: (T, T), rows sum to 1; zeros where it is off. */
+  attention({ layer, head }) {
+    const { cache: { q, k, length: T }, off } = looked, map = new Float32Array(T * T);
+    const isOff = off.layers.includes(layer) || off.heads.includes(`${layer}.${head}`);
+    for (let t = 0, at = head * model.head_dim; t < T && !isOff; t++, at += model.dim)
+      map.set(model.looks(q[layer], at, k[layer], head, off.ahead ? T : t + 1).subarray(0, T), t * T);
+    return { map };
+  },
+};
+
+onmessage = async ({ data: { id, ask, ...question } }) => {
+  try {
+    postMessage({ id, done: true, ...await asks[ask](question, (part) => postMessage({ id, ...part })) });
+  } catch (error) {
+    postMessage({ id, error: error.message, tooLong: error.tooLong });
+  }
+};

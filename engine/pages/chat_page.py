@@ -1,0 +1,162 @@
+"""A page that holds trained models and talks: program, tokenizer and weights in one HTML file that needs nothing else.
+
+engine/pages/chat/ is model.py, dataset.py's tokenizer and template, and sampling again in plain JavaScript; the rounded
+weights (8-bit rows with scales, or float16) lie in the file as base64. Tests prove that the page computes with them
+what model.py computes with them.
+"""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from dataset import BOS, DEFAULT_SYSTEM, EOS, TAGS, UNK, load_tokenizer
+from engine.checkpoint.weights import cpu_weights, open_checkpoint
+from engine.files import write_whole
+from engine.serve.terminal import SUGGESTIONS
+from model import SpongeBob, rope_frequencies
+
+PROGRAM = Path(__file__).with_name("chat")
+WEIGHTS = ("int8", "float16")
+SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len", "norm_eps")
+
+
+# ------------------------------------------------------------------------------------------------------- weights
+
+
+def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes (rows, columns) and one fp32 scale for each row (rows, 1); the largest of a row gets the code 127."""
+    scales = matrix.abs().amax(dim=1, keepdim=True) / 127
+    return (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8), scales
+
+
+def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]:
+    """The bytes of all weights, [name, rows, columns] (a vector: [name, length]) of each, and how many fp32 lead.
+
+    Vectors and scales come first, in fp32; then the matrices row by row.
+    """
+    numbers, codes = [], []
+    for name, weight in weights.items():
+        if not (weight.half() if kind == "float16" else weight).isfinite().all():
+            raise ValueError(f"{name}: holds values that {kind} cannot keep; a page needs finite weights")
+        if weight.dim() == 1:
+            numbers.append(weight)
+        elif kind == "int8":
+            matrix, scales = round_rows(weight)
+            numbers.append(scales.flatten())
+            codes.append(matrix)
+        else:
+            codes.append(weight.half())
+    content = b"".join(part.numpy().tobytes() for part in (*numbers, *codes))
+    return content, [[name, *weight.shape] for name, weight in weights.items()], sum(map(len, numbers))
+
+
+def rounded(weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The fp32 weights the page computes with: what `pack` keeps of these."""
+    kept = {}
+    for name, weight in weights.items():
+        if weight.dim() == 1:
+            kept[name] = weight
+        elif kind == "int8":
+            codes, scales = round_rows(weight)
+            kept[name] = codes.float() * scales
+        else:
+            kept[name] = weight.half().float()
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------ contents
+
+
+def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
+    """What tokenizer.js needs. ValueError where the file asks for something that it does not do."""
+    content = json.loads(tokenizer.to_str())
+    model, before, added = content["model"], content["pre_tokenizer"] or {}, content["added_tokens"]
+    expected = {
+        "a BPE model": model["type"] == "BPE" and not model.get("byte_fallback") and not model.get("ignore_merges"),
+        "no normalizer": content["normalizer"] is None,
+        "GPT-2's cutting, without a space in front": before.get("type") == "ByteLevel"
+        and before.get("use_regex", True) and not before.get("add_prefix_space"),
+        f"only {UNK} {BOS} {EOS} as added tokens": {token["content"] for token in added} == {UNK, BOS, EOS},
+        "all 256 bytes": len({symbol for symbol in model["vocab"] if len(symbol) == 1}) >= 256,
+    }  # fmt: skip
+    if missing := [words for words, found in expected.items() if not found]:
+        raise ValueError(f"{source}: a page needs a byte-level tokenizer with {' and '.join(missing)}")
+    vocabulary = tokenizer.get_vocab()
+    return {
+        "tokens": sorted(vocabulary, key=lambda token: vocabulary[token]),
+        "merges": [vocabulary[half] for pair in model["merges"] for half in pair],
+        "special": {"bos": vocabulary[BOS], "eos": vocabulary[EOS], "unk": vocabulary[UNK]},
+        "system": DEFAULT_SYSTEM,
+        "tags": TAGS,
+    }
+
+
+def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
+    """What the page needs of a model beside the bytes, and the bytes."""
+    config = model.config
+    widths = {"dim": config.dim, "n_kv_heads x head size": config.n_kv_heads * config.head_dim,
+              "hidden_dim": config.hidden_dim, "vocab_size": config.vocab_size}  # fmt: skip
+    if odd := [f"{field} {width}" for field, width in widths.items() if width % 4]:
+        raise ValueError(f"{name}: {', '.join(odd)} must be a multiple of 4: the page computes four rows at once")
+    weights = cpu_weights(model)
+    del weights["output.weight"]  # the embedding
+    content, tensors, floats = pack(weights, kind)
+    chats = stage != "pretrain"
+    about = {
+        "name": name, "chats": chats, "questions": SUGGESTIONS[chats] if meta.get("on_sample") else [],
+        "weights": kind, "tensors": tensors, "floats": floats,
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "shape": {field: getattr(config, field) for field in SHAPE},
+        "frequencies": rope_frequencies(config, torch.device("cpu")).tolist(),
+    }  # fmt: skip
+    return about, content
+
+
+def assemble(data: dict, weights: list[bytes]) -> str:
+    """The page. Nothing in `data` can end a script: < is written as its JSON escape."""
+    source = {path.name: path.read_text(encoding="utf-8") for path in PROGRAM.iterdir()}
+    blobs = [f'<script type="text/plain" id="weights{index}">{base64.b64encode(content).decode()}</script>'
+             for index, content in enumerate(weights)]  # fmt: skip
+    parts = {
+        "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "weights": "\n".join(blobs),
+        "worker": "\n".join(source[name] for name in ("tokenizer.js", "model.js", "worker.js")),
+        "words": source["words.txt"],
+        "view": source["view.js"],
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], source["page.html"])  # one pass: parts stay as are
+
+
+def write_page(
+    checkpoints: dict[str, Path],
+    tokenizer_dir: str | Path,
+    target: str | Path,
+    weights: str = "int8",
+    stage: str | None = None,
+    **shape: Any,
+) -> None:
+    """Write `checkpoints` {name on the page: .pth}, in this order, as one page.
+
+    A checkpoint without .json is of `stage`, else of the stage its name says; `shape` goes to `open_checkpoint`.
+    ValueError: `target` does not end in .html, so that a slip of the keyboard replaces no weights.
+    """
+    target = Path(target)
+    if target.suffix != ".html":
+        raise ValueError(f"{target}: a page must end in .html")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r} must be one of {', '.join(WEIGHTS)}")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    data, contents = {"tokenizer": describe_tokenizer(tokenizer, tokenizer_dir), "models": []}, []
+    for name, path in checkpoints.items():
+        model, meta = open_checkpoint(Path(path), tokenizer, tokenizer_dir, **shape)
+        about, content = describe_model(name, model, meta, meta.get("stage") or stage or name, weights)
+        data["models"].append(about)
+        contents.append(content)
+    content = assemble(data, contents)
+    write_whole(target, lambda temporary: temporary.write_text(content, encoding="utf-8", newline="\n"))

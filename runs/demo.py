@@ -1,0 +1,159 @@
+"""The whole road on the bundled sample with a small model: every stage, its scores, and what it can do now.
+
+    python runs/demo.py                 # writes demo/, in about a quarter of an hour on two CPU cores
+    python runs/demo.py --seed 1 --save_dir demo1
+
+It runs the scripts as you would type them; each command is shown before it starts. At its end it asks every stage the
+same questions and leaves demo/report.html (all figures) and demo/demo.json (the same as data).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = "data/sample"
+
+# Muon and about a thousand tokens per step; docs/experiments.md says what else was tried.
+SHAPE = "--dim 128 --n_layers 4 --n_heads 4"
+STAGES = {  # name: script, data, steps, rate, rows per step
+    "pretrain": (f"pretrain.py {SHAPE}", "pretrain.jsonl", 1150, 1e-2, 2),
+    "SFT": ("SFT.py", "sft_512.jsonl", 450, 2e-3, 2),
+    "SFT_long": ("SFT.py --long", "sft_1024.jsonl", 150, 1e-3, 1),
+    "distill": ("distill.py", "r1_1024.jsonl", 1300, 1.6e-3, 1),
+    "distill_long": ("distill.py --long", "r1_1024.jsonl", 1100, 1.75e-3, 1),
+}
+PARENTS = {"SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT", "distill_long": "SFT_long"}
+# Each checkpoint's mode, and the held-out rows it is scored on: of what it teaches, and of what was taught before it.
+SCORES = {
+    "pretrain": ("--model_mode 0", ["pretrain_heldout"]),
+    "SFT": ("--model_mode 1", ["pretrain_heldout", "facts", "everyday_heldout"]),
+    "SFT_long": ("--model_mode 1 --long --max_seq_len 1024", ["facts", "everyday_heldout", "sft_1024_heldout"]),
+    "distill": ("--model_mode 2 --max_seq_len 1024", ["facts", "everyday_heldout", "r1_1024_heldout"]),
+    "distill_long": ("--model_mode 2 --long", ["facts", "everyday_heldout", "r1_1024_heldout"]),
+}
+MAIN = {
+    "pretrain_heldout": "bits_per_byte",
+    "sft_1024_heldout": "answer_loss",
+    "r1_1024_heldout": "correct",
+}  # else exact
+QUESTIONS = ["你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？", "今天天气怎么样？"]
+BEGINNINGS = ["贝壳湾", "林小满的家在", "灯塔立在"]  # a pretrained model continues texts
+
+
+def run(words: str, *more: str) -> str:
+    """A script with its flags, shown and run; what it says."""
+    command = [*words.split(), *more]
+    print(f"\n$ python {' '.join(command)}", flush=True)
+    # Two threads that spin at each other's barriers starve when another program runs beside them; a short spin keeps
+    # most of the speed alone, and much more of it in company. GNU's OpenMP reads this before torch is loaded.
+    environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1", **os.environ}
+    done = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+                            encoding="utf-8", errors="replace")  # fmt: skip
+    said = []
+    for line in done.stdout or ():
+        said.append(line)
+        print(line, end="", flush=True)
+    if done.wait():
+        sys.exit(f"error: python {' '.join(command)} ended with code {done.returncode}")
+    return "".join(said)
+
+
+def write_facts(folder: Path) -> None:
+    """The held-out questions about facts that pretraining tells and no training conversation asks about."""
+    rows = (ROOT / SAMPLE / "sft_512_heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if json.loads(row)["task"] == "fact"]
+    (folder / "facts.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def figures_of(folder: Path, name: str) -> dict:
+    """{file: its main figure after the stage and before it} and the validation loss, from what the scripts left."""
+    scores = json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))
+    meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    found = {"validation": {"before": meta["before"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}}
+    for file, result in scores.items():
+        stem = file.split(".")[0]
+        for key in {MAIN.get(stem, "exact"), *({"well_formed"} & result["figures"].keys())}:
+            figure = result["figures"][key]
+            before = result.get("baseline", {}).get("figures", {}).get(key, {})
+            found[f"{stem} {key}"] = {"before": before.get("before"), "after": figure["value"], "n": figure["n"],
+                                      "low": figure["low"], "high": figure["high"], "p": before.get("p")}  # fmt: skip
+    return dict(sorted(found.items()))
+
+
+def train(name: str, out: str, seed: int, dtype: str) -> float:
+    """One stage; the minutes it took."""
+    script, data, steps, rate, batch = STAGES[name]
+    began = time.time()
+    run(
+        f"{script} --data_path {SAMPLE}/{data} --save_dir {out} --overwrite --max_steps {steps} --batch_size {batch} "
+        f"--accumulation_steps 1 --optimizer muon --schedule linear --learning_rate {rate} --warmup_iters 20 "
+        f"--eval_step {steps // 12} --save_step 0 --seed {seed} --dtype {dtype}"
+    )
+    return round((time.time() - began) / 60, 2)
+
+
+def score(name: str, out: str) -> None:
+    """Every held-out file of a stage, compared with the checkpoint it started from."""
+    mode, files = SCORES[name]
+    baseline = f" --baseline {out}/{PARENTS[name]}.pth" if name in PARENTS else ""
+    for file in files:
+        path = f"{out}/facts.jsonl" if file == "facts" else f"{SAMPLE}/{file}.jsonl"
+        rows = 24 if file == "sft_1024_heldout" else 0  # 17 answers in each of them
+        run(f"eval_model.py {mode} --save_dir {out} --score {path} --score_rows {rows} --max_new_tokens 160{baseline}")
+
+
+def ask(name: str, out: str) -> dict[str, str]:
+    """What a stage says to the same questions, greedily."""
+    asked = BEGINNINGS if name == "pretrain" else QUESTIONS
+    said = run(
+        f"eval_model.py {SCORES[name][0]} --save_dir {out} --temperature 0 --max_new_tokens 120 --prompt", *asked
+    )
+    return {
+        question: part.split("\n", 1)[1].strip() for question, part in zip(asked, said.split("> ")[1:], strict=True)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save_dir", default="demo", help="folder of everything it leaves (default: demo)")
+    parser.add_argument("--seed", type=int, default=42, help="random seed of every stage (default: 42)")
+    parser.add_argument("--dtype", default="auto", help="dtype of matrix products (default: auto)")
+    chosen = parser.parse_args()
+    began, out = time.time(), chosen.save_dir
+    folder = ROOT / out
+    folder.mkdir(exist_ok=True)
+    write_facts(folder)
+
+    minutes = {name: train(name, out, chosen.seed, chosen.dtype) for name in STAGES}
+    for name in STAGES:
+        score(name, out)
+    run(f"eval_model.py --save_dir {out} --report")
+    answers = {name: ask(name, out) for name in STAGES}
+
+    found = {name: figures_of(folder, name) for name in STAGES}
+    total = round((time.time() - began) / 60, 1)
+    about = {"minutes": total, "stage_minutes": minutes, "cores": os.cpu_count(), "seed": chosen.seed}
+    text = json.dumps(about | {"figures": found, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
+    (folder / "demo.json").write_text(text, encoding="utf-8")
+
+    print(f"\n{'=' * 70}\nHeld-out figures of every stage, before and after it")
+    for name, figures in found.items():
+        for what, figure in figures.items():
+            before = "" if figure["before"] is None else f"{figure['before']:.3f}"
+            print(f"  {name:14}{what:32}{before:>9} -> {figure['after']:.3f}")
+    print(f"\n{'=' * 70}\nWhat each stage can do now (greedy answers)")
+    for name, pairs in answers.items():
+        print(f"\n{name}")
+        for question, answer in pairs.items():
+            print(f"  > {question}\n    " + answer.replace("\n", "\n    "))
+    print(f"\nAll of it took {total} minutes; {out}/report.html shows every figure.")
+    print(f"Next, talk to it yourself: python eval_model.py --save_dir {out} --model_mode 2")
+
+
+if __name__ == "__main__":
+    main()

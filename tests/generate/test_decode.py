@@ -1,0 +1,114 @@
+"""Cached decoding is the full forward pass; sampling does what its names say; streams are whole text."""
+
+import pytest
+import torch
+from making import EOS, TOKENIZER, greedy, prompts
+
+from engine.generate.decode import complete, generate, stream_text
+from engine.generate.kv_cache import KVCache
+from engine.generate.sampling import choose
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 1, 5, 7]])
+def test_cached_decoding_equals_the_full_forward_also_in_chunks(model, chunks):
+    ids = torch.randint(6400, (3, 20), generator=torch.Generator().manual_seed(0))
+    cache, parts, start = KVCache(model.config, 3, 32, torch.device("cpu"), torch.float32), [], 0
+    with torch.no_grad():
+        for size in chunks:
+            cache.length = start + size
+            positions = torch.arange(start, start + size).expand(3, size)
+            parts.append(model.hidden_states(ids[:, start : start + size], positions=positions, cache=cache))
+            start += size
+        assert (torch.cat(parts, 1) - model.hidden_states(ids)).abs().max() < 1e-4
+
+
+def test_a_longer_cache_than_needed_changes_nothing(model):
+    ids, positions = torch.arange(10, 20)[None], torch.arange(10)[None]
+    cache = KVCache(model.config, 1, 32, torch.device("cpu"), torch.float32)
+    cache.length = 32
+    with torch.no_grad():
+        found = model.hidden_states(ids, positions=positions, cache=cache)
+        assert (found - model.hidden_states(ids)).abs().max() < 1e-4
+
+
+def test_a_greedy_answer_is_the_argmax_of_the_full_forward(model):
+    ids = prompts()[2]
+    with torch.no_grad():
+        for token in greedy(model, ids):
+            assert token == model(torch.tensor([ids])).logits[0, -1].argmax()
+            ids = [*ids, token]
+
+
+def test_prompts_of_different_lengths_are_answered_together_as_alone(model):
+    together = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
+    assert together == [greedy(model, ids) for ids in prompts()]
+    assert len(set(map(tuple, together))) == 4
+
+
+def test_a_finished_row_stays_silent_while_others_go_on(model):
+    alone = [greedy(model, ids) for ids in prompts()]
+    end_id = alone[0][3]
+    together = complete(model, prompts(), max_new_tokens=12, end_id=end_id, temperature=0)
+    assert together == [answer[: answer.index(end_id)] if end_id in answer else answer for answer in alone]
+    assert len(together[0]) == alone[0].index(end_id)
+
+
+def test_top_k_of_one_is_greedy(model):
+    sampled = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=1.5, top_k=1)
+    assert sampled == complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
+
+
+def test_max_new_tokens_counts_only_new_tokens(model):
+    for count in (1, 5):
+        steps = list(generate(model, [list(range(10, 60))], max_new_tokens=count, end_id=-1, temperature=0))
+        assert len(steps) == count
+
+
+def drawn(logits, **options):
+    generator = torch.Generator().manual_seed(0)
+    return set(choose(logits.expand(2000, -1), generator=generator, **options).tolist())
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert drawn(logits, top_p=0.4) == {0}
+    assert drawn(logits, top_p=0.6) == {0, 1}
+    assert drawn(logits, top_p=0.9) == {0, 1, 2}
+    assert drawn(logits) == {0, 1, 2, 3}
+
+
+def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert drawn(logits, temperature=0) == {1} == drawn(logits, temperature=0.05)
+    assert drawn(logits, temperature=2.0) == {0, 1, 2}
+
+
+def test_repetition_penalty_lowers_either_sign_and_leaves_unsaid_tokens_alone():
+    said = torch.tensor([[True, False, False]])
+    options = {"temperature": 0, "repetition_penalty": 2.0}
+    assert choose(torch.tensor([[2.0, 1.5, -9.0]]), said=said, **options) == 1
+    assert choose(torch.tensor([[-1.0, -1.5, -9.0]]), said=said, **options) == 1
+    assert choose(torch.tensor([[2.0, 1.5, -9.0]]), said=~said, **options) == 0
+    assert choose(torch.tensor([[2.0, 1.5, -9.0]]), said=torch.zeros_like(said), **options) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["你好，世界！龘靐齉", "笑脸😀👨‍👩‍👧‍👦和🇨🇳", "a b\n  c", "<think>\n嗯\n</think>", "é ñ ü"]
+)
+def test_streaming_equals_the_whole_text_without_broken_characters(text):
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
+    pieces = list(stream_text(TOKENIZER, iter(ids)))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_streaming_any_tokens_equals_decoding_them_at_once():
+    """A young model's bytes need not be text at all."""
+    generator = torch.Generator().manual_seed(0)
+    for high in (260, 6400):
+        for _ in range(50):
+            ids = torch.randint(3, high, (30,), generator=generator).tolist()
+            streamed = "".join(stream_text(TOKENIZER, iter(ids)))
+            assert streamed == TOKENIZER.decode(ids, skip_special_tokens=False)

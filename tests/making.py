@@ -1,0 +1,178 @@
+"""What many tests make: the costs of a stage, tiny models and runs, flags of a machine, rows on disk."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from Config import LLMConfig
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset, fingerprint, load_tokenizer
+from engine import loop, optim, options, packing
+from engine.checkpoint import state
+from engine.checkpoint.safe_reader import PlainReader
+from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.corpus.token_cache import open_or_build
+from engine.generate.decode import complete
+from engine.loss import TokenLoss
+from engine.machine import parallel, runtime
+from engine.options import Machine
+from model import SpongeBob
+
+ROOT = Path(__file__).parents[1]
+
+# What may differ between the logs of two equal runs.
+WALL_CLOCK = ("seconds", "tokens_per_second", "loader_share", "mfu")
+CPU = Machine(device="cpu", dtype="float32")
+
+
+def cost(tag_weight: float = 1.0) -> dict[int, float]:
+    """A recipe's table."""
+    return {NO_LOSS: 0.0, LOSS: 1.0, TAG: tag_weight}
+
+
+def chosen(script, argv: list[str]):
+    """What a recipe makes of its command line, before anything else happens."""
+    more = {name: getattr(script, name.upper()) for name in ("long", "presets") if hasattr(script, name.upper())}
+    groups = {"pretrain": ["Shape"], "SFT": ["Start"], "distill": ["Start", "Thoughts"]}[script.__name__]
+    groups = [getattr(script, name) for name in groups]
+    return options.choose(script.__doc__, argv, script.NUMBERS, on_sample=script.ON_SAMPLE, groups=groups, **more)
+
+
+def actions_of(script) -> list[argparse.Action]:
+    """The flags of a script: its parser is caught at the moment it would read the command line."""
+
+    class Caught(Exception):
+        pass
+
+    def catch(parser, *_):
+        raise Caught(parser)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", catch):
+        try:
+            script.main([])
+        except Caught as caught:
+            shown = [action for action in caught.args[0]._actions if action.help != argparse.SUPPRESS]
+            return [action for action in shown if action.dest != "help"]
+    raise AssertionError(f"{script.__name__} reads no flags")
+
+
+def write_rows(path: Path, rows) -> Path:
+    """Rows as JSONL."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+SHAPE = "--dim 64 --n_layers 2 --n_heads 4 --n_kv_heads 2".split()
+
+
+SHORT = (
+    "--batch_size 2 --max_seq_len 64 --accumulation_steps 2 --max_steps 6 --warmup_iters 2 --log_step 2 --eval_step 4 "
+    "--save_step 3 --num_workers 1 --device cpu"
+).split()
+
+
+SMALL = "--dim 32 --n_layers 1 --max_seq_len 256 --val_fraction 0".split()
+
+
+def weights(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def tensors(states) -> dict:
+    """Weights and optimizer values of a folder's newest state."""
+    reader = PlainReader(state.find_newest(states) / "tensors")
+    found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    assert {name.split(".")[0] for name in found} == {"model", "optimizer"}
+    return found
+
+
+def rows(path, *without) -> list[dict]:
+    dropped = {*WALL_CLOCK, *without}
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in dropped} for line in path.read_text("utf-8").splitlines()
+    ]
+
+
+# What changes the speed or the way, not the result: every invariant holds with all of it on, too.
+OPTIONS = [{}, {"optimizer": "muon", "chunk": 16, "recompute": True}]
+
+
+OPTION_NAMES = ["plain", "muon, chunked, recomputed"]
+
+
+def a_run(
+    folder, *, batch_size, rows_per_step, grad_clip=0.0, rank=0, world=1, optimizer="adamw", chunk=0, recompute=False
+) -> loop.Run:
+    """A run on the fixture's chat data (uneven masks), without files around it."""
+    torch.manual_seed(1)
+    tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
+    cache = open_or_build([folder / "r1_1024.jsonl"], SFTDataset, tokenizer)
+    documents = packing.cut_conversations(cache, cache.split(0.1)[0], 128)
+    model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
+    rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world)
+    share = {"batch_size": batch_size, "rows_per_step": rows_per_step, "rank": rank, "world": world}
+    batches = packing.Batches(cache, packing.pack(documents, 128, 0), cost(10.0), seed=3, **share)
+    model.recompute = recompute
+    optimizers = optim.build(model, options.Training(optimizer=optimizer, learning_rate=1e-2, weight_decay=0.1))
+    return loop.Run(
+        runtime=rt, model=model, loss=TokenLoss(model, chunk=chunk), optimizers=optimizers, scaler=rt.scaler(),
+        rate=lambda step: 1e-2, batches=batches, validation=None, tokenizer=tokenizer,
+        token_bytes=torch.zeros(6400, dtype=torch.int32), prompt=[], end_id=2, steps=5, warmup=0,
+        compiling=parallel.Compiling(False, ""),
+        training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
+        output=options.Output(name="test", log_step=1),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ checkpoints that talk
+
+TOKENIZER_DIR = ROOT / "spongebob_tokenizer"
+TOKENIZER = load_tokenizer(TOKENIZER_DIR)
+EOS = TOKENIZER.token_to_id("</s>")
+
+
+SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def save(model, path, stage="SFT", **meta):
+    meta = {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)} | meta
+    save_weights(path, cpu_weights(model), meta)
+
+
+def prompts(count=4):
+    return [[1, *range(10 + n, 15 + 4 * n)] for n in range(count)]
+
+
+def greedy(model, ids, count=12):
+    return complete(model, [ids], max_new_tokens=count, end_id=EOS, temperature=0)[0]
+
+
+# ----------------------------------------------------------------------------------------- several processes
+
+
+def torchrun(program: Path, *words: object, processes: int = 2) -> str:
+    """What a program of tests/ prints that runs in several processes here."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
+         *map(str, words)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -1,0 +1,130 @@
+"""A checkpoint answers in a terminal: every mode, the chat and its memory, the limits of the context."""
+
+import io
+import sys
+
+import pytest
+from making import TOKENIZER, greedy
+
+import eval_model
+from dataset import SFTDataset
+from engine.serve import conversation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("mode", [["0"], ["1"], ["2"], ["1", "--long"], ["2", "--long"]])
+def test_every_mode_answers_a_prompt(ask, model, mode):
+    out = ask("--model_mode", *mode, "--temperature", 0, "--prompt", "从前有一座山")
+    if mode == ["0"]:
+        ids = [1, *TOKENIZER.encode("从前有一座山", add_special_tokens=False).ids]
+    else:
+        ids = SFTDataset(TOKENIZER).prompt([{"role": "user", "content": "从前有一座山"}])
+    assert out == TOKENIZER.decode(greedy(model, ids), skip_special_tokens=False) + "\n"
+    assert out == ask("--model_mode", *mode, "--temperature", 0, "--no-stream", "--prompt", "从前有一座山")
+
+
+def test_several_prompts_are_answered_in_order(ask):
+    questions = ["你好", "天空为什么是蓝色的？请说得详细一点", "1 + 1"]
+    out = ask("--temperature", 0, "--prompt", *questions)
+    alone = [ask("--temperature", 0, "--prompt", question) for question in questions]
+    assert out == "".join(f"> {question}\n{answer}" for question, answer in zip(questions, alone, strict=True))
+
+
+def test_the_seed_decides_what_is_sampled(ask):
+    first, again, other = (ask("--temperature", 1, "--seed", seed, "--prompt", "你好") for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_system_message_changes_the_prompt(ask):
+    assert ask("--temperature", 0, "--prompt", "你好") != ask(
+        "--temperature", 0, "--system", "说英语", "--prompt", "你好"
+    )
+    with pytest.raises(ValueError, match="no system message"):
+        ask("--model_mode", 0, "--system", "说英语", "--prompt", "你好")
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--long", "--model_mode", "0"], "--long"), (["--long", "--ckpt", "a.pth"], "--long"),
+    (["--temperature", "-1"], "--temperature -1"), (["--top_p", "1.5"], "--top_p 1.5"), (["--top_p", "0"], "--top_p 0"),
+    (["--export", "onnx", "there"], "export.py"), (["--history_cnt", "-1"], "--history_cnt -1"),
+])  # fmt: skip
+def test_impossible_flags_are_refused_by_name(argv, words):
+    with pytest.raises(ValueError, match=words):
+        eval_model.main(argv)
+
+
+def test_a_named_checkpoint_chats_or_continues_as_its_json_says(ask, results):
+    at = lambda name: ask("--temperature", 0, "--ckpt", results / f"{name}.pth", "--prompt", "你好")
+    assert at("pretrain") == ask("--temperature", 0, "--model_mode", 0, "--prompt", "你好")
+    assert at("distill") == ask("--temperature", 0, "--model_mode", 1, "--prompt", "你好")
+
+
+def type_in(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_the_end_of_the_input_ends_the_chat_politely(ask, monkeypatch):
+    type_in(monkeypatch, b"")
+    assert ask().endswith("bye\n")
+
+
+def test_a_chat_survives_empty_lines_and_bytes_that_are_not_text(ask, monkeypatch):
+    type_in(monkeypatch, "你好\n\n   \n".encode() + b"\xff\xfe\x80 what\n")
+    out = ask("--temperature", 0)
+    assert out.count("> ") == 5
+    assert out.endswith("bye\n")
+
+
+def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
+    type_in(monkeypatch, "你好\n".encode())
+
+    def interrupted(*_):
+        yield "半"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation, "stream_text", interrupted)
+    out = ask()
+    assert "半 (stopped)\n" in out
+    assert out.endswith("bye\n")
+    monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert ask().endswith("bye\n")
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
+    seen, original = [], conversation.Conversation.prompt
+
+    def spy(self, question, history=()):
+        seen.append([asked for asked, _ in history])
+        return original(self, question, history)
+
+    monkeypatch.setattr(conversation.Conversation, "prompt", spy)
+    type_in(monkeypatch, b"a\nb\nc\n")
+    ask("--history_cnt", count, "--max_seq_len", 512)
+    assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
+
+
+def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32, {})
+    history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
+    ids = speaker.prompt("现在呢？", history)
+    kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
+    assert kept and kept == list(range(4 - len(kept), 4)) and len(kept) < 4
+    assert len(ids) + 32 <= 128 < len(speaker.encode("现在呢？", history[kept[0] - 1 :])) + 32
+
+
+def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_chat_goes_on(ask, monkeypatch):
+    with pytest.raises(ValueError, match=r"takes \d+ tokens of a context of 128"):
+        ask("--prompt", "龘" * 500)
+    type_in(monkeypatch, ("龘" * 500 + "\n你好\n").encode())
+    out = ask("--temperature", 0)
+    assert "tokens of a context of 128" in out
+    assert ask("--temperature", 0, "--prompt", "你好").strip() in out
+
+
+def test_an_answer_stops_where_the_context_ends(model):
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
+    ids = speaker.prompt("你好")
+    text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
+    assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
