@@ -83,9 +83,9 @@ def contract(calls: list) -> list[dict]:
 
 def waits_in_a_step() -> dict:
     variants = {
-        "adamw": {}, "muon": {"optimizer": "muon", "n_layers": 2}, "z_loss": {"z_loss": 1e-4}, "chunk": {"chunk": 100},
-        "recompute": {"recompute": True}, "dropout": {"dropout": 0.1, "recompute": True},
-        "many heads": {"n_heads": 8, "n_kv_heads": 2}, "accumulation": {"micro_batches": 2},
+        "adamw": {}, "muon, many heads": {"optimizer": "muon", "n_layers": 2, "n_heads": 8, "n_kv_heads": 2},
+        "z_loss, chunk, accumulation": {"z_loss": 1e-4, "chunk": 100, "micro_batches": 2},
+        "dropout, recompute": {"dropout": 0.1, "recompute": True},
         "float32": {"dtype": torch.float32}, "float16": {"dtype": torch.float16},
     }  # fmt: skip
     found = {}
@@ -184,16 +184,16 @@ def graphs(tables: list[list[int]]) -> dict:
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.utils import counters
 
-    real, found = torch.nn.Module.compile, {}
+    real, found = torch.compile, {}
     few = [[0], [0, 100], [0, 7, 128, 200]]
     for name, options, some in (
-        ("plain", {}, tables), ("chunk", {"chunk": 100}, few), ("recompute", {"recompute": True}, few),
-        ("muon", {"optimizer": "muon"}, few), ("fsdp", {"world": 8}, few),
+        ("plain", {}, tables), ("chunk, muon", {"chunk": 100, "optimizer": "muon"}, few),
+        ("recompute", {"recompute": True}, few), ("fsdp", {"world": 8}, few),
     ):  # fmt: skip
         made = []
         note = lambda kind, made=made: lambda graph, _: made.append(kind) or make_boxed_func(graph.forward)
         backend = aot_autograd(fw_compiler=note("forward"), bw_compiler=note("backward"))
-        torch.nn.Module.compile = lambda self, backend=backend, **more: real(self, backend=backend, **more)
+        torch.compile = lambda what, backend=backend, **more: real(what, backend=backend, **more)
         dynamo.reset()
         counters.clear()
         with fake_cuda.tensors():
@@ -203,7 +203,7 @@ def graphs(tables: list[list[int]]) -> dict:
                 loop.train_step(run, [batch(2, 128, begins)], 10.0)
                 after.append(len(made))
         found[name] = {"graphs": made, "after": after, "breaks": sum(counters["graph_break"].values())}
-    torch.nn.Module.compile = real
+    torch.compile = real
     return found
 
 

@@ -58,7 +58,7 @@ def test_a_compiled_run_that_was_stopped_goes_on_compiled_to_the_same_bits(tmp_p
 
     def compile(module, **words):
         compiled.append(type(module).__name__)
-        real(module, backend="aot_eager", **words)
+        real(module, backend="eager", **words)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
 

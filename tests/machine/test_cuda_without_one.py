@@ -17,7 +17,7 @@ from engine.flags import ROOT
 from model import attention
 
 needs_card = pytest.mark.skipif(fake_cuda.missing() is not None, reason=str(fake_cuda.missing()))
-BF16 = ("adamw", "muon", "z_loss", "chunk", "recompute", "dropout", "many heads", "accumulation")
+BF16 = ("adamw", "muon, many heads", "z_loss, chunk, accumulation", "dropout, recompute")
 
 # What one eager micro-batch of the default shape (26M, 32 x 512, bf16) takes. These numbers may only fall.
 KERNELS = 1258
@@ -53,16 +53,22 @@ def test_whether_a_step_is_finite_is_asked_once_not_for_every_weight(seen):
 
 @needs_card
 def test_training_waits_for_the_gpu_only_where_it_logs(seen):
-    """Five figures of a row and one look whether all was finite; before the first step two tensors are put there."""
+    """Five figures of a row and one look whether all was finite; before the first step two tensors are put there.
+
+    Before the last save the weights are looked at, too.
+    """
+    at_the_save = [["engine/machine/finite.py:refuse_broken_weights", "reads a number"]]
     in_rows = [["engine/loop.py:train", "reads a number"], *[["engine/loop.py:log_row", "reads a number"]] * 5]
-    assert seen["loop"]["waits"] == [["engine/loop.py:train", "copies and waits"]] * 2 + in_rows * 2
+    assert seen["loop"]["waits"] == [["engine/loop.py:train", "copies and waits"]] * 2 + in_rows * 2 + at_the_save
 
 
 @needs_card
-def test_generating_waits_once_a_token(seen):
+def test_generating_waits_twice_a_token(seen):
+    """Whether the logits are finite, and the ids; before the first, the prompt and its lengths are sent."""
+    sent = [["engine/generate/decode.py:generate", "copies and waits"]] * 2
     told = seen["loop"]["generate"]
-    reads = [wait for wait in told["waits"] if "reads a number" in wait]
-    assert len(reads) == told["tokens"] == 8 and len(told["waits"]) == 10  # the prompt and its lengths are sent
+    token = [[f"engine/generate/{place}", "reads a number"] for place in ("sampling.py:choose", "decode.py:generate")]
+    assert told == {"tokens": 8, "waits": sent + token * 8}
 
 
 @needs_card
@@ -104,12 +110,19 @@ def test_the_kernel_is_told_of_the_documents_there_are_and_of_their_greatest_len
 
 
 @needs_card
-@pytest.mark.parametrize("variant", ["plain", "chunk", "recompute", "muon"])
+@pytest.mark.parametrize("variant", ["plain", "recompute"])
 def test_compiling_makes_one_graph_each_way_for_every_table_of_documents(seen, variant):
     """plain: for as many documents as each micro-batch of an epoch of the sample has."""
     told = seen["graphs"][variant]
     assert told["graphs"] == ["forward", "backward"] and told["breaks"] == 0
     assert variant != "plain" or len(told["after"]) > 5
+
+
+@needs_card
+def test_all_chunks_of_logits_share_one_more_graph_each_way(seen):
+    """Chunks of 100, 100 and 56 positions; the graph is cut once, before them."""
+    told = seen["graphs"]["chunk, muon"]
+    assert told["graphs"] == ["forward", "backward"] * 2 and set(told["after"]) == {4} and told["breaks"] == 1
 
 
 @needs_card
