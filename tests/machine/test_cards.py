@@ -232,7 +232,7 @@ def test_ddp_has_no_buffers_to_send():
 
 
 def test_bf16_gradients_are_rounded_on_their_way_by_torchs_own_hook(monkeypatch):
-    """Noted, not run: with gloo, which nobody uses so, its Python part and backward may wait for each other for ever."""
+    """Noted, not run: with gloo its Python part and backward may wait for each other for ever."""
     hooks = []
 
     class Copies:
