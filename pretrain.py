@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
     meaning = BorderedDataset if chosen.texts.marks_are_borders else PretrainDataset
     documents = stage.open_documents(meaning, tokenizer, chosen.data, rt)
-    rows = stage.pack(documents, split_documents, chosen, rt)
+    rows = stage.pack(documents, split_documents, chosen, rt, model)
 
     # 3. What a token costs, by its class: every token of a text as much as any other.
     cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}

@@ -144,11 +144,10 @@ class Machine(Device):
     """memory and speed"""
 
     loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", least=0)
-    activation_checkpointing: bool = flag(
-        False, "keep only each block's input and compute the rest again in backward: a third slower, far less memory"
-    )
-    compile: bool = flag(False, "torch.compile: about a minute at the start, faster steps")
+    activation_checkpointing: bool = flag(False, "compute blocks again in backward: a third slower, far less memory")
+    compile: bool | None = flag(None, "torch.compile: about a minute, then faster steps; default: long runs on CUDA")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
+    bf16_gradients: bool = flag(False, "DDP sends gradients in bf16: half the bytes, for GPUs without NVLink")
     deterministic: bool = flag(False, "the same bits in every run on CUDA, slower")
 
 
@@ -237,7 +236,8 @@ def _refuse_unread(chosen: Chosen) -> None:
     unread = [
         ("download", chosen.data.data_path, "--data_path names what is read"),
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
-        ("parallel", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is read where torchrun starts several processes"),
+        ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
+        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir num_workers", cached, "--data_path is a finished cache"),
     ]

@@ -103,8 +103,9 @@ TRAINING = {
     "--dtype": Case("bfloat16", "weights"),
     "--loss_chunk": Case("16", "chunks"),
     "--activation_checkpointing": Case("", "recomputed"),
-    "--compile": Case("", "compiled"),
+    "--no-compile": Case("", "compiled", given="--compile"),
     "--parallel": Case("fsdp", "error"),
+    "--bf16_gradients": Case("", "error"),
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
@@ -260,9 +261,9 @@ def record_arrivals(monkeypatch, arrived):
         arrived["service"], arrived["project"] = name, project
         return services.Silent()
 
-    def wrap(module, *place, compile, parallel):
-        arrived["parallel"] = parallel
-        return real_wrap(module, *place, compile=compile, parallel=parallel)
+    def wrap(module, *place, compile, **ways):
+        arrived.update(ways)
+        return real_wrap(module, *place, compile=compile, **ways)
 
     def chunk(function, *parts, **_):
         arrived["chunks"] = arrived.get("chunks", 0) + 1

@@ -2,11 +2,24 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from dataset import NO_LOSS
 from engine.checkpoint.weights import whole_copy
+from engine.corpus.token_cache import TokenCache
 from engine.generate import decode
 from engine.machine.parallel import is_sharded
+
+
+def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
 
 
 def sample(run: Any) -> str:

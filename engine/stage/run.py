@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch import nn
 
-from dataset import NO_LOSS, fingerprint, token_bytes
+from dataset import fingerprint, token_bytes
 from engine import loop, optim
 from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Chosen
+from engine.generate.continuation import choose_prompt
 from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
@@ -69,25 +70,17 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
     return rt.main_first(make)
 
 
-def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime) -> Rows:
+def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime, model: SpongeBob) -> Rows:
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
+    if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
+        raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(chosen.data.val_fraction)
     # A mask over a whole row costs the square of its length.
-    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
+    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype, model.config.head_dim) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, _prompt(documents, validation, length), len(validation))
-
-
-def _prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
-    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
-    for document in held_out:
-        begin, end = documents.offsets[document], documents.offsets[document + 1]
-        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
-        if first <= longest:
-            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
-    return []
+    return Rows(documents, rows, held_out, choose_prompt(documents, validation, length), len(validation))
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -150,7 +143,7 @@ def _assemble(
     saved: resume.Saved | None,
 ) -> loop.Run:  # fmt: skip
     """Everything the loop needs, except for the log, which is opened when the run is known to start."""
-    training, machine = chosen.training, chosen.machine
+    training = chosen.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world": rt.world}
     rows_per_step = resume.rows_per_step(saved, training, rt.world)
     batches = Batches(rows.cache, rows.training, cost, rows_per_step=rows_per_step, seed=training.seed, **share)
@@ -164,14 +157,12 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
-    model.recompute = machine.activation_checkpointing
-    loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
-    wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
+    compiling = resume.compiling(saved, chosen.machine, rt, steps * batches.micro_batches)
+    loss = _with_loss(model, end_id, chosen, rt, compile=compiling.on)
     run = loop.Run(
         runtime=rt,
         model=model,
-        loss=wrapped,
+        loss=loss,
         optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
@@ -183,12 +174,23 @@ def _assemble(
         end_id=end_id,
         steps=steps,
         warmup=warmup,
+        compiling=compiling,
         training=training,
         output=chosen.output,
     )
     if rt.rank:
         torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return run
+
+
+def _with_loss(model: SpongeBob, end_id: int, chosen: Chosen, rt: Runtime, *, compile: bool) -> nn.Module:
+    """The model and what is made of its logits, on the device, compiled and shared between processes."""
+    machine = chosen.machine
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
+    model.recompute = machine.activation_checkpointing
+    loss = TokenLoss(model, end_id=end_id, z_loss=chosen.training.z_loss, chunk=machine.loss_chunk).to(rt.device)
+    ways = {"parallel": machine.parallel, "bf16_gradients": machine.bf16_gradients}
+    return parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=compile, **ways)
 
 
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:
