@@ -128,7 +128,13 @@ def pretend(card: Card) -> None:
     cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.backends.cuda.is_flash_attention_available = lambda: True
     torch._C._ensureCUDADeviceGuardSet = lambda: None  # ours is there
-    torch.Tensor.pin_memory = lambda self: self  # fake tensors cannot
+    torch.Tensor.pin_memory = pin
+
+
+def pin(tensor):
+    """In place of pin_memory, which fake tensors cannot: it leaves a mark."""
+    tensor.pinned = True
+    return tensor
 
 
 @contextlib.contextmanager
@@ -197,6 +203,9 @@ def watch(keep: str = ""):
             made, name = inside(out), str(func)
             if func is aten._to_copy.default and bool(read) != bool(made) and not kwargs.get("non_blocking"):
                 self.wait("copies and waits")
+            if func is aten._to_copy.default and made and not read and kwargs.get("non_blocking"):
+                if not getattr(args[0], "pinned", False):
+                    self.wait("copies what is not pinned")
             if func is aten.copy_.default and read and len(read) < 2 and not args[2:3]:
                 self.wait("copies and waits")
             view = func.is_view or any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
