@@ -1,7 +1,7 @@
 """Who comes from the original scripts types what their page says, with the files that it leaves: it works, and is said.
 
-Each `modelscope download` of their page names a folder that is called like the file, so that the file lies in it. Weights
-are bare fp16 state dicts without a .json, and the long model is called SFT_1024.pth.
+Each `modelscope download` of their page names a folder that is called like the file, so that the file lies in it. The
+weights are bare fp16 state dicts without a .json, and the long model is called SFT_1024.pth.
 """
 
 import json

@@ -14,6 +14,7 @@ from unittest import mock
 import cogapp
 import pytest
 
+from benchmarks import results
 from engine.flags import ROOT
 
 FOLDERS = ("benchmarks", "data", "docs", "runs", "spongebob_tokenizer", "tests")
@@ -41,6 +42,21 @@ def test_figures_of_the_front_page_are_those_of_the_demo_and_the_benchmarks(monk
     monkeypatch.setattr(sys, "path", [*sys.path])
     code = cogapp.Cog().main(["cog", "--check", "--diff", *(page.name for page in FRONT)])
     assert code == 0, f"run `cog -r README.md README_zh.md`:\n{capsys.readouterr().out}"
+
+
+def test_the_summary_of_measurements_holds_figures_of_the_sections_that_it_names():
+    head, *_ = (ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8").partition("## How to read")
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \| (\d\d-\d\d \d\d:\d\d.*) \|$", head, re.MULTILINE)
+    assert len(rows) > 10 and len(head.splitlines()) <= 30
+    for _, ours, against, times in rows:
+        day = times[:5]
+        wanted = [heading for heading in results.sections()
+                  if any(f"{day} {time}" in heading for time in re.findall(r"\d\d:\d\d", times))]  # fmt: skip
+        there = " ".join(line for heading in wanted for line in results.sections()[heading] if line.startswith("|"))
+        measured = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", there.replace(",", ""))]
+        for number in re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"`[^`]*`", "", f"{ours} {against}")):
+            value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
+            assert any(value in (round(figure, digits), round(figure / 1024, digits)) for figure in measured), number
 
 
 def test_the_pictures_are_those_that_the_program_draws(monkeypatch):
