@@ -74,6 +74,12 @@ def test_the_front_page_is_short_and_has_few_figures(page):
     assert len(page.read_text("utf-8").splitlines()) <= 130 and len(figures) <= 40, figures
 
 
+def test_the_page_to_download_is_small_and_holds_the_three_stages():
+    page = ROOT / "docs" / "play.html"
+    text = page.read_text("utf-8")
+    assert page.stat().st_size <= 8e6 and all(f'"{stage}"' in text for stage in ("pretrain", "SFT", "distill"))
+
+
 # ------------------------------------------------------------------------------------------------------- commands
 
 

@@ -22,10 +22,10 @@ PERCENT = {"en": " %", "zh": "%"}
 
 SHOWN = {
     "en": """\
-That is the demo's last model ({weights} M weights), word for word. It knows Shell Bay, the made-up harbour town of the sample.
+That is the demo's last model ({weights} weights), word for word: `47 + 28 - 10 = 65`. It knows Shell Bay, the made-up harbour town of the sample.
 Of two-step problems it has not seen, a model taught to think solves {taught}; taught the same answers without the thoughts, {without} (three seeds, an earlier sample).""",
     "zh": """\
-以上是演示中最后一个模型（{weights} M 参数）的原话。它只知道自带语料里虚构的海港小镇“贝壳湾”。
+以上是演示中最后一个模型（{weights}参数）的原话，算的是 `47 + 28 - 10 = 65`。它只知道自带语料里虚构的海港小镇“贝壳湾”。
 没见过的两步题，教它思考的模型答对 {taught}；同样的题、同样的步数，去掉思考过程只教答案：{without}（三个种子，早先的语料）。""",
 }
 STAGES = {
@@ -50,7 +50,7 @@ CORPUS = {
     "en": """\
 {gb} GB of JSONL (the original names two of the four sizes, the others are assumed); {disk} GB of disk with caches and states (calculated);
 {memory} GiB of memory with `--compile` (measured on a CPU). Hours of a GPU are calculated, at an assumed {share} of its peak: **no GPU has run it yet**.
-`python -m benchmarks.estimate` says how, and for other sizes and shapes.
+`python -m benchmarks.estimate` says how, and for other sizes and shapes. `bash runs/one_gpu.sh` downloads the files and goes the whole road.
 
 | machine | hours, all five stages | how it is known |
 |---|---|---|
@@ -60,7 +60,7 @@ Training reads {low} (plain CPU cores) to {high} times (AMX, `--compile`) as man
     "zh": """\
 JSONL 共 {gb} GB（四个文件里原项目写明了两个的大小，另两个是假定），连同缓存和训练状态占磁盘 {disk} GB（推算），加 `--compile` 占内存 {memory} GiB
 （CPU 上实测）。GPU 的小时数是推算，假定达到峰值算力的 {share}：**还没有在任何 GPU 上跑过**。
-算法，以及换成别的数据量和模型尺寸：`python -m benchmarks.estimate`。
+算法，以及换成别的数据量和模型尺寸：`python -m benchmarks.estimate`。下载语料并走完全程：`bash runs/one_gpu.sh`。
 
 | 机器 | 五个阶段共需小时 | 依据 |
 |---|---|---|
@@ -78,8 +78,9 @@ GPUS = ("RTX 3090", "RTX 4090", "H100")
 def shown(language: str) -> str:
     """What the distilled model of the demo says, and what thoughts are worth by an experiment of three seeds."""
     right = {name: cells["correct at the end"] for name, cells in table("tag weights", "2026-11-24 23:35").items()}
+    millions = estimate.parameters_of(estimate.demo_shape()) / 1e6
     words = SHOWN[language].format(
-        weights=f"{estimate.parameters_of(estimate.demo_shape()) / 1e6:.1f}",
+        weights={"en": f"{millions:.1f} M", "zh": f"{round(millions, 1) * 100:.0f} 万"}[language],
         taught=f"{number(right['tag weight 10']):.0f}{PERCENT[language]}",
         without=f"{number(right['without thoughts, tag weight 1']):.0f}{PERCENT[language]}",
     )
@@ -118,6 +119,8 @@ def corpus(language: str) -> str:
     shape, share = PRESETS["26M"], f"{100 * estimate.SHARE:.0f}{PERCENT[language]}"
     work = estimate.corpus(shape, estimate.GB)
     hours = [(name, estimate.on_cpu(work, name), MEASURED[language]) for name in estimate.CPUS]
+    if language == "zh":
+        hours = [(name.replace(", two cores, ", "，两核，"), *rest) for name, *rest in hours]
     hours += [(name, estimate.on_gpu(work, name), ASSUMED[language]) for name in GPUS]
     speeds = {}
     for name, when, flags in (("low", "2026-11-24 13:51", ""), ("high", "2026-11-25 00:49", " --compile")):
