@@ -151,6 +151,8 @@ def options(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
+    if min(args.gb) < 0 or not 0 < args.share <= 1:
+        raise ValueError("--gb must not be negative, --share must be above 0 and at most 1")
     shape = {name: getattr(args, name) for name in PRESETS["26M"]}
     say("\n".join(report(shape, dict(zip(ROAD, [*args.gb, args.gb[3]], strict=True)), args.share)))
 
