@@ -58,8 +58,8 @@ CORPUS = {
 
 Training reads {low} (plain CPU cores) to {high} times (AMX, `--compile`) as many real tokens per second as the original: [RESULTS.md](benchmarks/RESULTS.md).""",
     "zh": """\
-JSONL 共 {gb} GB（四个文件里原项目写明了两个的大小，另两个是假定），连同缓存和训练状态占磁盘 {disk} GB（推算），加 `--compile` 占内存 {memory} GiB
-（CPU 上实测）。GPU 的小时数是推算，假定达到峰值算力的 {share}：**还没有在任何 GPU 上跑过**。
+JSONL 共 {gb} GB（四个文件里原项目写明了两个的大小，另两个是假定），连同缓存和训练状态占磁盘 {disk} GB（推算），
+加 `--compile` 占内存 {memory} GiB（CPU 上实测）。GPU 的小时数是推算，假定达到峰值算力的 {share}：**还没有在任何 GPU 上跑过**。
 算法，以及换成别的数据量和模型尺寸：`python -m benchmarks.estimate`。下载语料并走完全程：`bash runs/one_gpu.sh`。
 
 | 机器 | 五个阶段共需小时 | 依据 |
