@@ -2,6 +2,7 @@
 
 python export.py --format hf exported                 # results/SFT.pth as a folder for transformers
 python export.py --format hf exported --model_mode 2  # results/distill.pth
+python export.py --format gguf mine.gguf --dtype q8_0 # one file for llama.cpp, and mine.Modelfile for Ollama
 python export.py --format page talk.html              # one web page that holds results/SFT.pth and talks
 python export.py --format page talk.html --stages     # every stage in --save_dir, with a slider between them
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from dataset import load_tokenizer
 from engine import cli
-from engine.checkpoint import hugging_face
+from engine.checkpoint import gguf, hugging_face
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
@@ -23,15 +24,19 @@ from engine.pages import chat_page
 class Export(Flags):
     """export"""
 
-    target: str = flag("", "new or empty folder (hf), or .html file (page)", called="target", metavar="TARGET")
+    target: str = flag("", "new or empty folder (hf), .gguf or .html file", called="target", metavar="TARGET")
     format: str = flag(
-        "", "hf: a LlamaForCausalLM in float32 and its tokenizer; page: a web page that talks", choices=("hf", "page")
-    )
+        "", "hf: a LlamaForCausalLM for transformers; gguf: one file for llama.cpp; page: a web page that talks",
+        choices=("hf", "gguf", "page"),
+    )  # fmt: skip
+    dtype: str = flag("float32", "of the exported weights; q8_0: 8 bits, only gguf", choices=tuple(gguf.DTYPES))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.format:
-            raise ValueError("--format: say which; hf is what transformers reads, page what a browser opens")
+            raise ValueError("--format: say which; hf for transformers, gguf for llama.cpp, page for a browser")
+        if self.dtype == "q8_0" and self.format == "hf":
+            raise ValueError("--dtype q8_0 is only for --format gguf; hf has float32, bfloat16 and float16")
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,11 @@ class Page(Flags):
     )
 
 
-COMMON = names_in(Export, Checkpoint)
+COMMON = {*names_in(Export, Checkpoint)} - {"dtype"}
 ONE = {"model_mode", "long", "ckpt"}  # which checkpoint is meant
 READS = {  # the flags of each format
-    "--format hf": {*COMMON},
+    "--format hf": {*COMMON, "dtype"},
+    "--format gguf": {*COMMON, "dtype"},
     "--format page": {*COMMON, "weights", "stages"},
     "--format page --stages": {*COMMON, "weights", "stages"} - ONE,
 }
@@ -77,8 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         found = checkpoints(chosen)
         chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
     else:
-        model, _ = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
-        hugging_face.to_hf(model, checkpoint.tokenizer_dir, target)
+        model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
+        if chosen.export.format == "gguf":
+            chats = (meta.get("stage") or MODES[checkpoint.model_mode]) != "pretrain"
+            gguf.to_gguf(model, checkpoint.tokenizer_dir, target, chosen.export.dtype, chats)
+        else:
+            hugging_face.to_hf(model, checkpoint.tokenizer_dir, target, chosen.export.dtype)
     say(f"wrote {target}")
 
 

@@ -171,6 +171,7 @@ CASES = {
     },
     "export": {
         "--format": Case("hf", "error"),
+        "--dtype": Case("bfloat16", "exported", given=HF),
         "--model_mode": Case("2", "exported", given=HF),
         "--long": Case("", "exported", given=HF),
         "--ckpt": Case("other.pth", "exported", given=HF),

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -57,8 +58,8 @@ def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
     )  # fmt: skip
 
 
-def to_hf(model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path) -> None:
-    """Write config, fp32 safetensors, tokenizer and generation settings. ValueError: `folder` is not empty."""
+def to_hf(model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path, dtype: str = "float32") -> None:
+    """Write config, safetensors, tokenizer and generation settings. ValueError: `folder` is not empty."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: there already and not an empty folder; name another, nothing is overwritten")
@@ -67,6 +68,7 @@ def to_hf(model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path) -> No
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)
+    llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
     llama.save_pretrained(folder)
     for name in TOKENIZER_FILES:
