@@ -172,6 +172,7 @@ CASES = {
     "export": {
         "--format": Case("hf", "error"),
         "--dtype": Case("bfloat16", "exported", given=HF),
+        "--import_hf": Case("nowhere", "error"),
         "--model_mode": Case("2", "exported", given=HF),
         "--long": Case("", "exported", given=HF),
         "--ckpt": Case("other.pth", "exported", given=HF),

@@ -149,8 +149,11 @@ def modelfile(weights: str, config: LLMConfig, chats: bool) -> str:
     return f'FROM ./{weights}\nTEMPLATE """{template}"""\n{system}{limits}'
 
 
-def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dtype: str, chats: bool) -> None:
-    """Write `target` (.gguf) and, beside it, <its stem>.Modelfile. ValueError: one is there, or cannot say the same."""
+def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dtype: str, meta: dict) -> None:
+    """Write `target` (.gguf) and, beside it, <its stem>.Modelfile. ValueError: one is there, or cannot say the same.
+
+    Only the stage is read of `meta`, the .json: a pretrained model continues texts and does not chat.
+    """
     try:
         import gguf
     except ImportError:
@@ -186,5 +189,5 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, write)
-    text = modelfile(target.name, config, chats)
+    text = modelfile(target.name, config, meta.get("stage") != "pretrain")
     write_whole(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -49,7 +49,7 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
 def test_every_weight_comes_back_under_llama_cpps_name_and_is_rounded_as_asked(small, tmp_path, dtype):
     model = tiny(vocab_size=300)
-    to_gguf(model, small, tmp_path / "m.gguf", dtype, chats=True)
+    to_gguf(model, small, tmp_path / "m.gguf", dtype, {})
     found, weights = tensors_of(tmp_path / "m.gguf"), cpu_weights(model)
     del weights["output.weight"]  # tied
     assert found.keys() == {gguf_name(name) for name in weights}
@@ -105,7 +105,7 @@ def test_ollamas_file_lies_beside_it(stage, tmp_path):
 
 def test_scaled_rotary_frequencies_are_the_plain_ones_over_the_files_divisors(small, tmp_path):
     scaled, plain = (LLMConfig(dim=64, n_layers=1, n_heads=4, rope_scaling=scaling) for scaling in (SCALING, None))
-    to_gguf(tiny(rope_scaling=SCALING, vocab_size=300), small, tmp_path / "s.gguf", "float32", chats=True)
+    to_gguf(tiny(rope_scaling=SCALING, vocab_size=300), small, tmp_path / "s.gguf", "float32", {})
     divisors = torch.from_numpy(tensors_of(tmp_path / "s.gguf")["rope_freqs.weight"].copy())
     wanted, before = (rope_frequencies(config, torch.device("cpu")) for config in (scaled, plain))
     torch.testing.assert_close(before / divisors, wanted)
@@ -166,7 +166,7 @@ def llama(tmp_path, request):
     import xllamacpp
 
     def start(model, dtype="float32"):
-        to_gguf(model, TOKENIZER_DIR, tmp_path / "m.gguf", dtype, chats=True)
+        to_gguf(model, TOKENIZER_DIR, tmp_path / "m.gguf", dtype, {})
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = str(tmp_path / "m.gguf"), model.config.max_seq_len, 1
         params.n_gpu_layers, params.cpuparams.n_threads, params.warmup, params.verbosity = 0, 1, False, -1
