@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from Config import LLMConfig
+from Config import LLMConfig, stretched
 from dataset import fingerprint
 from engine.checkpoint.foreign import check_buffers, plain_weights, why_unreadable
 from engine.console import printable, say, warn
@@ -153,9 +153,14 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
 
 
 def load_model(
-    path: Path, *, n_heads: int | None = None, rope_theta: float | None = None, max_seq_len: int | None = None
+    path: Path,
+    *,
+    n_heads: int | None = None,
+    rope_theta: float | None = None,
+    max_seq_len: int | None = None,
+    rope_scaling: float | None = None,
 ) -> tuple[SpongeBob, dict]:
-    """The model of a .pth with the shape its .json says, and that .json's content."""
+    """The model of a .pth with the shape its .json says, and that .json's content; `rope_scaling`: see `stretched`."""
     (weights, buffers), meta = plain_weights(read_tensors(path), path), read_meta(path)
     for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
         if value is not None and value != meta.get("config", {}).get(name, value):
@@ -163,6 +168,7 @@ def load_model(
                 f"--{name} {value}: {path.with_suffix('.json')} says {meta['config'][name]}; leave the flag out"
             )
     shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
+    trained_for = shape.get("max_seq_len", 0)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len
     try:
@@ -171,6 +177,15 @@ def load_model(
         source = path.with_suffix(".json") if "config" in meta else path
         raise ValueError(f"{source}: not the shape of a model here ({first_line(error)})") from None
     check_buffers(buffers, config, path)
+    if rope_scaling:
+        if not 0 < trained_for < config.max_seq_len:
+            known = f"{path} was trained with rows of {trained_for}" if trained_for else f"no .json beside {path} says"
+            raise ValueError(
+                f"--rope_scaling {rope_scaling:g} is for rows longer than before: {known}, "
+                f"--max_seq_len is {config.max_seq_len}"
+            )
+        config.rope_parameters = stretched(config.rope_parameters, rope_scaling, trained_for)
+        say(f"{path}: rotary positions stretched by {rope_scaling:g}, rows {trained_for} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
     return model, meta
@@ -184,6 +199,7 @@ def open_checkpoint(
     max_seq_len: int | None = None,
     n_heads: int | None = None,
     rope_theta: float | None = None,
+    rope_scaling: float | None = None,
     flag: str = "--ckpt",
 ) -> tuple[SpongeBob, dict]:
     """A checkpoint's model and its .json, checked against the tokenizer.
@@ -195,7 +211,8 @@ def open_checkpoint(
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     if path.stem in ORIGINAL_NAMES.values():
         say(f"{path}: the original scripts' name, taken as this stage's model")
-    model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
+    shape = {"n_heads": n_heads, "rope_theta": rope_theta, "max_seq_len": max_seq_len, "rope_scaling": rope_scaling}
+    model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
     model.known_tokens = tokenizer.get_vocab_size()
     if model.config.vocab_size < model.known_tokens:
