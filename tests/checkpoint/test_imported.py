@@ -155,10 +155,20 @@ def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir
 def test_a_config_of_transformers_4_means_what_it_meant_there(home, tmp_path):
     shutil.copytree(home / "exported", tmp_path / "old")
     config_of(
-        tmp_path / "old", rope_parameters=None, rope_theta=None, rope_scaling=None, head_dim=None, num_key_value_heads=2
+        tmp_path / "old",
+        rope_parameters=None,
+        rope_theta=None,
+        rope_scaling=None,
+        head_dim=None,
+        rms_norm_eps=None,
+        num_key_value_heads=2,
     )
     model, _ = load_model(imported(tmp_path / "old", tmp_path / "old.pth"))
-    assert model.config.rope_theta == 1e4 and model.config.rope_parameters["rope_type"] == "default"
+    assert (
+        model.config.norm_eps == 1e-6
+        and model.config.rope_theta == 1e4
+        and model.config.rope_parameters["rope_type"] == "default"
+    )
     theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "old"), torch.arange(37)[None]
     assert (theirs(ids).logits - model(ids).logits).abs().max() < 1e-4
 
