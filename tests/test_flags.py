@@ -72,6 +72,7 @@ TRAINING = {
     "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
     "--val_fraction": Case("0.2", "log"),
     "--max_seq_len": Case("200", "weights"),
+    "--rope_scaling": Case("2", "weights", given="--max_seq_len 600"),  # the parent's rows have 512
     "--tokenizer_dir": Case("larger", "weights"),
     "--cache_dir": Case("mine", "files"),
     "--num_workers": Case("2", "workers", given="--cache_dir mine"),
@@ -172,6 +173,8 @@ CASES = {
     },
     "export": {
         "--format": Case("hf", "error"),
+        "--dtype": Case("bfloat16", "exported", given=HF),
+        "--import_hf": Case("nowhere", "error"),
         "--model_mode": Case("2", "exported", given=HF),
         "--long": Case("", "exported", given=HF),
         "--ckpt": Case("other.pth", "exported", given=HF),

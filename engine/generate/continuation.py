@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from dataset import NO_LOSS
-from engine.checkpoint.weights import whole_copy
+from engine.checkpoint.weights import cpu_weights
 from engine.corpus.token_cache import TokenCache
 from engine.generate import decode
 from engine.machine.parallel import is_sharded
+from model import SpongeBob
 
 
 def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
@@ -31,3 +32,15 @@ def sample(run: Any) -> str:
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
     with run.runtime.autocast():
         return run.tokenizer.decode(decode.complete(model, [run.prompt], **options)[0])
+
+
+def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
+    """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
+    weights, device = cpu_weights(model, kept), next(model.parameters()).device
+    if not kept:
+        return None
+    with torch.device("meta"):
+        copy = SpongeBob(model.config)
+    copy.known_tokens = model.known_tokens
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)

@@ -54,7 +54,7 @@ def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
-        rope_theta=start.rope_theta, flag="--init_from",
+        rope_theta=start.rope_theta, rope_scaling=chosen.data.rope_scaling, flag="--init_from",
     )  # fmt: skip
     if meta.get("on_sample") and not chosen.data.on_sample:
         say(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
