@@ -116,7 +116,7 @@ def r1_1024(rng: Random) -> Rows:
     """Problems, and the questions of the earlier stages, all answered after a thought."""
     seen = set()
     heldout = problem_rows(rng, 150, True, seen, (45, 36, 7, 4, 8))
-    train = problem_rows(rng, 4200, False, seen, (36, 34, 11, 5, 14)) + thinking_rows(rng)
+    train = problem_rows(rng, 4200, False, seen, (24, 24, 20, 10, 22)) + thinking_rows(rng)
     rng.shuffle(train)
     return train, heldout
 
