@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults test-pages lint types
+.PHONY: install demo test test-faults test-pages test-planted lint types
 
 .venv/installed: requirements.txt runs/install.py
 	$(PYTHON) runs/install.py
@@ -25,6 +25,9 @@ test-faults: .venv/installed-dev
 
 test-pages: .venv/installed-dev
 	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
+
+test-planted: .venv/installed-dev
+	$(BIN)/python tests/plant/run.py $(PLANTED)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
