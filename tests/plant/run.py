@@ -3,41 +3,31 @@
     python tests/plant/run.py                    # all of them
     python tests/plant/run.py --day              # ten, others each day of the month
     python tests/plant/run.py causal scaler      # those whose names or files contain one of these words
+    python tests/plant/run.py --nothing          # no fault: all these tests have to be green then
 
 A suite that is green says little before it has been seen red. Exit code 1 when a fault is not noticed. A test that is
 red anyway would notice everything, so the suite has to be green first (make test).
 """
 
 import argparse
+import compileall
+import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import date
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
 
 from fault import ROOT, Fault, all_faults, of_day
-
-# Processes begin with what takes seconds to import, and with nothing of ours: that is read anew from each copy.
-START = get_context("forkserver")
-START.set_forkserver_preload(["torch", "transformers", "torch.distributed.checkpoint", "torch._dynamo"])
-
-
-class Result(NamedTuple):
-    """Of one fault."""
-
-    noticed: str  # by which test; empty: by none
-    words: str  # what that test said, or why nothing was noticed
-    seconds: float
 
 
 def copy_tree(target: Path) -> None:
@@ -50,39 +40,52 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def plant(fault: Fault, tree: Path, limit: float) -> Result:
-    """Run the tests named for a fault in a tree of their own."""
-    try:
-        text = fault.planted(tree)
-    except ValueError as error:
-        return Result("", str(error), 0.0)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        copy = Path(folder) / "tree"
-        shutil.copytree(tree, copy, copy_function=os.link)
-        (copy / fault.file).unlink()  # a link to the tree's own
-        (copy / fault.file).write_text(text, encoding="utf-8")
-        ours, theirs = START.Pipe()
-        process = START.Process(target=run_tests, args=(copy, fault.tests, theirs))
-        process.start()
-        theirs.close()
-        try:
-            noticed, words = ours.recv() if ours.poll(limit) else ("", f"nothing after {limit:.0f} s")
-        except EOFError:
-            noticed, words = "", "the tests ended without a result"
+@dataclass
+class Trial:
+    """A fault in a tree of its own, and the process that runs its tests there."""
+
+    fault: Fault
+    folder: tempfile.TemporaryDirectory
+    process: int
+    answers: int  # where the process says what it found
+    began: float = field(default_factory=time.monotonic)
+
+    def end(self) -> tuple[Fault, float, str, str]:
+        """(fault, seconds, the test that noticed or "", what it said or why there is none)."""
+        answer = os.read(self.answers, 1 << 16) if select.select([self.answers], [], [], 0)[0] else b'["", "no end"]'
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with all that the tests have started
-        process.join()
-    return Result(noticed, words, time.monotonic() - began)
+            os.killpg(self.process, signal.SIGKILL)  # with all that the tests have started
+        os.waitpid(self.process, 0)
+        os.close(self.answers)
+        self.folder.cleanup()
+        return self.fault, time.monotonic() - self.began, *json.loads(answer or b'["", "the tests broke off"]')
 
 
-def run_tests(tree: Path, tests: str, answer: Connection) -> None:
-    """In a process of its own: send (the first test that fails, what it says), or ("", why there is none)."""
-    os.setpgid(0, 0)
+def begin(fault: Fault, tree: Path) -> Trial:
+    """Plant a fault in a new copy of `tree` and run its tests there, in a process forked from this one."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    copy = Path(folder.name) / "tree"
+    shutil.copytree(tree, copy, copy_function=os.link)
+    (copy / fault.file).unlink()  # a link to the tree's own
+    (copy / fault.file).write_text(fault.planted(tree), encoding="utf-8")
+    answers, mouth = os.pipe()
+    if process := os.fork():
+        os.close(mouth)
+        return Trial(fault, folder, process, answers)
+    try:
+        os.setpgid(0, 0)
+        os.write(mouth, json.dumps(run_tests(copy, fault.tests)).encode())
+    finally:
+        os._exit(0)
+
+
+def run_tests(tree: Path, tests: str) -> tuple[str, str]:
+    """(The first test that fails, what it says), or ("", why there is none)."""
     for descriptor in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
     os.chdir(tree)
     sys.path[:] = [str(tree), *(path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests"))]
+    sys.modules["__main__"] = ModuleType("__main__")  # processes that the tests start would read this file again
     import pytest
 
     failed = []
@@ -91,13 +94,33 @@ def run_tests(tree: Path, tests: str, answer: Connection) -> None:
         def pytest_runtest_logreport(self, report):
             if report.failed:
                 crash = getattr(report.longrepr, "reprcrash", None)
-                failed.append((report.nodeid, str(crash.message if crash else report.longrepr)))
+                failed.append((report.nodeid, str(crash.message if crash else report.longrepr)[:999]))
 
     # What is imported already cannot have its asserts rewritten: a plugin or two of which no assert is of interest.
     words = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     code = int(pytest.main([*words, f"--basetemp={tree.parent / 'tmp'}", tests], plugins=[Ear()]))
     # Anything but red tests (1), as a file that cannot be imported, is no silent fault.
-    answer.send(failed[0] if failed and code == 1 else ("", f"pytest ended with code {code}"))
+    return failed[0] if failed and code == 1 else ("", f"pytest ended with code {code}")
+
+
+def plant(faults: Sequence[Fault], jobs: int, limit: float) -> Iterator[tuple[Fault, float, str, str]]:
+    """Try them, `jobs` at a time and each for at most `limit` seconds; what became of each, as soon as it is known."""
+    # What takes seconds to import is imported once, and nothing of ours: that is read anew from each copy.
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    waiting, running = list(reversed(faults)), []
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        compileall.compile_dir(folder, quiet=2)  # once for all; a planted file is newer than what was made of it here
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(begin(waiting.pop(), Path(folder)))
+            ready = select.select([trial.answers for trial in running], [], [], 0.5)[0]
+            for trial in list(running):
+                if trial.answers in ready or time.monotonic() - trial.began > limit:
+                    running.remove(trial)
+                    yield trial.end()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,24 +130,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at a time (default: one a core)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a fault must be noticed")
     parser.add_argument("--say", action="store_true", help="also what the test that noticed said")
+    parser.add_argument("--nothing", action="store_true", help="plant nothing, and see the tests green")
     chosen = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
 
     faults = [f for f in all_faults() if not chosen.words or any(word in f.name + f.file for word in chosen.words)]
     faults = faults if chosen.day is None else of_day(faults, chosen.day)
+    if chosen.nothing:
+        faults = [replace(fault, new=fault.old) for fault in {fault.tests: fault for fault in faults}.values()]
     began, missed = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(chosen.jobs) as pool:
-        copy_tree(Path(folder))
-        print(f"{'fault':58} {'file':34} {'seconds':>7}  noticed by", flush=True)
-        results = pool.map(lambda fault: plant(fault, Path(folder), chosen.limit), faults)
-        for fault, result in zip(faults, results, strict=True):
-            by = result.noticed or f"NOT NOTICED by {fault.tests}: {result.words}"
-            print(f"{fault.name:58} {fault.file:34} {result.seconds:7.1f}  {by}", flush=True)
-            if chosen.say and result.noticed:
-                print("    " + result.words.replace("\n", " ")[:300], flush=True)
-            missed += not result.noticed
+    print(f"{'fault':62} {'file':32} {'seconds':>7}  noticed by", flush=True)
+    for fault, seconds, noticed, words in plant(faults, chosen.jobs, chosen.limit):
+        by = noticed or f"NOT NOTICED by {fault.tests}: {words}"
+        print(f"{fault.name:62} {fault.file:32} {seconds:7.1f}  {by}", flush=True)
+        if chosen.say and noticed:
+            print("    " + words.replace("\n", " ")[:300], flush=True)
+        missed += not noticed
     print(f"{len(faults) - missed} of {len(faults)} noticed in {(time.monotonic() - began) / 60:.1f} minutes")
-    return 1 if missed else 0
+    return int(missed < len(faults)) if chosen.nothing else int(missed > 0)
 
 
 if __name__ == "__main__":
