@@ -71,7 +71,7 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, kind, options
 
 
 def test_a_run_of_two_processes_leaves_the_log_of_one_and_draws_from_a_seed_each(folder):
-    words = [*SHAPE, *SHORT, "--val_fraction", "0.2", "--seed", "7"]
+    words = [*SHAPE, *SHORT, *SMALL, *"--max_seq_len 64 --val_fraction 0.2 --seed 7".split()]
     torchrun(ROOT / "tests/machine/seeded_ranks.py", *words)
     assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]  # for dropout
     pretrain.main([*words, "--accumulation_steps", "4", "--name", "one"])

@@ -52,7 +52,9 @@ class Trial:
 
     def end(self) -> tuple[Fault, float, str, str]:
         """(fault, seconds, the test that noticed or "", what it said or why there is none)."""
-        answer = os.read(self.answers, 1 << 16) if select.select([self.answers], [], [], 0)[0] else b'["", "no end"]'
+        answer = (
+            os.read(self.answers, 1 << 16) if select.select([self.answers], [], [], 0)[0] else b'["", "no end in time"]'
+        )
         with suppress(ProcessLookupError):
             os.killpg(self.process, signal.SIGKILL)  # with all that the tests have started
         os.waitpid(self.process, 0)
