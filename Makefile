@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults test-inductor test-pages test-runtimes lint types
+.PHONY: install demo test test-faults test-inductor test-pages test-planted test-runtimes lint types
 
 .venv/installed: requirements.txt runs/install.py
 	$(PYTHON) runs/install.py
@@ -21,13 +21,16 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
 test-faults: .venv/installed-dev
-	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/stage
 
 test-pages: .venv/installed-dev
 	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
 
 test-runtimes: .venv/installed-dev
 	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint
+
+test-planted: .venv/installed-dev
+	$(BIN)/python tests/plant/run.py $(PLANTED)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,6 +120,28 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
+def test_validation_is_without_weights_and_dropout_and_training_goes_on_with_it(folder):
+    run = a_run(folder, batch_size=4, rows_per_step=4)
+    held_out = SimpleNamespace(steps_per_epoch=2, step=run.batches.step)
+    run = replace(run, validation=held_out, token_bytes=torch.ones(6400, dtype=torch.int32), prompt=[1, 300, 301])
+    for block in run.model.layers:
+        block.dropout.p = 0.5
+    for parameter in run.model.parameters():  # of a fresh model the blocks hardly matter
+        parameter.data.normal_(std=0.1)
+    run.loss.train()
+    found = loop.validate(run)
+    assert run.loss.training
+    run.loss.eval()
+    nats = tokens = 0.0
+    for batch in (batch for step in range(2) for batch in run.batches.step(step)):
+        with torch.no_grad():
+            logits = run.model(batch.inputs, batch.cu_seqlens).logits.flatten(0, 1)
+        each = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+        nats += each[batch.classes.flatten() > 0].sum().item()
+        tokens += (batch.classes > 0).sum().item()
+    assert found["val_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
 def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     run = a_run(folder, batch_size=2, rows_per_step=1000 * 2)
     total = len(run.batches.rows)
@@ -162,8 +185,10 @@ def test_an_overflow_in_fp16_skips_the_step_of_both_optimizers(folder, grad_clip
     assert same(before, run.model.state_dict()) and run.scaler.get_scale() < scale
 
 
-def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "with fp16's scaler"])
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder, scaled):
     run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=1e-3)
+    run = replace(run, scaler=torch.amp.GradScaler("cpu", enabled=scaled))
     clipped = []
     run.optimizers[0].register_step_pre_hook(
         lambda optimizer, *_: clipped.append(
@@ -172,7 +197,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
     )
     batches, counts = loop.load_step(run, 0)
     _, norm, *_ = loop.train_step(run, batches, counts.cost)
-    assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
+    assert 1e-2 < norm < 1e2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_warm_step_enters_few_of_our_files_and_functions(tmp_path):

@@ -47,6 +47,17 @@ def test_the_tag_weight_multiplies_the_tags_alone():
     torch.testing.assert_close(text, plain)
 
 
+def test_the_end_mark_is_learned_and_is_no_text():
+    model = tiny()
+    ids, labels = torch.randint(3, 100, (2, 1, 30))
+    labels[0, [9, 29]] = 2
+    ones = torch.ones(1, 30)
+    nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
+    _, plain, _, text = TokenLoss(model)(ids, labels, ones.byte(), ones)
+    torch.testing.assert_close(plain, nats.sum())
+    torch.testing.assert_close(text, nats.sum() - nats[[9, 29]].sum())
+
+
 def test_costs_are_summed_in_fp32_under_autocast():
     torch.manual_seed(0)
     model = tiny()

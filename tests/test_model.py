@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import model as model_module
 from Config import LLMConfig
 from engine.loss import TokenLoss
-from model import SpongeBob
+from model import RMSNorm, SpongeBob
 
 SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64}  # fmt: skip
@@ -104,6 +104,13 @@ def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(drop
         runs.append(len(calls))
     assert runs == [2, 4]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+def test_norms_are_computed_in_fp32_whatever_comes_in():
+    x = torch.full((2, 8), 300.0)  # its square is more than fp16 can hold
+    assert torch.equal(RMSNorm(8, 1e-5)(x.half()), torch.ones(2, 8).half())
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(RMSNorm(8, 1e-5)(x), torch.ones(2, 8).half())
 
 
 def test_contributions_to_the_residual_stream_start_small():

@@ -38,6 +38,19 @@ def test_logits_and_gradients_equal_transformers_llama(kv_heads, scaling):
         assert (found - wanted).abs().max() < 1e-4, name
 
 
+def test_late_positions_are_those_of_transformers_llama():
+    """Beyond 256 half precision cannot tell neighbours apart."""
+    torch.manual_seed(0)
+    config = LLMConfig(dim=32, n_layers=1, n_heads=4, vocab_size=97, max_seq_len=1024)
+    ours, theirs = SpongeBob(config), LlamaForCausalLM(hf_config(config))
+    for parameter in ours.parameters():
+        parameter.data.normal_(std=0.2)
+    theirs.load_state_dict(hf_weights(ours.state_dict(), config))
+    ids = torch.randint(97, (1, 1024))
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-3
+
+
 def test_scaled_rope_differs_from_plain():
     ids = torch.arange(37)[None]
     logits = []

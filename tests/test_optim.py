@@ -57,6 +57,15 @@ def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name
     }
 
 
+@pytest.mark.parametrize("name", options.OPTIMIZERS)
+def test_the_schedule_reaches_every_weight_and_the_moments_are_llamas(name):
+    model = SpongeBob(LLMConfig(dim=64, n_layers=1, n_heads=4))
+    optimizers = optim.build(model, Training(optimizer=name, learning_rate=1e-3))
+    optim.set_rate(optimizers, 0.25)
+    assert {group["lr"] for optimizer in optimizers for group in optimizer.param_groups} == {0.25}
+    assert {group["betas"] for group in optimizers[-1].param_groups} == {(0.9, 0.95)}
+
+
 def test_one_rate_serves_both_optimizers():
     """Muon's step has the root mean square of AdamW's, which is about 0.2 times the rate (arXiv:2502.16982)."""
     torch.manual_seed(0)

@@ -124,6 +124,8 @@ def test_each_piece_goes_where_it_leaves_the_least_space():
         [7, 3],
         [1],
     ]
+    rows = pack(Pieces(np.arange(4), np.array([7, 6, 3, 1])), 10, 0)  # the 3 fits into both rows
+    assert [rows.pieces.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [[7, 3], [6, 1]]
 
 
 def test_equal_lengths_meet_by_the_seed_and_not_in_file_order():
@@ -258,7 +260,7 @@ def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes(
     cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
-    batches = batches_of(cache, row_len=6, batch_size=1, rows_per_step=2, table=cost(3.0))
+    batches = batches_of(cache, row_len=8, batch_size=1, rows_per_step=2, table=cost(3.0))  # 2 of 8 stay empty
     counted = count(batches.step(0), sizes, batches.positions(0))
     assert (counted.cost, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
     assert (counted + counted).positions == 12

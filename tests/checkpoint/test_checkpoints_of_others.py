@@ -100,6 +100,7 @@ def test_half_precision_and_the_old_container_are_read(dtype, weights, tmp_path)
         (lambda w: w | {"steps": 7}, "steps is int, expected a tensor"),
         (lambda w: {"model": {"model": w}}, "model is dict, expected a tensor"),
         (lambda w: {f"model.layers.0.self_attn.{n}_proj.weight": w["norm.weight"] for n in "qk"}, "Hugging Face's"),
+        (lambda w: w | {"output.weight": w["output.weight"] + 1}, "output.weight differs from tok_embeddings.weight"),
         (lambda w: {"conv.weight": w["norm.weight"]}, "Meta's names in it .*its names: conv.weight"),
         (lambda w: [w], "holds list, expected a dict"),
     ],

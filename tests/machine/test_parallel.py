@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import OPTION_NAMES, OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, torchrun
+from making import OPTION_NAMES, OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, torchrun
 from tiny import tiny
 
 import pretrain
@@ -70,9 +70,15 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, kind, options
     assert list(map(float, figures)) == pytest.approx(expected, rel=1e-2 if options and kind == "fsdp" else 1e-3)
 
 
-def test_dropout_differs_between_processes_whose_weights_are_the_same(folder):
-    torchrun(ROOT / "tests/machine/seeded_ranks.py", *SHAPE, *SHORT, *SMALL, "--dropout", "0.1", "--seed", "7")
-    assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]
+def test_a_run_of_two_processes_leaves_the_log_of_one_and_draws_from_a_seed_each(folder):
+    words = [*SHAPE, *SHORT, *SMALL, *"--max_seq_len 64 --val_fraction 0.2 --seed 7".split()]
+    torchrun(ROOT / "tests/machine/seeded_ranks.py", *words)
+    assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]  # for dropout
+    pretrain.main([*words, "--accumulation_steps", "4", "--name", "one"])
+    logs = [rows(folder / f"results/{name}.metrics.jsonl", "sample") for name in ("pretrain", "one")]
+    assert len(logs[0]) == len(logs[1]) > 3
+    for two, one in zip(*logs, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_processes_that_would_train_on_different_data_are_refused(folder, monkeypatch):

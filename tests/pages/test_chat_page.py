@@ -241,7 +241,9 @@ def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
 
 
 @needs_node
-@pytest.mark.parametrize("chosen", [{}, {"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.5}])
+@pytest.mark.parametrize("chosen", [
+    {}, {"temperature": 0.6}, {"temperature": 1.5}, {"top_k": 7}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.5},
+])  # fmt: skip
 def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen, monkeypatch):
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen

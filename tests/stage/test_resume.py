@@ -1,10 +1,22 @@
-"""What goes wrong in our own code is not blamed on a state."""
+"""What a run goes on with, and what it may not go on with; our own mistakes are not blamed on a state."""
 
 import pytest
 from making import SHAPE, SHORT, SMALL
 
 import pretrain
 from engine import optim
+from engine.checkpoint import state
+from engine.checkpoint.run_info import read_info
+
+
+def test_the_loss_scale_of_fp16_goes_on_and_a_cosine_run_is_not_made_longer(folder):
+    words = [*SHAPE, *SHORT, *SMALL, *"--dtype float16 --max_seq_len 32 --max_steps 4 --log_step 9 --resume".split()]
+    pretrain.main([*words, "--max_minutes", "1e-9"])  # one step
+    pretrain.main(words)
+    newest = state.find_newest(folder / "results/pretrain.state")
+    assert newest.name == "00000004" and read_info(newest).scaler["_growth_tracker"] == 4  # steps without an overflow
+    with pytest.raises(ValueError, match="steps was 4, is 12 .*only be made longer with --schedule wsd"):
+        pretrain.main([*words, "--max_steps", "12"])
 
 
 def test_a_defect_of_our_own_is_not_called_a_damaged_state(folder, monkeypatch):

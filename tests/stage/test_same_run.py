@@ -23,6 +23,14 @@ def test_another_parent_is_refused_by_name_and_a_moved_one_is_the_same(home, tmp
     assert go(home, "--resume", "--init_from", str(tmp_path / "moved.pth"), **later).code == 75
 
 
+def test_another_cost_of_the_tags_is_refused(home, tmp_path):
+    here = ["--save_dir", str(tmp_path), "--init_from", "whole/pretrain.pth", "--data_path", "sft_512.jsonl"]
+    later = {"stage": "distill", "flags": [*LATER, *here, "--max_minutes", "1e-9"]}
+    assert go(home, **later).code == 75
+    refused = go(home, "--resume", "--tag_weight", "3", **later)
+    assert refused.code == 2 and "cost was" in refused.said, refused.said
+
+
 def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path):
     here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
     assert go(home, *here, "--val_fraction", "0.1").code == 75

@@ -1,0 +1,38 @@
+"""A log holds every step once, also after a crash; so does a service."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from engine.log.tracker import Tracker
+from engine.options import Output
+
+
+@pytest.fixture
+def output(tmp_path):
+    return Output(save_dir=str(tmp_path), name="run")
+
+
+def steps(output) -> list[int]:
+    return [json.loads(line)["step"] for line in output.metrics.read_text("utf-8").splitlines()]
+
+
+def test_rows_that_a_killed_run_logged_after_its_last_state_are_cut_off(output):
+    before = Tracker(output, {}, steps=9)
+    for step in (2, 4, 6):
+        before.log({"step": step, "loss": 1.0})
+    again = Tracker(output, {}, steps=9, step=5)
+    assert steps(output) == [2, 4]
+    again.log({"step": 6, "loss": 1.0})
+    assert steps(output) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("done, shown_again_from", [(0, 0), (5, 6)])
+def test_tensorboard_forgets_the_steps_that_will_be_shown_again(output, monkeypatch, done, shown_again_from):
+    asked, fake = [], ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = lambda folder, purge_step: asked.append(purge_step)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    Tracker(Output(save_dir=output.save_dir, name="run", tracker="tensorboard"), {}, steps=9, step=done)
+    assert asked == [shown_again_from]

@@ -1,0 +1,20 @@
+"""A file is written whole or not at all."""
+
+import pytest
+
+from engine.files import write_whole
+
+
+def test_what_breaks_off_leaves_the_file_of_before_and_nothing_else(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text("of before")
+
+    def breaks_off(target):
+        target.write_text("hal")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, breaks_off)
+    assert path.read_text() == "of before" and list(tmp_path.iterdir()) == [path]
+    write_whole(path, lambda target: target.write_text("whole"))
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
