@@ -16,11 +16,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import EOS, load_tokenizer
+from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
+from engine.generate import sampling
 from engine.machine import runtime
 from engine.options import MODES, Checkpoint, Device
 from engine.pages import report
@@ -43,16 +44,21 @@ class Answers(Flags):
 class Sampling(Flags):
     """sampling"""
 
-    temperature: float = flag(0.7, "divides the logits (0: greedy)", least=0)
-    top_p: float = flag(0.9, "sample from the likeliest tokens with this much in sum (1: off)", above=0)
+    temperature: float = flag(sampling.Sampling.temperature, "divides the logits (0: greedy)", least=0)
+    top_p: float = flag(
+        sampling.Sampling.top_p, "sample from the likeliest tokens with this much in sum (1: off)", above=0
+    )
     top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", least=0)
+    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", least=0)
     repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", above=0)
+    presence_penalty: float = flag(0.0, "taken from the logits of tokens the answer already holds (0: off)")
     seed: int = flag(42, "random seed of the sampling", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top_p > 1:
-            raise ValueError(f"--top_p {self.top_p} must be at most 1")
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at most 1")
 
 
 @dataclass(frozen=True)
@@ -172,10 +178,9 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    sampling = {name: value for name, value in vars(chosen.sampling).items() if name != "seed"}
-    sampling["end_id"] = tokenizer.token_to_id(EOS)
     model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
-    conversation = Conversation(model, tokenizer, chats, talk.system, chosen.answers.max_new_tokens, sampling)
+    limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
+    conversation = Conversation(model, tokenizer, chats, talk.system, limit, settings)
     if talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:

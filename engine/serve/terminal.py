@@ -1,9 +1,12 @@
 """Talking to a checkpoint in a terminal: one question, several at once, or a chat that remembers."""
 
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from engine.console import warn
+from engine.generate.decode import Request
 from engine.serve.conversation import Conversation
 
 HELP = "Ctrl-C stops an answer. /reset forgets what was said, /exit (or Ctrl-D) ends the talk, /help shows this line."
@@ -22,6 +25,7 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
         print("It was trained on the bundled sample and knows the town of Shell Bay. Try:")
         print("\n".join(f"  {question}" for question in SUGGESTIONS[conversation.chats]))
     history: deque[tuple[str, str]] = deque(maxlen=history_cnt)
+    turns = itertools.count()
     while True:
         try:
             question = input("> ").strip()
@@ -33,8 +37,12 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
                 history.clear()
                 print("forgotten")
             elif question:
-                ids = conversation.prompt(question, history)
-                history.append((question, print_answer(conversation.stream(ids), stream)))
+                ids, left_out = conversation.prompt(question, history)
+                if left_out:
+                    warn(f"the context of {conversation.context} tokens is full: {left_out // 2} oldest pairs left out")
+                request = conversation.request(ids, next(turns))
+                history.append((question, print_answer(pieces_of(conversation, request), stream)))
+                say_if_cut(request)
         except (EOFError, KeyboardInterrupt):
             print("\nbye")
             return
@@ -44,12 +52,30 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
 
 def answer_once(conversation: Conversation, questions: Sequence[str], stream: bool) -> None:
     """Answer and end: one question as in the chat, several in one batch."""
-    prompts = [conversation.prompt(question) for question in questions]
-    if len(prompts) == 1:
-        print_answer(conversation.stream(prompts[0]), stream)
-        return
-    for question, answer in zip(questions, conversation.answers(prompts), strict=True):
-        print(f"> {question}\n{answer}")
+    requests = [conversation.request(conversation.prompt(question).ids) for question in questions]
+    if len(requests) == 1:
+        print_answer(pieces_of(conversation, requests[0]), stream)
+    else:
+        for _ in conversation.answer(requests):
+            pass
+        for question, request in zip(questions, requests, strict=True):
+            print(f"> {question}\n{request.written}")
+    for request in requests:
+        say_if_cut(request)
+
+
+def pieces_of(conversation: Conversation, request: Request) -> Iterator[str]:
+    """The text of an answer while it is made."""
+    seen = 0
+    for _ in conversation.answer([request]):
+        yield request.written[seen:]
+        seen = len(request.written)
+
+
+def say_if_cut(request: Request) -> None:
+    if request.ended == "length":
+        room = len(request.prompt) + len(request.ids)
+        warn(f"cut after {len(request.ids)} tokens (--max_new_tokens; with the question {room}, see --max_seq_len)")
 
 
 def print_answer(pieces: Iterator[str], stream: bool) -> str:

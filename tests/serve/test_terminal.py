@@ -8,7 +8,8 @@ from making import TOKENIZER, greedy
 
 import eval_model
 from dataset import SFTDataset
-from engine.serve import conversation
+from engine.generate.sampling import Sampling
+from engine.serve import conversation, terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +84,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
         yield "半"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversation, "stream_text", interrupted)
+    monkeypatch.setattr(terminal, "pieces_of", interrupted)
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
@@ -106,11 +107,11 @@ def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32, {})
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32)
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
-    ids = speaker.prompt("现在呢？", history)
+    ids, left_out = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
-    assert kept and kept == list(range(4 - len(kept), 4)) and len(kept) < 4
+    assert kept and kept == list(range(4 - len(kept), 4)) and left_out == 2 * (4 - len(kept)) > 0
     assert len(ids) + 32 <= 128 < len(speaker.encode("现在呢？", history[kept[0] - 1 :])) + 32
 
 
@@ -124,7 +125,12 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
-    ids = speaker.prompt("你好")
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, Sampling(temperature=0))
+    ids = speaker.prompt("你好").ids
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
-    assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
+    requests = [speaker.request(ids), speaker.request([*ids, 5, 6, 7])]
+    for _ in speaker.answer(requests):
+        pass
+    assert requests[0].written == "".join(terminal.pieces_of(speaker, speaker.request(ids))) == text
+    assert requests[0].ended == "length" and len(ids) + len(requests[0].ids) == 128
+    assert len(requests[1].prompt) + len(requests[1].ids) == 128
