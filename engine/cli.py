@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from engine.machine import runtime
+from engine.console import guard_streams
+from engine.machine import runtime, signals
 
 # torch has no class of its own for these. What its words contain -> what to do.
 ADVICE = {
@@ -16,7 +17,12 @@ ADVICE = {
 
 def run(main: Callable[[], int | None]) -> None:
     """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 stopped by Ctrl-C."""
+    guard_streams()
+    if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10, and nothing else says so)
+        sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+    signals.leave_when_asked(*signals.NAMES)
     try:
+        runtime.place()
         code = main()
         runtime.finish()
         sys.exit(code)

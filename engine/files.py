@@ -1,10 +1,12 @@
 """Files on disk: written whole or not at all; JSON; what went wrong, in one line."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,22 +26,37 @@ def sync_folder(folder: Path) -> None:
     """Make renames in a folder last through a power cut."""
     if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def finite(content: object) -> object:
-    """With null for numbers that are none: JSON has no NaN, and other programs stop at one."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        try:
+            os.fsync(descriptor)
+        except OSError as error:  # shared folders often cannot do it for folders; a disk that fails says EIO
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, content: dict) -> None:
-    text = json.dumps(finite(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    data = to_json(content, indent=1)
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def to_json(content: object, indent: int | None = None) -> bytes:
+    """One line of JSON (or several with `indent`) as UTF-8, which any reader takes.
+
+    NaN and infinity, which JSON lacks, become null. Half a surrogate pair, as in the name of a file that is not UTF-8,
+    becomes its escape, which is also how JSON spells it.
+    """
+    text = json.dumps(without_nan(content), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+def without_nan(content: Any) -> Any:
+    """The same lists and dicts, with None for what is no finite number."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def first_line(error: BaseException) -> str:

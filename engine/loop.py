@@ -13,12 +13,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from engine import optim
-from engine.checkpoint.weights import whole_copy
-from engine.generate import decode
+from engine.generate.continuation import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
-from engine.machine import flops
-from engine.machine.parallel import gradient_sync, is_sharded, reshard, whole
+from engine.machine import finite, flops
+from engine.machine.parallel import gradient_sync, reshard, whole
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
 from engine.options import Output, Training
@@ -26,10 +25,6 @@ from engine.packing import Batch, Batches, prefetch
 from model import SpongeBob
 
 OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
-NOT_FINITE = (
-    "a loss or gradient between steps {} and {} was not finite; it was kept from the weights and nothing was saved "
-    "since. Try a lower --learning_rate, more --warmup_iters, or --dtype float32; --resume goes on from the last state"
-)
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,9 @@ class Progress:
     seconds: float = 0.0  # spent training, not validating or saving
     before: dict = field(default_factory=dict)  # validation before the first step
     validation: dict = field(default_factory=dict)  # the newest
+    validated: int = 0  # the step it is of
+    skipped: int = 0  # steps that fp16's scaler kept from the weights
+    skipped_in_a_row: int = 0  # the newest of them
     # Since the last row of the log:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
     window_counts: Counts = field(default_factory=Counts)
@@ -76,6 +74,7 @@ class StepResult(NamedTuple):
     sums: Tensor  # (4,) of this rank, see SUMS
     norm: Tensor  # of the gradient before clipping
     finite: Tensor  # whether loss and gradient were
+    skipped: bool  # by fp16's scaler
 
 
 def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
@@ -88,18 +87,18 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     loss_finite, norm_finite = torch.isfinite(sums[0]), torch.isfinite(norm)
     if run.scaler.is_enabled():
         # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
-        take_step, finite = bool(norm_finite), loss_finite
+        take_step, is_finite = bool(norm_finite), loss_finite
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
-        take_step, finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
+        take_step, is_finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
         for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
-            gradient.masked_fill_(~finite, 0.0)
+            gradient.masked_fill_(~is_finite, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
-    return StepResult(sums, norm, finite)
+    return StepResult(sums, norm, is_finite, skipped=not take_step)
 
 
 def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
@@ -123,8 +122,11 @@ def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
 
 
 @torch.no_grad()
-def validate(run: Run) -> dict:
-    """Held-out loss per token, bits per byte of text, and a continuation of the fixed held-out prompt."""
+def validate(run: Run, after: int = 0) -> dict:
+    """Held-out loss per token, bits per byte of text, and a continuation of the fixed held-out prompt.
+
+    ValueError, naming the step it is `after`, when the loss is no number.
+    """
     if run.validation is None:
         return {}
     run.loss.eval()
@@ -137,6 +139,8 @@ def validate(run: Run) -> dict:
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
+    if not math.isfinite(nats["plain"]):
+        raise ValueError(finite.BROKEN.format(after, "the held-out loss is"))
     counts = counts.over_ranks(run.runtime)
     figures = {"val_loss": nats["plain"] / counts.tokens}
     figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
@@ -145,16 +149,6 @@ def validate(run: Run) -> dict:
     figures["sample"] = sample(run)
     run.loss.train()
     return figures
-
-
-def sample(run: Run) -> str:
-    """A continuation of the fixed held-out prompt, by the main process; the others only help to collect shards."""
-    model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
-    if not run.runtime.main or model is None:
-        return ""
-    with run.runtime.autocast():
-        answers = decode.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
-    return run.tokenizer.decode(answers[0])
 
 
 def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
@@ -172,6 +166,8 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
         "tokens_per_second": round(counts.positions / max(progress.window_seconds, 1e-9), 1),
         "loader_share": round(progress.window_waiting / max(progress.window_seconds, 1e-9), 5),
     }
+    if run.scaler.is_enabled():
+        row["skipped_steps"] = progress.skipped
     if counts.tags:
         row |= {"weighted_loss": nats["weighted"] / counts.cost, "tag_loss": nats["tags"] / counts.tags}
     if mfu := flops.utilisation(run.runtime, run.model, row["tokens_per_second"]):
@@ -202,6 +198,7 @@ def train(
         tracker.log({"step": 0, **progress.before})
         clock = time.perf_counter()
     run.loss.train()
+    request.hold()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         # 1. One optimizer step.
         counts = counts.over_ranks(run.runtime)
@@ -213,6 +210,10 @@ def train(
         progress.window_counts += counts
         progress.window_waiting += waited
         all_finite &= result.finite
+        progress.skipped += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        if result.skipped:
+            finite.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
 
         # 2. What is due after it.
         stop = why_stop(run, request, started)
@@ -225,12 +226,12 @@ def train(
         progress.window_seconds += time.perf_counter() - clock
         progress.seconds += time.perf_counter() - clock
         if not all_finite:
-            raise ValueError(NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
+            raise ValueError(finite.NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
 
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
         if due["validate"] or stop == OUT_OF_TIME:  # the latter for the .json alone
-            progress.validation = validate(run)
+            progress.validation, progress.validated = validate(run, progress.step), progress.step
             row |= progress.validation if due["validate"] else {}
         if len(row) > 1:
             tracker.log(row)
@@ -240,8 +241,7 @@ def train(
 
         # 4. Save, and stop.
         if due["save"] or stop:
-            if run.runtime.largest(int(not optim.all_finite(run.model))):  # the last update, too
-                raise ValueError(NOT_FINITE.format(progress.step - 1, progress.step))
+            finite.refuse_broken_weights(run.model, run.runtime, progress.step)
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from engine.machine.parallel import whole
 from engine.machine.runtime import pick_dtype
 from engine.options import OPTIMIZERS, SCHEDULES, Training
 
@@ -130,8 +129,3 @@ def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
-
-
-def all_finite(model: nn.Module) -> bool:
-    """Whether no weight is infinite: a huge rate makes one of a finite gradient, and no loss is looked at after it."""
-    return all(bool(whole(torch.isfinite(weight).all())) for weight in model.parameters())

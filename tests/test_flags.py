@@ -29,7 +29,7 @@ from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
 from engine import cli, loss, options
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
-from engine.corpus import bpe, source, token_cache
+from engine.corpus import bpe, pool, source
 from engine.flags import ROOT
 from engine.log import services, tracker
 from engine.machine import parallel
@@ -254,9 +254,9 @@ def record_arrivals(monkeypatch, arrived):
     """Note in `arrived` what arrives where there may be nothing behind."""
     real_wrap, real_complete = parallel.wrap, answers.complete
 
-    def pool(workers, context, start, setup):  # threads are processes enough here
+    def threads(workers, context, start, setup):  # threads are processes enough here
         arrived["workers"] = workers
-        return ThreadPoolExecutor(workers, initializer=start, initargs=setup)
+        return ThreadPoolExecutor(workers, initializer=setup[1], initargs=setup[2])
 
     def service(name, path, project, *_):
         arrived["service"], arrived["project"] = name, project
@@ -282,7 +282,7 @@ def record_arrivals(monkeypatch, arrived):
         return lambda *arguments, **_: arrived.__setitem__(door, arguments[-1] if arguments else True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "ProcessPoolExecutor", pool)
+        patch.setattr(pool, "ProcessPoolExecutor", threads)
         patch.setattr(services, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)

@@ -41,7 +41,7 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, mu
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
         assert len(batches) == (1 if run is whole else 4)
-        sums, norm, _ = loop.train_step(run, batches, counts.cost)
+        sums, norm, *_ = loop.train_step(run, batches, counts.cost)
         results.append((sums / counts.cost, norm, run.model.state_dict()))
     (loss, norm, one), (loss_parts, norm_parts, other) = results
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
@@ -115,7 +115,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
-    sums, _, _ = loop.train_step(run, batches, counts.cost)
+    sums, *_ = loop.train_step(run, batches, counts.cost)
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
@@ -126,10 +126,10 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     batches, counts = loop.load_step(run, 0)
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    sums, norm, _ = loop.train_step(run, batches, counts.cost)
+    sums, norm, *_ = loop.train_step(run, batches, counts.cost)
     one = a_run(folder, batch_size=total, rows_per_step=total)
     batches, counts = loop.load_step(one, 0)
-    _, expected, _ = loop.train_step(one, batches, counts.cost)
+    _, expected, *_ = loop.train_step(one, batches, counts.cost)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
@@ -171,7 +171,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder):
         )
     )
     batches, counts = loop.load_step(run, 0)
-    _, norm, _ = loop.train_step(run, batches, counts.cost)
+    _, norm, *_ = loop.train_step(run, batches, counts.cost)
     assert norm > 1e-2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from engine.checkpoint.weights import read_tensors
 
-VERSION = 2  # raise it when an older state cannot be continued
+VERSION = 3  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
 WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world": int},
     "progress": {"step": int, "tokens": int, "seconds": float, "before": dict, "validation": dict,
+                 "validated": int, "skipped": int, "skipped_in_a_row": int,
                  "window_counts": dict, "window_seconds": float, "window_waiting": float},
     "scaler": {},
 }  # fmt: skip
@@ -24,6 +25,7 @@ class RunInfo:
 
     identity: dict[str, Any]  # the settings that must be equal for a run to be resumed
     batch: dict[str, int]  # how a step's rows were divided
+    run: str  # which run this is: the .json of its weights says it too
     run_id: str | None  # at the tracking service
     progress: dict[str, Any]  # loop.Progress, without tensors
     scaler: dict[str, Any]

@@ -74,12 +74,20 @@ def write(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         sync_folder(folder)
-        for old in list_states(folder)[:-keep]:
-            shutil.rmtree(old)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:  # torch.save turns ENOSPC into a RuntimeError
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{final}: {_reason(error)}") from None
+    _drop_old(folder, keep)
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    """Only tidying: the new state is there, whatever becomes of the old ones."""
+    for old in list_states(folder)[:-keep]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            warn(f"warning: {old} is no longer needed and cannot be deleted ({first_line(error)}); delete it yourself")
 
 
 def _reason(error: BaseException) -> str:
@@ -122,12 +130,11 @@ def damage(path: Path) -> str | None:
 
 
 def find_newest(folder: Path) -> Path | None:
-    """The newest whole state, or None. A damaged one is named and set aside, and the one before it is used."""
+    """The newest whole state, or None. A damaged one is named, and the one before it is used."""
     for path in reversed(list_states(folder)):
         if not (reason := damage(path)):
             return path
         warn(f"warning: {path} is damaged ({reason}), using the state before it")
-        set_aside(path)
     return None
 
 
@@ -140,10 +147,10 @@ def set_aside(path: Path) -> None:
     os.replace(path, target)
 
 
-def set_aside_newer(path: Path) -> None:
-    """Rename the states after `path`, so that a later --resume does not continue them."""
-    for newer in list_states(path.parent):
-        if newer.name > path.name:
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the states after `step`, damaged or not, so that a later --resume does not continue them."""
+    for newer in list_states(folder):
+        if int(newer.name) > step:
             set_aside(newer)
 
 

@@ -4,9 +4,10 @@ results/pretrain.pth    bare state dict, fp32, Meta's names: any script that rea
 results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +53,14 @@ def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
 
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
+    total = hashlib.blake2b(digest_size=6)
+    for name, weight in sorted(weights.items()):
+        total.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: torch.save(weights, temporary))
@@ -85,7 +94,7 @@ def read_meta(path: Path) -> dict:
         return {}
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); move it away to read the shape off the weights") from None
     kinds = {"config": dict, "tokenizer": str, "stage": str}
     odd = [
@@ -167,7 +176,7 @@ def load_model(
         shape["max_seq_len"] = max_seq_len
     try:
         config = LLMConfig(**shape)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RuntimeError) as error:
         source = path.with_suffix(".json") if "config" in meta else path
         raise ValueError(f"{source}: not the shape of a model here ({first_line(error)})") from None
     check_buffers(buffers, config, path)

@@ -14,15 +14,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +38,8 @@ from dataset import (
 from engine.corpus.digests import content_digest
 from engine.corpus.fast_bpe import fastest
 from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
+from engine.corpus.pool import in_order
+from engine.files import to_json
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
 ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
@@ -150,8 +148,8 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         report, documents, tokens = RowReport.of(paths, strict), [0] * len(paths), 0
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
-            bar = tqdm(desc="tokenising", total=sum(map(os.path.getsize, paths)), unit="B", unit_scale=True)
-            stack.callback(bar.close)
+            size = sum(map(os.path.getsize, paths))
+            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True, disable=None))
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
             files["offsets"].write(np.int64(0).tobytes())
             for block in _encode_all(source, dataset_class, tokenizer, num_workers):
@@ -168,13 +166,9 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
             {"name": path.name, "path": str(path), "content": digest, "documents": n, "counts": asdict(counts)}
             for path, digest, n, counts in zip(paths, digests, documents, report.files.values(), strict=True)
         ]  # fmt: skip
-        meta = identity | {
-            "end_id": tokenizer.token_to_id(EOS),
-            "tokens": tokens,
-            **report.totals(),
-            "sources": sources,
-        }
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        end_id = tokenizer.token_to_id(EOS)
+        meta = identity | {"end_id": end_id, "tokens": tokens, **report.totals(), "sources": sources}
+        (temporary / "meta.json").write_bytes(to_json(meta, indent=1))
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -227,19 +221,5 @@ def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
 def _encode_all(
     source: Iterable, dataset_class: type, tokenizer: Tokenizer, num_workers: int
 ) -> Iterator[EncodedBlock]:
-    """The encoded blocks in order. At most two a process are in flight: memory does not grow with the file."""
-    setup = dataset_class, tokenizer.to_str()
-    if num_workers <= 1:
-        _start_worker(*setup)
-        yield from (_encode_block(*block) for block in source)
-        return
-    # fork shares the parent's pages; elsewhere it is unsafe or missing.
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, setup) as pool:
-        waiting = deque()
-        for block in source:
-            waiting.append(pool.submit(_encode_block, *block))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    """The encoded blocks in order."""
+    return in_order(_encode_block, source, _start_worker, (dataset_class, tokenizer.to_str()), num_workers)

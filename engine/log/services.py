@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.console import say
+from engine.files import first_line
 
 
 class Silent:
     """No service. The others do the same elsewhere."""
 
-    run_id: str | None = None  # by which a resumed run goes on in the same place
+    def __init__(self, run_id: str | None = None):
+        self.run_id = run_id  # by which a resumed run goes on in the same place; kept while there is no service
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Numbers and sample texts of one step."""
@@ -23,18 +25,20 @@ class Silent:
 class Wandb(Silent):
     """wandb, online with an account and a network, else offline with a word on how to upload later."""
 
-    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
         import wandb
 
         options: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": config}
         options |= {"id": run_id, "resume": "allow", "settings": wandb.Settings(init_timeout=30, silent=True)}
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_account() else "offline")
+        if not os.environ.get("WANDB_MODE") and not _has_wandb_account():
+            options["mode"] = "offline"  # else wandb's own settings decide
         try:
-            self.run = wandb.init(**options, mode=mode)
+            self.run = wandb.init(**options)
         except Exception as error:  # no network, a wrong key, a full project: none of them is worth a training run
-            say(f"wandb: {str(error).splitlines()[0]}")
-            mode, self.run = "offline", wandb.init(**options, mode="offline")
-        if mode == "offline":
+            say(f"wandb: {first_line(error)}")
+            options["mode"] = "offline"
+            self.run = wandb.init(**options)
+        if getattr(self.run, "offline", False):
             where = Path(self.run.dir).parent
             say(f"wandb: offline, the run lies in {where}; upload it later with: wandb sync {where}")
         self.run_id = self.run.id
@@ -47,13 +51,20 @@ class Wandb(Silent):
 
 
 class Swanlab(Silent):
-    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+    """swanlab, with an account and a network, else in a local folder."""
+
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
         import swanlab  # pyright: ignore[reportMissingImports] (optional)
 
         self.swanlab = swanlab
         mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"
         options = {"experiment_name": name, "config": config, "logdir": str(folder / "swanlog"), "mode": mode}
-        self.run_id = getattr(swanlab.init(project=project, **options), "id", None)
+        try:
+            run = swanlab.init(project=project, **options)
+        except Exception as error:  # as for wandb
+            say(f"swanlab: {first_line(error)}; what it gets lies in {options['logdir']}")
+            run = swanlab.init(project=project, **options | {"mode": "local"})
+        self.run_id = getattr(run, "id", None)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.swanlab.log({key: value for key, value in values.items() if not isinstance(value, str)}, step=step)
@@ -63,10 +74,12 @@ class Swanlab(Silent):
 
 
 class Tensorboard(Silent):
-    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None):
+    def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard" / name))
+        self.run_id = run_id
+        # What a run that was killed, or an earlier one of this name, has shown of later steps is not shown again.
+        self.writer = SummaryWriter(str(folder / "tensorboard" / name), purge_step=step + 1 if step else 0)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         for key, value in values.items():
@@ -79,14 +92,18 @@ class Tensorboard(Silent):
 SERVICES = {"wandb": Wandb, "swanlab": Swanlab, "tensorboard": Tensorboard}
 
 
-def open_service(service: str, path: Path, project: str, config: dict | None, run_id: str | None) -> Silent:
-    """The service by its name; `path` is the log file, beside which local copies lie."""
+def open_service(
+    service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int
+) -> Silent:  # fmt: skip
+    """The service by its name; `path` is the log file, beside which local copies lie; `step`s are done already."""
     if service == "none":
-        return Silent()
+        return Silent(run_id)
     try:
-        return SERVICES[service](path.name.split(".")[0], path.parent, project, config, run_id)
+        return SERVICES[service](path.name.split(".")[0], path.parent, project, config, run_id, step)
     except ImportError:
         raise ValueError(f"--tracker {service}: not installed; pip install {service}, or --tracker none") from None
+    except Exception as error:  # a project name it does not take, for one
+        raise ValueError(f"--tracker {service}, --wandb_project {project}: {first_line(error)}") from None
 
 
 def _has_wandb_account() -> bool:

@@ -1,14 +1,14 @@
 """What a run tells: a live line, results/<name>.metrics.jsonl, a loss picture, and wandb or the like on request."""
 
-import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from engine.console import warn
-from engine.files import read_log, write_whole
+from engine.files import first_line, read_log, to_json, without_nan, write_whole
 from engine.log import services
 from engine.options import Output
 
@@ -32,40 +32,54 @@ class Tracker:
         self.rows: list[dict] = []
         self.reminder: str | None = None  # a warning that every row repeats
         service = output.service if active else "none"
-        self.service = services.open_service(service, path, output.wandb_project, flags, run_id)
+        self.service = services.open_service(service, path, output.wandb_project, flags, run_id, step)
         self.run_id = self.service.run_id
         if not active:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if step and path.is_file():
             self.rows = [row for row in _read_rows(path) if row["step"] <= step]
-        text = "".join(map(_line, self.rows))
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, self.rows))))
         self._written, self._size = len(self.rows), path.stat().st_size
-        # Redraw often on a terminal, every 30 s in a log file.
+        # In a file a redrawn bar would be one endless line: there every row of the log is a line.
+        self._lines = None if sys.stderr.isatty() else f"{path.name.split('.')[0]} step {{}} of {steps}: {{}}"
         self.bar = tqdm(total=steps, initial=step, desc=path.name.split(".")[0], unit="step", dynamic_ncols=True,
-                        mininterval=0.1 if sys.stderr.isatty() else 30)  # fmt: skip
+                        disable=self._lines is not None)  # fmt: skip
 
     def log(self, row: dict) -> None:
         """Append one row (it has "step") everywhere."""
         if not self.active:
             return
+        row = without_nan(row)  # as a resumed run reads them
         self.rows.append(row)
         try:
             self._append()
         except OSError as error:  # a full disk: the next row tries again, and nothing is saved before it succeeds
             self.warn(f"{self.path} cannot be written ({error}), its last rows wait in memory")
-        self.service.log({key: value for key, value in row.items() if key != "step"}, row["step"])
-        self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in _SHOWN if key in row))
+        self._tell_service(row)
+        self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in _SHOWN if row.get(key) is not None))
         if self.reminder:
             self.warn(self.reminder)
 
+    def _tell_service(self, row: dict) -> None:
+        """A service that fails is left alone from then on: it is not worth a training run."""
+        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        try:
+            self.service.log(numbers, row["step"])
+        except Exception as error:  # each has errors of its own
+            self.warn(f"the tracker failed and gets nothing more ({first_line(error)})")
+            self.service = services.Silent(self.run_id)
+
     def _append(self) -> None:
         """The rows that are not in the file yet. What a failed try left of a line is written over."""
+        if not self.path.exists():  # somebody removed the folder: all of it again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            self._written, self._size = 0, 0
         with open(self.path, "r+b") as file:
             file.seek(self._size)
             file.truncate()
-            file.write("".join(map(_line, self.rows[self._written :])).encode())
+            file.write(b"".join(map(to_json, self.rows[self._written :])))
             file.flush()
             self._written, self._size = len(self.rows), file.tell()
 
@@ -79,7 +93,9 @@ class Tracker:
     def show(self, step: int, words: str = "") -> None:
         if self.active:
             self.bar.update(step - self.bar.n)
-            if words:
+            if words and self._lines:
+                warn(self._lines.format(step, words))
+            elif words:
                 self.bar.set_postfix_str(words)
 
     def warn(self, words: str) -> None:
@@ -91,18 +107,15 @@ class Tracker:
             self.bar.close()
             try:
                 draw(self.rows, self.path.with_name(self.path.name.replace(".metrics.jsonl", ".png")))
-            except OSError as error:
-                self.warn(f"no loss picture ({error})")
-        self.service.close()
+            except Exception as error:  # a picture is not worth a finished run
+                self.warn(f"no loss picture ({first_line(error)})")
+        with suppress(Exception):
+            self.service.close()
 
 
 _SHOWN = (
     "loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second", "mfu",
 )  # fmt: skip
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _read_rows(path: Path) -> list[dict]:
@@ -128,12 +141,13 @@ def draw(rows: list[dict], path: Path) -> None:
         "val_loss": "held-out",
     }
     for key, label in names.items():
-        points = [(row["step"], row[key]) for row in rows if key in row]
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             axes.plot(
                 *zip(*points, strict=True), "o-" if key == "val_loss" else "-", label=label, markersize=4, linewidth=1.3
             )
-    axes.set(xlabel="optimizer step", ylabel="nats per token", title=path.stem)
+    axes.set(xlabel="optimizer step", ylabel="nats per token")
+    axes.set_title(path.stem.encode("utf-8", "backslashreplace").decode(), parse_math=False)  # a name, no formula
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

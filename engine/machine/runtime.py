@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from engine.machine import signals
 from engine.machine.rendezvous import fresh_store
 from engine.options import DTYPES, Device, Machine
 
@@ -156,9 +157,27 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def place() -> tuple[int, int]:
+    """(rank, world) as torchrun gives them. A RANK that a shell has left over would make a run silent and fileless."""
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for name, value in given.items():
+        if value is not None and not value.isdecimal():
+            raise ValueError(
+                f"{name}={value!r} in the environment: expected a number; unset it, or start with torchrun"
+            )
+    rank, world = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
+    if rank >= world or (given["RANK"] is None and world > 1):
+        told = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        raise ValueError(f"{told} in the environment: RANK is counted from 0 up to WORLD_SIZE, and both are needed; "
+                         "unset them, or start with torchrun")  # fmt: skip
+    return rank, world
+
+
 def start(machine: Machine | Device, seed: int) -> Runtime:
     """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    rank, world = place()
+    if isinstance(machine, Machine):
+        signals.leave_on_ctrl_c()
     chosen = pick_device(machine.device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))

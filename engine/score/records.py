@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from dataset import PretrainDataset, SFTDataset, fingerprint
-from engine.checkpoint.weights import load_model, shape_json
+from engine.checkpoint.weights import load_model, shape_json, weights_digest
 from engine.corpus import jsonl
 from engine.files import read_log
 from engine.score import answers, choices
@@ -55,14 +53,6 @@ def _items_of(number: int, row: dict, noted: set[str]) -> list:
     if "choices" in row:
         return [choices.read_question(number, row)]
     return [Text(number, PretrainDataset.read(row, noted), task)]
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def digest_of(path: Path) -> str | None:

@@ -25,6 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from engine.checkpoint.weights import weights_digest
 from engine.corpus import jsonl
 from engine.files import write_json, write_whole
 from engine.score import answers, choices, likelihood
@@ -38,7 +39,6 @@ from engine.score.records import (
     read_items,
     read_records,
     records_path,
-    weights_digest,
 )  # fmt: skip
 from engine.score.statistics import Interval, paired, rows_in_effect, t_interval, wilson
 from model import SpongeBob

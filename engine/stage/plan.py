@@ -117,6 +117,10 @@ def summary(run: Run, progress: Progress) -> str:
         f"wrote {run.output.weights} after {progress.step} of {run.steps} steps, {progress.tokens:,} tokens, "
         f"{progress.seconds:.0f} s"
     ]
+    if progress.skipped:
+        lines.append(f"  {progress.skipped} of these steps overflowed in fp16 and were skipped")
+    if progress.validation and progress.validated != progress.step:
+        lines.append(f"  held-out figures are of step {progress.validated}: a signal does not wait for new ones")
     for key in ("val_loss", "val_bits_per_byte", "val_tag_loss"):
         if key in progress.validation:
             lines.append(f"  {key:18} {progress.before.get(key, math.nan):.4f} -> {progress.validation[key]:.4f}")

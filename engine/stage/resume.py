@@ -42,8 +42,7 @@ def find(output: Output, rt: Runtime) -> Saved | None:
 
 def _choose(output: Output) -> Path | None:
     weights, states = output.weights, output.states
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    state.remove_leftovers(states)
+    _refuse_foreign(weights.with_suffix(".json"))
     if output.resume and output.resume != "auto":
         return _named(Path(output.resume), states)
     if output.resume:
@@ -53,13 +52,30 @@ def _choose(output: Output) -> Path | None:
             say(f"--resume: no state in {states} yet, starting from the beginning")
             return None
         raise ValueError(f"--resume: {weights} is there, but no whole state in {states}; --name NAME or --overwrite")
-    if weights.exists() or states.exists():
-        if not output.overwrite:
-            raise ValueError(
-                f"{weights} is there already: --resume continues it, --name NAME keeps it, --overwrite replaces it"
-            )
-        shutil.rmtree(states, ignore_errors=True)  # a later --resume must not find the old run's states
+    if (weights.exists() or states.exists()) and not output.overwrite:
+        raise ValueError(
+            f"{weights} is there already: --resume continues it, --name NAME keeps it, --overwrite replaces it"
+        )
     return None
+
+
+def _refuse_foreign(file: Path) -> None:
+    """ValueError when the .json of this name is none of ours: --name package would replace a package.json."""
+    if file.is_file() and "stage" not in read_meta(file):
+        raise ValueError(f"{file} is not the .json of a run, and would be replaced: take another --name or --save_dir")
+
+
+def clear(output: Output, saved: Saved | None) -> None:
+    """Take what this run will not go on from out of its way. Only when every check has passed and it really begins.
+
+    OSError when --overwrite cannot delete an old state: a later --resume would find it.
+    """
+    states = output.states
+    state.remove_leftovers(states)
+    if output.overwrite and states.exists():
+        shutil.rmtree(states)
+    elif saved is None or saved.path.resolve().parent == states.resolve():
+        state.set_aside_newer(states, saved.step if saved else -1)
 
 
 def _named(path: Path, states: Path) -> Path:
@@ -76,8 +92,6 @@ def _named(path: Path, states: Path) -> Path:
         return newest
     if reason := state.damage(path):
         raise ValueError(f"--resume {path}: damaged ({reason})")
-    if own:
-        state.set_aside_newer(path)
     return path
 
 
@@ -167,7 +181,9 @@ def put_back(saved: Saved, run: Run) -> Progress:
 def finish(saved: Saved, run: Run, meta: dict) -> None:
     """A finished run: write the weights if the run was killed between its last state and them."""
     output = run.output
-    if read_meta(output.weights).get("step") != saved.step or not output.weights.is_file():
+    there = read_meta(output.weights) if output.weights.is_file() else {}
+    # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
+    if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
         weights = cpu_weights(run.model, kept=run.runtime.main)
         if run.runtime.main:
             save_weights(output.weights, weights, meta)

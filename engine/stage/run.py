@@ -1,9 +1,12 @@
 """What every recipe does around the loop: find the start, open the data, state the plan, train, leave the files."""
 
+import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, fingerprint, token_bytes
 from engine import loop, optim
-from engine.checkpoint.weights import open_checkpoint, shape_json
+from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
@@ -21,16 +24,13 @@ from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
-from engine.machine.signals import StopRequest
+from engine.machine.signals import STOPPED, StopRequest
 from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
-from engine.stage import plan, resume
+from engine.stage import lock, plan, resume
 from engine.stage.saver import Saver
 from model import SpongeBob, can_attend_by_document
-
-# The exit code of a run that was stopped early and saved; 0 is a finished run, 2 a mistake, 130 a second Ctrl-C.
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 @dataclass(frozen=True)
@@ -110,36 +110,35 @@ def train(
     the run before its last step.
     """
     output = chosen.output
-    saved = resume.find(output, rt)
-    run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
-    identity = _identity(run, rows, cost, stage, chosen.data)
-    _refuse_differences(identity, rt)
-    about = _about(chosen, rt, identity, parent)
-    progress = loop.Progress()
-    if saved:
-        resume.refuse_changes(saved, identity)
-        progress = resume.put_back(saved, run)
-        say(f"resuming after step {progress.step} of {run.steps}")
-        if progress.step >= run.steps:
-            resume.finish(saved, run, _meta(about, run, progress))
-            return 0
+    from_weights = weights_digest(model.state_dict()) if parent else None
+    with lock.alone(output, rt):
+        saved = resume.find(output, rt)
+        run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
+        identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
+        _refuse_differences(identity, rt)
+        name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
+        about = _about(chosen, rt, identity, parent, name)
+        progress = loop.Progress()
+        if saved:
+            resume.refuse_changes(saved, identity)
+            progress = resume.put_back(saved, run)
+            say(f"resuming after step {progress.step} of {run.steps}")
+            if progress.step >= run.steps:
+                resume.finish(saved, run, _meta(about, run, progress))
+                return 0
 
-    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
-    say(plan.describe(run, rows.training, rows.validation))
-    say(plan.trial(run, progress))
-    run_id = saved.info.run_id if saved else None
-    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
-    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
-    saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), group
-    )
-    try:
-        with StopRequest() as request:
+        say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+        say(plan.describe(run, rows.training, rows.validation))
+        say(plan.trial(run, progress))
+        rt.from_main(lambda: resume.clear(output, saved))
+        run_id = saved.info.run_id if saved else None
+        tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+        group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
+        describe = lambda progress: _meta(about, run, progress)
+        saver = Saver(rt, output, tracker, describe, identity, resume.batch_of(run), name, group)
+        with StopRequest() as request, closing(tracker), saver:
             stopped = loop.train(run, progress, tracker, saver.save, request)
             saver.finish()
-    finally:
-        saver.wait()
-        tracker.close()
     say(plan.summary(run, progress))
     if stopped:
         say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")
@@ -196,6 +195,8 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
     """The settings that must be equal for a run to be resumed."""
     training, sources = run.training, rows.cache.meta["sources"]
     names = ("learning_rate", "schedule", "optimizer", "weight_decay", "grad_clip", "z_loss", "seed")
+    held_out = rows.cache.hashes[rows.cache.split(data.val_fraction)[1]]
+    content = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
     return {
         "stage": stage,
         "config": shape_json(run.model.config),
@@ -207,7 +208,7 @@ def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, 
         "warmup_iters": run.warmup,
         "row_len": rows.training.row_len,
         "dtype": str(run.runtime.dtype),
-        "held_out": len(rows.validation),
+        "held_out": {"documents": len(held_out), "content": content},
     } | {name: getattr(training, name) for name in names}
 
 
@@ -221,15 +222,16 @@ def _refuse_differences(identity: dict, rt: Runtime) -> None:
             )
 
 
-def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None) -> dict[str, Any]:
+def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None, run: str) -> dict[str, Any]:
     """What the .json beside the weights says of a run from its beginning on."""
-    known = {name: identity[name] for name in ("stage", "config", "tokenizer")}
+    known = {"run": run} | {name: identity[name] for name in ("stage", "config", "tokenizer")}
     flags = chosen.values() | {"data_path": [str(path) for path in chosen.data.paths]}
     return known | {"parent": parent, "on_sample": chosen.data.on_sample, "machine": rt.machine(), "flags": flags}
 
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
     """The .json beside the weights; its longest part, the flags, comes last."""
-    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
+    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
+            "validated_at_step": progress.validated}  # fmt: skip
     start = {name: value for name, value in about.items() if name != "flags"}
     return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}

@@ -24,7 +24,7 @@ class Saver:
 
     Args:
         describe: progress -> the content of the .json beside the weights.
-        identity, batch: see RunInfo.
+        identity, batch, name: see RunInfo, where `name` is `run`.
         group: of the savers' own, when ranks hold shards: the loop's is in use.
     """
 
@@ -34,9 +34,16 @@ class Saver:
     describe: Callable[[Progress], dict]
     identity: dict[str, Any]
     batch: dict[str, int]
+    name: str
     group: dist.ProcessGroup | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     _pending: Future | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     def save(self, run: Run, progress: Progress) -> None:
         """Copy the tensors now and write them in the thread.
@@ -50,7 +57,9 @@ class Saver:
             self._failed(progress.step, trouble)
             return
         changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
-        info = RunInfo(self.identity, self.batch, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks))
+        info = RunInfo(
+            self.identity, self.batch, self.name, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks)
+        )  # fmt: skip
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:

@@ -10,8 +10,10 @@ from engine.checkpoint.run_info import VERSION, RunInfo, read_info
 WHOLE = RunInfo(
     identity={"learning_rate": 0.1, "schedule": "wsd", "steps": 9, "warmup_iters": 1, "seed": 1},
     batch={"rows_per_step": 4, "batch_size": 2, "accumulation_steps": 2, "world": 1},
+    run="a1",
     run_id=None,
     progress={"step": 5, "tokens": 7, "seconds": 1.5, "before": {}, "validation": {}, "window_sums": None,
+              "validated": 4, "skipped": 0, "skipped_in_a_row": 0,
               "window_counts": {}, "window_seconds": 0.5, "window_waiting": 0.0},
     scaler={},
     ranks=[{"random": {}, "window_sums": torch.zeros(4)}],

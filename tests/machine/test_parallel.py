@@ -62,7 +62,7 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder, kind, options
     run, expected = a_run(folder, batch_size=3, rows_per_step=12, **options), []
     for step in range(2):
         batches, counts = loop.load_step(run, step)
-        sums, norm, _ = loop.train_step(run, batches, counts.cost)
+        sums, norm, *_ = loop.train_step(run, batches, counts.cost)
         expected += [sums[0].item() / counts.cost, norm.item()]
     said = torchrun(ROOT / "tests/machine/two_ranks.py", folder, kind, OPTIONS.index(options))
     figures = next(line for line in said.splitlines() if line.startswith("figures ")).split()[1:]

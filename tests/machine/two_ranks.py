@@ -23,7 +23,7 @@ figures = []
 for step in range(2):
     batches, counts = loop.load_step(run, step)
     counts = counts.over_ranks(rt)
-    sums, norm, _ = loop.train_step(run, batches, counts.cost)
+    sums, norm, *_ = loop.train_step(run, batches, counts.cost)
     figures += [rt.all_reduce(sums)[0].item() / counts.cost, norm.item()]
 if rt.main:
     print("figures", *figures)

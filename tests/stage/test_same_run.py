@@ -1,0 +1,56 @@
+"""A resumed run is the run: parent and held-out documents are the same, and figures say what they are of."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from started import LATER, begin, end, go, wait_for, weights
+
+from engine.checkpoint.weights import load_model
+
+
+def test_another_parent_is_refused_by_name_and_a_moved_one_is_the_same(home, tmp_path):
+    other = ["--save_dir", str(tmp_path), "--name", "other", "--seed", "7", "--max_steps", "3"]
+    assert go(home, *other).code == 0
+    shutil.copy(home / "whole/pretrain.pth", tmp_path / "moved.pth")
+    shutil.copy(home / "whole/pretrain.json", tmp_path / "moved.json")
+    later = {"stage": "SFT", "flags": [*LATER, "--save_dir", str(tmp_path), "--max_minutes", "1e-9"]}
+    assert go(home, "--init_from", "whole/pretrain.pth", **later).code == 75
+    refused = go(home, "--resume", "--init_from", str(tmp_path / "other.pth"), **later)
+    assert refused.code == 2 and "parent was" in refused.said, refused.said
+    assert go(home, "--resume", "--init_from", str(tmp_path / "moved.pth"), **later).code == 75
+
+
+def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path):
+    here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
+    assert go(home, *here, "--val_fraction", "0.1").code == 75
+    refused = go(home, *here, "--val_fraction", "0", "--resume")
+    assert refused.code == 2 and "held_out was" in refused.said, refused.said
+
+
+def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_path):
+    (home / "there").unlink(missing_ok=True)
+    process = begin(home, "--save_dir", str(tmp_path), "--save_step", "0", "--eval_step", "0", prepare="in_step")
+    wait_for(home / "there", process)
+    os.kill(process.pid, signal.SIGTERM)
+    done = end(process)
+    assert done.code == 75 and "held-out figures are of step 0" in done.said, done.said
+    meta = json.loads((tmp_path / "pretrain.json").read_text("utf-8"))
+    assert meta["step"] > meta["validated_at_step"] == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"config": 5}', '{"config": {"rope_theta": "x"}}', "[" * 100_000,
+                                     '{"config": {"rope_parameters": 3}}', '{"config": {"dim": 0}}', ""])  # fmt: skip
+def test_a_json_that_no_run_wrote_beside_weights_is_one_line(home, content, tmp_path):
+    shutil.copy(home / "whole/pretrain.pth", tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json: "):
+        load_model(tmp_path / "a.pth")
+
+
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(home, tmp_path):
+    while go(home, "--save_dir", str(tmp_path), "--resume", "--max_minutes", "1e-9").code == 75:
+        pass
+    assert weights(tmp_path) == weights(home / "whole")
