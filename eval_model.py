@@ -3,6 +3,7 @@
     python eval_model.py                                # chat with results/SFT.pth
     python eval_model.py --model_mode 2 --long          # results/distill_long.pth
     python eval_model.py --model_mode 0 --prompt 从前     # results/pretrain.pth continues a text
+    python eval_model.py --prompts questions.txt > answers.jsonl
     python eval_model.py --score data/sample/sft_512_heldout.jsonl --baseline results/pretrain.pth
     python eval_model.py --report                       # all stages on one page: results/report.html
 
@@ -65,7 +66,10 @@ class Sampling(Flags):
 class Talk(Flags):
     """chat"""
 
-    prompt: list[str] | None = flag(None, "answer each of these texts, in one batch", nargs="+", type=str)
+    prompt: list[str] | None = flag(
+        None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
+    )
+    prompts: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
     history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", least=0)
     system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
@@ -103,6 +107,7 @@ ANSWERING = names_in(Checkpoint, Device, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
+    "--prompts": {*ANSWERING, "prompts", "system"},
     "--score": {*names_in(Checkpoint, Device, Answers, Scoring)},
     "--report": {"report", "save_dir"},
 }
@@ -113,7 +118,7 @@ def choose(argv: list[str] | None) -> tuple[str, Chosen]:
     chosen = parse(__doc__, argv, Checkpoint, Device, Answers, Sampling, Talk, Scoring, Report)
     if "export" in chosen.typed:
         raise ValueError("--export has a script of its own: python export.py --format hf FOLDER")
-    modes = [mode for mode in ("prompt", "score", "report") if mode in chosen.typed]
+    modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in chosen.typed]
     if len(modes) > 1:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
@@ -181,7 +186,9 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
     limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
     conversation = Conversation(model, tokenizer, chats, talk.system, limit, settings)
-    if talk.prompt:
+    if talk.prompts:
+        terminal.answer_file(conversation, Path(talk.prompts))
+    elif talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:
         terminal.chat(conversation, talk.history_cnt, talk.stream, on_sample)

@@ -164,6 +164,7 @@ CASES = {
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
         "--prompt": Case("hi", "answer"),
+        "--prompts": Case("lines.txt", "answer"),
         "--score": Case("sft_512.jsonl", "files"),
         "--report": Case("page.html", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
@@ -216,6 +217,7 @@ def home(tmp_path_factory):
     (home / "other.jsonl").write_text("\n".join(rows(24, "jellyfish")))
     (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
     questions = [json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2}) for n in range(9)]
+    (home / "lines.txt").write_text("hi")
     (home / "questions.jsonl").write_text("\n".join(questions))
     marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
     (home / "marks.jsonl").write_text("\n".join(marks))
