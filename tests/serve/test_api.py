@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from making import EOS, TOKENIZER, save
+from making import EOS, TOKENIZER, actions_of, save
 from tiny import tiny
 
 import serve
@@ -350,3 +351,45 @@ def test_events_are_lines_of_json(address):
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
     assert json.loads(lines[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+
+
+FLAGS = {
+    "--api_key K": lambda api: api.key,
+    "--slots 3": lambda api: api.models.count,
+    "--queue 5": lambda api: api.engine.limit,
+    "--max_seconds 2": lambda api: api.limits.seconds,
+    "--max_kilobytes 9": lambda api: api.limits.body,
+    "--model_mode 2": lambda api: api.models.default,
+    "--save_dir other": lambda api: [*api.models.paths()],
+    "--ckpt other/x.pth": lambda api: api.models.default,
+    "--max_seq_len 64": lambda api: api.models.get("SFT").conversation.context,
+    "--dtype float16": lambda api: api.models.get("SFT").slots.cache.k.dtype,
+}
+
+
+def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
+        save(tiny(), tmp_path / path)
+    plain = serve.api_of(serve.choose(["--device", "cpu"]))
+    for words, found in FLAGS.items():
+        assert found(serve.api_of(serve.choose(["--device", "cpu", *words.split()]))) != found(plain), words
+    others = {action.option_strings[-1] for action in actions_of(serve)} - {words.split()[0] for words in FLAGS}
+    assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
+
+
+def test_it_listens_where_it_is_told_and_sigterm_is_no_error(tmp_path, monkeypatch, capsys):
+    save(tiny(), tmp_path / "SFT.pth")
+    seen = {}
+
+    def run(self, sockets):
+        seen["at"] = sockets[0].getsockname()
+        signal.raise_signal(signal.SIGTERM)  # as uvicorn does in the end
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    serve.main(["--save_dir", str(tmp_path), "--device", "cpu", "--host", "0.0.0.0", "--port", "0"])
+    signal.signal(signal.SIGTERM, before)
+    assert seen["at"][0] == "0.0.0.0" and f"http://0.0.0.0:{seen['at'][1]}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no such checkpoint. Make it with: python SFT.py"):
+        serve.main(["--save_dir", str(tmp_path / "none"), "--device", "cpu"])
