@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -56,8 +57,9 @@ def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Mode
     return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, chosen.serve.slots)
 
 
-def page_of(path: Path, tokenizer_dir: Path) -> str:
-    """The page that holds a model and needs no server, as export.py writes it."""
+@lru_cache(maxsize=1)
+def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
+    """The page that holds a model and needs no server, as export.py writes it; `written` is the time of its weights."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
         chat_page.write_page({path.stem: path}, tokenizer_dir, target)
@@ -73,7 +75,7 @@ def api_of(chosen: Chosen):
     models = models_of(chosen, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(chosen.device, seed=0))
     models.open_default()
     limits = Limits(body=1000 * serve.max_kilobytes, seconds=serve.max_seconds)
-    page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir)
+    page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
     return Api(models, EngineThread(serve.queue), limits, serve.api_key, page)
 
 

@@ -68,7 +68,7 @@ class Api:
     async def chat_page(self) -> str:
         try:
             return await asyncio.to_thread(self.page)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise Problem(404, str(error)) from None
 
     async def list_models(self) -> dict:

@@ -81,6 +81,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert drawn(logits, top_p=0.6) == {0, 1}
     assert drawn(logits, top_p=0.9) == {0, 1, 2}
     assert drawn(logits) == {0, 1, 2, 3}
+    assert drawn(logits, top_k=2, top_p=0.6) == {0}  # of what top_k keeps: 0.625 and 0.375
 
 
 def test_min_p_leaves_out_what_is_less_likely_than_its_share_of_the_likeliest():

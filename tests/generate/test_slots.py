@@ -187,6 +187,7 @@ def said(text, stop) -> TextStream:
     ("海风吹过码头，船都回来了。", ["码头"], "海风吹过"), ("the sea was calm", ["a was c"], "the se"),
     ("aab", ["ab"], "a"), ("one two three", ["three", "two"], "one "), ("abcabd", ["abd"], "abc"),
     ("笑脸😀👨‍👩‍👧‍👦和🇨🇳", ["和🇨"], "笑脸😀👨‍👩‍👧‍👦"), ("abc", ["abc"], ""),
+    ("the sea", ["e", "h"], "t"),
 ])  # fmt: skip
 def test_a_stop_string_ends_an_answer_across_tokens_and_is_left_out(text, stop, written):
     stream = said(text, stop)

@@ -243,6 +243,7 @@ def test_models_health_and_the_page(client, address):
     assert httpx.get(f"{address}/health").json() == {"status": "ok", "running": 0}
     page = httpx.get(address)
     assert page.headers["content-type"].startswith("text/html") and '"name":"SFT"' in page.text
+    assert page.text == httpx.get(address).text
     lost = httpx.get(f"{address}/v2")
     assert lost.status_code == 404 and lost.json()["error"]["message"] == "Not Found"
     broken = httpx.post(f"{address}/v1/chat/completions", content=b'{"messages": ')
