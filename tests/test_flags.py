@@ -400,7 +400,13 @@ def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, m
         chosen(pretrain, words.split())
 
 
-EVERY_MODE = {"a chat": [], "--prompt": ["--prompt", "hi"], "--score": ["--score", "x.jsonl"], "--report": ["--report"]}
+EVERY_MODE = {
+    "a chat": [],
+    "--prompt": ["--prompt", "hi"],
+    "--prompts": ["--prompts", "x"],
+    "--score": ["--score", "x.jsonl"],
+    "--report": ["--report"],
+}
 
 
 @pytest.mark.parametrize("mode", EVERY_MODE)

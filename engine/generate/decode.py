@@ -109,9 +109,10 @@ class Slots:
         """
         if not request.prompt:
             raise ValueError("a prompt needs at least one token")
-        if len(request.prompt) >= self.capacity:
+        context = min(self.capacity, self.model.config.max_seq_len)
+        if len(request.prompt) >= context:
             raise ValueError(
-                f"the prompt takes {len(request.prompt)} tokens of a context of {self.capacity}, "
+                f"the prompt takes {len(request.prompt)} tokens of a context of {context}, "
                 "which leaves no room for an answer"
             )
         request.max_new_tokens = min(request.max_new_tokens, self.capacity - len(request.prompt))

@@ -289,8 +289,10 @@ def test_a_client_that_goes_away_frees_its_slot(client, address, api, slow):
 
 def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, api, slow, monkeypatch):
     monkeypatch.setattr(api.limits, "seconds", 0.1)
+    before = time.monotonic()
     with pytest.raises(openai.InternalServerError, match="longer than this server allows") as caught:
         client.chat.completions.create(model="SFT", **LONG)
+    assert time.monotonic() - before < 1.5  # not when the answer would have been whole
     assert caught.value.status_code == 503 and api.engine.running == 0
     with pytest.raises(openai.APIError, match="longer than this server allows"):
         list(client.chat.completions.create(model="SFT", **LONG, stream=True))
