@@ -3,6 +3,7 @@
     python eval_model.py                                # chat with results/SFT.pth
     python eval_model.py --model_mode 2 --long          # results/distill_long.pth
     python eval_model.py --model_mode 0 --prompt 从前     # results/pretrain.pth continues a text
+    python eval_model.py --prompts questions.txt > answers.jsonl
     python eval_model.py --score data/sample/sft_512_heldout.jsonl --baseline results/pretrain.pth
     python eval_model.py --report                       # all stages on one page: results/report.html
 
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import EOS, load_tokenizer
+from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
+from engine.generate import sampling
 from engine.machine import runtime
 from engine.options import MODES, Checkpoint, Device
 from engine.pages import report
@@ -43,23 +45,31 @@ class Answers(Flags):
 class Sampling(Flags):
     """sampling"""
 
-    temperature: float = flag(0.7, "divides the logits (0: greedy)", least=0)
-    top_p: float = flag(0.9, "sample from the likeliest tokens with this much in sum (1: off)", above=0)
+    temperature: float = flag(sampling.Sampling.temperature, "divides the logits (0: greedy)", least=0)
+    top_p: float = flag(
+        sampling.Sampling.top_p, "sample from the likeliest tokens with this much in sum (1: off)", above=0
+    )
     top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", least=0)
+    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", least=0)
     repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", above=0)
+    presence_penalty: float = flag(0.0, "taken from the logits of tokens the answer already holds (0: off)")
     seed: int = flag(42, "random seed of the sampling", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top_p > 1:
-            raise ValueError(f"--top_p {self.top_p} must be at most 1")
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at most 1")
 
 
 @dataclass(frozen=True)
 class Talk(Flags):
     """chat"""
 
-    prompt: list[str] | None = flag(None, "answer each of these texts, in one batch", nargs="+", type=str)
+    prompt: list[str] | None = flag(
+        None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
+    )
+    prompts: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
     history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", least=0)
     system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
@@ -97,6 +107,7 @@ ANSWERING = names_in(Checkpoint, Device, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
+    "--prompts": {*ANSWERING, "prompts", "system"},
     "--score": {*names_in(Checkpoint, Device, Answers, Scoring)},
     "--report": {"report", "save_dir"},
 }
@@ -107,7 +118,7 @@ def choose(argv: list[str] | None) -> tuple[str, Chosen]:
     chosen = parse(__doc__, argv, Checkpoint, Device, Answers, Sampling, Talk, Scoring, Report)
     if "export" in chosen.typed:
         raise ValueError("--export has a script of its own: python export.py --format hf FOLDER")
-    modes = [mode for mode in ("prompt", "score", "report") if mode in chosen.typed]
+    modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in chosen.typed]
     if len(modes) > 1:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
@@ -172,11 +183,12 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    sampling = {name: value for name, value in vars(chosen.sampling).items() if name != "seed"}
-    sampling["end_id"] = tokenizer.token_to_id(EOS)
     model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
-    conversation = Conversation(model, tokenizer, chats, talk.system, chosen.answers.max_new_tokens, sampling)
-    if talk.prompt:
+    limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
+    conversation = Conversation(model, tokenizer, chats, talk.system, limit, settings)
+    if talk.prompts:
+        terminal.answer_file(conversation, Path(talk.prompts))
+    elif talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:
         terminal.chat(conversation, talk.history_cnt, talk.stream, on_sample)

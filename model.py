@@ -25,7 +25,10 @@ class Cache(Protocol):
     length: int  # S, positions that may be looked at
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, T, K, D) at `positions` (B, T) and return all of the layer's as (B, S, K, D)."""
+        """Store k and v (B, T, K, D) at `positions` (B, T) and return what is looked at: the layer's as (B, S, K, D).
+
+        Packed documents look at themselves alone: k and v come back as they are.
+        """
         ...
 
 
@@ -264,6 +267,7 @@ class SpongeBob(PreTrainedModel):
         `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. With `cache`,
         `positions` (B, T) says where each token stands in its row; every earlier position is visible, every later one
         is not, also inside a chunk of several tokens.
+        With both, packed documents are read and stored in the cache.
         """
         x = self.tok_embeddings(input_ids)  # (B, T, C)
         context = self._context(x, cu_seqlens, positions, cache)
@@ -280,10 +284,11 @@ class SpongeBob(PreTrainedModel):
             if not can_attend_by_document(x.device, product_dtype(x), self.config.head_dim):
                 mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
                 cu_seqlens = None
-        elif positions is None:  # whole rows
-            positions = torch.arange(length, device=x.device)[None]  # (1, T)
-        if cache is not None:  # the next tokens of rows that were begun before
-            mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        else:
+            if positions is None:  # whole rows
+                positions = torch.arange(length, device=x.device)[None]  # (1, T)
+            if cache is not None:  # the next tokens of rows that were begun before
+                mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
         longest = min(length, self.config.max_seq_len)
         return Context(*rope_table(self.config, positions), mask, cu_seqlens, cache, positions, longest)
 

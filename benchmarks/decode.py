@@ -1,4 +1,4 @@
-"""Decoding: engine/generate/decode.py against transformers' generate on the exported model, in turn.
+"""Decoding: engine/generate against transformers' generate on the exported model, in turn.
 
     python -m benchmarks.decode                                       # fresh weights of the default shape
     python -m benchmarks.decode --ckpt results/pretrain.pth --batch_size 1 8 --new_tokens 256
@@ -24,14 +24,13 @@ TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The se
 
 def engine_generate(job: dict):
     from engine.checkpoint.weights import load_model
-    from engine.generate.decode import generate
+    from engine.generate.decode import complete
 
     model, _ = load_model(Path(job["ckpt"]))
     model.eval().to(job["device"], job["dtype"])
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        steps = generate(model, prompts, max_new_tokens=count, end_id=-1, temperature=0)
-        return [list(ids) for ids in zip(*steps, strict=True)]
+        return complete(model, prompts, max_new_tokens=count, end_id=None, temperature=0)
 
     return answer
 

@@ -154,6 +154,7 @@ def watch(keep: str = ""):
     the operators whose name has `keep` in it (their tensors live on).
     """
     import torch
+    from torch._subclasses.fake_tensor import FakeTensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -194,9 +195,11 @@ def watch(keep: str = ""):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
             read = inside((args, kwargs))
-            if func is aten._local_scalar_dense.default and read:
-                self.wait("reads a number")
-                return True if read[0].dtype == torch.bool else 1.0 if read[0].is_floating_point() else 1
+            unknown = isinstance(args[0], FakeTensor) and args[0].constant is None if args else False
+            if func is aten._local_scalar_dense.default and unknown:
+                if read:  # on the CPU there is nothing to wait for
+                    self.wait("reads a number")
+                return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
             if func in needs_values and read:
                 self.wait(f"needs the values of {func}")
             out = func(*args, **kwargs)

@@ -99,14 +99,18 @@ def cached_and_full():
     """Greedy ids: step by step with the cache, and the whole row again for every token; in fp32."""
     import torch
 
-    from engine.generate.decode import generate
+    from engine.generate.decode import Request, Slots
+    from engine.generate.sampling import Sampling
 
     model, ids = fresh().model.eval(), [5, 6, 7, 8]
-    with torch.no_grad():  # fake tensors know no inference mode, which generate's decorator brings
-        cached = list(generate.__wrapped__(model, [ids], max_new_tokens=16, end_id=-1, temperature=0))
+    with torch.no_grad():  # fake tensors know no inference mode, which step's decorator brings
+        slots = Slots(model, 1, 32)
+        request = slots.add(Request(ids, 16, sampling=Sampling(temperature=0)))
+        while slots.busy:
+            Slots.step.__wrapped__(slots)
         for _ in range(16):
             ids = [*ids, int(model(torch.tensor([ids]).to(DEVICE)).logits[0, -1].argmax())]
-    return torch.tensor([step[0] for step in cached]), torch.tensor(ids[4:])
+    return torch.tensor(request.ids), torch.tensor(ids[4:])
 
 
 def whole_and_resumed():

@@ -155,7 +155,9 @@ CASES = {
         "--temperature": Case("0", "answer"),
         "--top_p": Case("0.1", "answer", given="--temperature 3"),
         "--top_k": Case("1", "answer", given="--temperature 3"),
+        "--min_p": Case("1", "answer", given="--temperature 3"),
         "--repetition_penalty": Case("100", "answer", given="--temperature 0 --max_new_tokens 32"),
+        "--presence_penalty": Case("100", "answer", given="--temperature 0 --max_new_tokens 32"),
         "--max_new_tokens": Case("2", "answer"),
         "--history_cnt": Case("0", "answer", given="--temperature 0"),
         "--system": Case("hi", "answer", given="--temperature 0"),
@@ -164,6 +166,7 @@ CASES = {
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
         "--prompt": Case("hi", "answer"),
+        "--prompts": Case("lines.txt", "answer"),
         "--score": Case("sft_512.jsonl", "files"),
         "--report": Case("page.html", "files"),
         "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
@@ -218,6 +221,7 @@ def home(tmp_path_factory):
     (home / "other.jsonl").write_text("\n".join(rows(24, "jellyfish")))
     (home / "many.jsonl").write_text("\n".join([*rows(100, "snail"), *rows(100, "jellyfish")]))
     questions = [json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2}) for n in range(9)]
+    (home / "lines.txt").write_text("hi")
     (home / "questions.jsonl").write_text("\n".join(questions))
     marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
     (home / "marks.jsonl").write_text("\n".join(marks))
@@ -400,7 +404,13 @@ def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, m
         chosen(pretrain, words.split())
 
 
-EVERY_MODE = {"a chat": [], "--prompt": ["--prompt", "hi"], "--score": ["--score", "x.jsonl"], "--report": ["--report"]}
+EVERY_MODE = {
+    "a chat": [],
+    "--prompt": ["--prompt", "hi"],
+    "--prompts": ["--prompts", "x"],
+    "--score": ["--score", "x.jsonl"],
+    "--report": ["--report"],
+}
 
 
 @pytest.mark.parametrize("mode", EVERY_MODE)

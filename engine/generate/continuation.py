@@ -28,10 +28,9 @@ def sample(run: Any) -> str:
     model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
     if not run.runtime.main or model is None:
         return ""
-    seeded = torch.Generator(run.runtime.device).manual_seed(0)
-    options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
     with run.runtime.autocast():
-        return run.tokenizer.decode(decode.complete(model, [run.prompt], **options)[0])
+        answers = decode.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
+    return run.tokenizer.decode(answers[0])
 
 
 def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:

@@ -1,74 +1,235 @@
-"""Decoding: the KV cache's owner, sampling, streaming, several prompts at once.
+"""One decoding engine: requests sit down in slots, get a token each at every step, and leave when they are done.
 
-Rows of a batch keep their own positions (row b writes its next token at position lengths[b]), so a prompt gives the
-same logits alone and beside longer ones. Padding lies behind a prompt's end, where causality hides it, and is
-overwritten by the answer.
+    slots = Slots(model, count=4, capacity=512)
+    request = slots.add(Request(prompt_ids, max_new_tokens=64, end_ids=(2,)))
+    while slots.busy:
+        slots.step()
+    request.ids, request.ended
+
+Prompts that join are read packed, one after the other in one row without padding (prefill); the others get their next
+token from the cache (decode). A slot is a row of the cache. The rows in use are always the first ones: when a request
+leaves, the last one moves into its place.
+
+Shapes: B requests that sit, T tokens of the prompts that join, C dim, V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
-from engine.generate.kv_cache import KVCache
-from engine.generate.sampling import choose
-from model import SpongeBob
+from engine.generate.kv_cache import KVCache, PackedPrompts
+from engine.generate.sampling import Sampling, choose
+from engine.generate.text import TextStream
+from model import SpongeBob, product_dtype
+
+PREFILL = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
 
 
-@torch.inference_mode()
-def generate(
-    model: SpongeBob, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int, **sampling
-) -> Iterator[list[int | None]]:
-    """Yield, token by token, the next id of every prompt's answer; None for those that are finished.
+class TokenLogprob(NamedTuple):
+    """Natural logarithms of probabilities, before temperature and all other sampling."""
 
-    An answer ends with `end_id` (not yielded) or after `max_new_tokens`. `sampling` goes to `choose`.
-    """
-    if not prompts or not all(prompts):
-        raise ValueError("a prompt needs at least one token")
-    device = model.tok_embeddings.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    longest = max(map(len, prompts))
-    cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.tok_embeddings.weight.dtype)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    positions = torch.arange(longest, device=device).expand_as(ids)
-    last = lengths - 1
-    said = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
-    running = [True] * len(prompts)
-    for step in range(max_new_tokens):
-        cache.length = longest + step
-        hidden = model.hidden_states(ids, positions=positions, cache=cache)[cache.rows[:, 0], last]  # (B, C)
-        logits = model.output(hidden)
-        logits[:, model.known_tokens :] = -torch.inf
-        chosen = choose(logits, said=said, **sampling)
-        said[cache.rows[:, 0], chosen] = True
-        answer = chosen.tolist()
-        running = [alive and token != end_id for alive, token in zip(running, answer, strict=True)]
-        if not any(running):
+    chosen: float
+    likeliest: list[tuple[int, float]]  # id and its own
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, how it is to be answered, and the answer so far."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    end_ids: tuple[int, ...] = ()  # end the answer and are no part of it
+    sampling: Sampling = Sampling()
+    text: TextStream | None = None  # the answer as text, which a stop string may end
+    top_logprobs: int | None = None  # how many of the likeliest tokens to note with each token's own (None: nothing)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    ended: str = ""  # "stop": by itself or by a stop string; "length": cut; "cancelled"
+    _cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self._chances = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same on every device
+
+    @property
+    def written(self) -> str:
+        """What may be shown of the answer."""
+        return "" if self.text is None else self.text.written
+
+    def cancel(self) -> None:
+        """Leave at the next step; any thread may say so."""
+        self._cancelled = True
+
+    def chance(self) -> float:
+        """A uniform random number of this request alone."""
+        return 0.0 if self.sampling.greedy else torch.rand((), generator=self._chances).item()
+
+    def take(self, token: int, logprob: TokenLogprob | None) -> None:
+        """The next token of the answer, and whether it was the last."""
+        if token in self.end_ids:
+            self.end("stop")
             return
-        yield [token if alive else None for alive, token in zip(running, answer, strict=True)]
-        ids, positions, last = chosen[:, None], (lengths + step)[:, None], torch.zeros_like(last)
+        self.ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if self.text is not None:
+            self.text.add(token)
+        if self.text is not None and self.text.stopped:
+            self.end("stop")
+        elif len(self.ids) >= self.max_new_tokens:
+            self.end("length")
+
+    def end(self, why: str) -> None:
+        if self.text is not None:
+            self.text.end()
+        self.ended = why  # last: another thread that sees it finds the whole text
 
 
-def complete(model: SpongeBob, prompts: Sequence[Sequence[int]], **options) -> list[list[int]]:
-    """The whole answers, a list of ids a prompt."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    for step in generate(model, prompts, **options):
-        for answer, token in zip(answers, step, strict=True):
-            if token is not None:
-                answer.append(token)
-    return answers
+class Slots:
+    """Room for `count` requests at once, each of `capacity` tokens, prompt and answer together."""
+
+    def __init__(self, model: SpongeBob, count: int, capacity: int):
+        weight = model.tok_embeddings.weight
+        self.model, self.count, self.capacity, self.device = model, count, capacity, weight.device
+        self.cache = KVCache(model.config, count, capacity, weight.device, product_dtype(weight))
+        self.waiting: deque[Request] = deque()
+        self.seated: list[Request] = []  # the request of each row of the cache that is in use
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.seated)
+
+    def add(self, request: Request) -> Request:
+        """Let a request wait for a slot. Its answer is cut where the capacity ends.
+
+        ValueError: the prompt is empty, or leaves no room for an answer.
+        """
+        if not request.prompt:
+            raise ValueError("a prompt needs at least one token")
+        context = min(self.capacity, self.model.config.max_seq_len)
+        if len(request.prompt) >= context:
+            raise ValueError(
+                f"the prompt takes {len(request.prompt)} tokens of a context of {context}, "
+                "which leaves no room for an answer"
+            )
+        request.max_new_tokens = min(request.max_new_tokens, self.capacity - len(request.prompt))
+        self.waiting.append(request)
+        return request
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
+        cancelled = self._let_cancelled_go()
+        older = len(self.seated)
+        joined = self._seat()
+        if not older and not joined:
+            return cancelled
+        parts = [self._read_last_tokens()] if older else []
+        parts += [self._read_prompts(joined, older)] if joined else []
+        self.seated += joined
+        # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
+        logits = self.model.output(torch.cat(parts)).float().cpu()  # (B, V)
+        logits[:, self.model.known_tokens :] = -torch.inf
+        for request, token, logprob in zip(self.seated, *self._choose(logits), strict=True):
+            request.take(token, logprob)
+        concerned = [*cancelled, *self.seated]
+        self._let_go()
+        return concerned
+
+    def _seat(self) -> list[Request]:
+        """Those of the waiting that join in this step: as many as there are slots for, within PREFILL tokens."""
+        joined, tokens = [], 0
+        while self.waiting and len(self.seated) + len(joined) < self.count:
+            tokens += len(self.waiting[0].prompt)
+            if joined and tokens > PREFILL:
+                break
+            joined.append(self.waiting.popleft())
+        return joined
+
+    def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
+        """Prefill: the prompts packed in one row (1, T), stored in the rows from `first_row` on -> (joined, C)."""
+        begins = [0, *accumulate(len(request.prompt) for request in joined)]
+        ids = [token for request in joined for token in request.prompt]
+        rows = [row for row, request in enumerate(joined, first_row) for _ in request.prompt]
+        ids, rows = self._send(torch.tensor([ids, rows]))[:, None]  # (1, T) each
+        cu_seqlens = self._send(torch.tensor(begins, dtype=torch.int32))
+        hidden = self.model.hidden_states(ids, cu_seqlens, cache=PackedPrompts(self.cache, rows))
+        return hidden[0, cu_seqlens[1:] - 1]
+
+    def _read_last_tokens(self) -> Tensor:
+        """Decode: the newest token of every request that sits -> (B, C)."""
+        places = [len(request.prompt) + len(request.ids) - 1 for request in self.seated]
+        newest = [request.ids[-1] for request in self.seated]
+        self.cache.length = max(places) + 1
+        ids, positions = self._send(torch.tensor([newest, places]))[:, :, None]
+        return self.model.hidden_states(ids, positions=positions, cache=self.cache)[:, 0]
+
+    def _send(self, numbers: Tensor) -> Tensor:
+        """To the device, which nothing waits for."""
+        if self.device.type != "cuda":
+            return numbers.to(self.device)
+        return numbers.pin_memory().to(self.device, non_blocking=True)
+
+    def _choose(self, logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
+        """The next token of every request that sits, and its log-probability where it is wanted."""
+        settings, said = [request.sampling for request in self.seated], None
+        if any(one.penalises for one in settings):
+            said = torch.zeros_like(logits, dtype=torch.bool)
+            for row, request in enumerate(self.seated):
+                said[row, request.ids] = True
+        chances = torch.tensor([[request.chance()] for request in self.seated])
+        chosen = choose(logits, settings, chances, said).tolist()
+        logprobs: list[TokenLogprob | None] = [None] * len(chosen)
+        for row, request in enumerate(self.seated):
+            if request.top_logprobs is not None:
+                nats = logits[row].log_softmax(-1)
+                best = nats.topk(request.top_logprobs)
+                likeliest = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+                logprobs[row] = TokenLogprob(nats[chosen[row]].item(), likeliest)
+        return chosen, logprobs
+
+    def _let_cancelled_go(self) -> list[Request]:
+        cancelled = [request for request in (*self.seated, *self.waiting) if request._cancelled]
+        for request in cancelled:
+            request.end("cancelled")
+            if request in self.waiting:
+                self.waiting.remove(request)
+        self._let_go()
+        return cancelled
+
+    def _let_go(self) -> None:
+        """Free the slots of those that ended; the last one moves into a place that became free."""
+        for row in reversed(range(len(self.seated))):
+            if self.seated[row].ended:
+                last = self.seated.pop()
+                if row < len(self.seated):
+                    self.cache.move(len(self.seated), row, len(last.prompt) + len(last.ids))
+                    self.seated[row] = last
 
 
-def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Decode token by token. A character that is spread over tokens comes when its last byte is there."""
-    stream, ids, sent = DecodeStream(skip_special_tokens=False), [], 0
-    for token in tokens:
-        ids.append(token)
-        if piece := stream.step(tokenizer, token):
-            sent += len(piece)
-            yield piece
-    if tail := tokenizer.decode(ids, skip_special_tokens=False)[sent:]:  # an answer cut inside a character
-        yield tail
+def complete(
+    model: SpongeBob,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    end_id: int | None,
+    **sampling: Any,
+) -> list[list[int]]:
+    """The answers, a list of ids a prompt; `max_new_tokens` is one number or one a prompt, `sampling` as in Sampling.
+
+    An answer ends before `end_id` (None: only at its length). It depends on its prompt and the seed, not on the prompts
+    beside it.
+    """
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    ends = () if end_id is None else (end_id,)
+    slots = Slots(model, len(prompts), capacity)
+    requests = [slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
+                for prompt, limit in zip(prompts, limits, strict=True)]  # fmt: skip
+    while slots.busy:
+        slots.step()
+    return [request.ids for request in requests]

@@ -1,43 +1,121 @@
-"""Logits -> the next tokens: greedy, temperature, top-k, top-p, repetition penalty."""
+"""Logits -> the next tokens, as pure functions: penalties, a distribution, a draw.
+
+Shapes: B requests, each with its own settings; V vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
+FEW = 128  # candidates that are looked at before the whole vocabulary is
 
-def choose(
-    logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    said: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The next ids (B,) from logits (B, V). Temperature 0 or top_k 1 is greedy; top_k 0, top_p 1, penalty 1 are off.
 
-    Exactly top_k tokens are kept: bfloat16 logits are often equal, and equals beyond the k-th are left out.
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of an answer are chosen. Whoever types --temperature and the like means these."""
 
-    `said` (B, V) marks the tokens of the answer so far. The penalty (arXiv:1909.05858) makes them less likely whatever
-    the sign of their logit; the prompt is not penalised, it holds the end mark that the answer needs.
+    temperature: float = 0.7  # divides the logits; 0: greedy
+    top_p: float = 0.9  # of the likeliest tokens with this much in sum; 1: off
+    top_k: int = 0  # of this many likeliest tokens; 0: off
+    min_p: float = 0.0  # of those that have this share of the likeliest one's probability; 0: off
+    repetition_penalty: float = 1.0  # weakens what the answer already holds; 1: off
+    presence_penalty: float = 0.0  # nats, taken from what the answer already holds; 0: off
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        holds = {
+            "temperature": (self.temperature >= 0, "not be negative"),
+            "top_p": (0 < self.top_p <= 1, "be more than 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "not be negative"),
+            "min_p": (0 <= self.min_p <= 1, "lie between 0 and 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "be more than 0"),
+            "presence_penalty": (True, ""),
+            "seed": (0 <= self.seed < 2**64, "lie between 0 and 2**64"),
+        }
+        for name, (right, words) in holds.items():
+            value = getattr(self, name)
+            if not right or not isfinite(value):
+                raise ValueError(f"{name} {value} must {words if isfinite(value) else 'be a finite number'}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-6 or self.top_k == 1  # logits divided by less would overflow
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
+
+
+def penalise(logits: Tensor, said: Tensor, repetition: Tensor, presence: Tensor) -> Tensor:
+    """Logits (B, V) in which tokens that were `said` (B, V) are less likely; both penalties (B, 1).
+
+    Repetition (arXiv:1909.05858) divides a positive logit and multiplies a negative one, presence is subtracted. What
+    was said is the answer so far: the prompt holds the end mark that the answer needs.
     """
-    logits = logits.float()
+    weakened = torch.where(logits > 0, logits / repetition, logits * repetition) - presence
+    return torch.where(said, weakened, logits)
+
+
+def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Probabilities (B, V) after temperature, then top_k, top_p and min_p, each (B, 1); 0, 1 and 0 switch these off.
+
+    Exactly top_k tokens are kept: bfloat16 logits are often equal, and equals beyond the k-th are left out. top_p
+    counts what top_k has kept as the whole, and keeps the token that crosses it.
+    """
+    probabilities = (logits / temperature).softmax(-1)
+    if not ((top_k > 0) | (top_p < 1) | (min_p > 0)).any():
+        return probabilities
+    ordered, order = likeliest(probabilities, top_k, top_p, min_p)
+    ranks = torch.arange(ordered.shape[-1], device=logits.device)
+    ordered = ordered.masked_fill((ranks >= top_k) & (top_k > 0), 0)
+    ordered = torch.where(top_k > 0, ordered / ordered.sum(-1, keepdim=True), ordered)
+    ordered = ordered.masked_fill((ordered.cumsum(-1) - ordered > top_p) & (top_p < 1), 0)
+    ordered = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0)
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
+
+
+def likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities from the largest down and their ids, (B, FEW) where no row keeps more than that, else (B, V).
+
+    To sort a whole vocabulary takes longer than a small model. Of equals the lower id comes first.
+    """
+    few = min(FEW, probabilities.shape[-1])
+    order = probabilities.topk(few, sorted=False).indices.sort(-1).values
+    ordered, places = probabilities.gather(-1, order).sort(stable=True, dim=-1, descending=True)
+    reached = (ordered.sum(-1, keepdim=True) > top_p) | (ordered[:, -1:] < min_p * ordered[:, :1])
+    if torch.where(top_k > 0, top_k <= few, reached).all():
+        return ordered, order.gather(-1, places)
+    return probabilities.sort(stable=True, dim=-1, descending=True)
+
+
+def draw(probabilities: Tensor, chances: Tensor) -> Tensor:
+    """The ids (B,) at which the summed probabilities (B, V) pass `chances` (B, 1), which are uniform in [0, 1)."""
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # which MPS does not have
+    sums = probabilities.cumsum(-1, dtype=wide)
+    # Divided by the whole, the last sum is 1 exactly: the id exists, and its probability is not 0.
+    return torch.searchsorted(sums / sums[:, -1:], chances.to(wide), right=True).squeeze(-1)
+
+
+def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: Tensor | None = None) -> Tensor:
+    """The next ids (B,) from logits (B, V), each row by its own settings and chance (B, 1)."""
     if not torch.isfinite(logits.amax(-1)).all():
         raise ValueError(
             "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
         )
-    if repetition_penalty != 1.0 and said is not None:
-        weakened = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-        logits = torch.where(said, weakened, logits)
-    if temperature < 1e-6 or top_k == 1:  # logits divided by less would overflow
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k:
-        likeliest = logits.topk(min(top_k, logits.shape[-1]))
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, likeliest.indices, likeliest.values)
-    probabilities = logits.softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > top_p, 0)  # keeps the token that crosses top_p
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    logits = logits.float()
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(one, name) for one in settings], device=logits.device)[:, None]
+
+    if said is not None and any(one.penalises for one in settings):
+        logits = penalise(logits, said, column("repetition_penalty"), column("presence_penalty"))
+    best, greedy = logits.argmax(-1), [one.greedy for one in settings]
+    if all(greedy):
+        return best
+    likely = distribution(
+        logits, column("temperature").clamp_min(1e-6), column("top_k"), column("top_p"), column("min_p")
+    )
+    return torch.where(torch.tensor(greedy, device=logits.device), best, draw(likely, chances))

@@ -65,9 +65,9 @@ def score_turns(
     fits = [records[at] for at in fitting]
     losses(model, dataset, items, prompts, fits, batch)
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    said = complete(model, prompts, max_new_tokens=max(limits), end_id=dataset.eos, temperature=0)
+    said = complete(model, prompts, max_new_tokens=limits, end_id=dataset.eos, temperature=0)
     for item, record, limit, ids in zip(items, fits, limits, said, strict=True):
-        answer = tokenizer.decode(ids[:limit], skip_special_tokens=False)
+        answer = tokenizer.decode(ids, skip_special_tokens=False)
         marks = judge.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
         if judge.is_thought(item.reference):
             marks["thinking_tokens"] = len(tokenizer.encode(judge.cut(answer)[0]).ids)

@@ -1,13 +1,25 @@
 """Messages and a context -> the ids of a prompt, and what the model answers."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from dataset import PretrainDataset, SFTDataset
-from engine.generate.decode import complete, generate, stream_text
+from dataset import EOS, PretrainDataset, SFTDataset
+from engine.generate.decode import Request, Slots
+from engine.generate.sampling import Sampling
+from engine.generate.text import TextStream
 from model import SpongeBob
+
+AT_ONCE = 16  # more would not be faster on a CPU, and each takes a row of the cache
+
+
+class Prompt(NamedTuple):
+    """What the model is to continue."""
+
+    ids: list[int]
+    left_out: int = 0  # messages, the oldest ones, for which the context had no room
 
 
 class Conversation(NamedTuple):
@@ -18,45 +30,83 @@ class Conversation(NamedTuple):
     chats: bool
     system: str | None
     max_new_tokens: int
-    sampling: dict
+    sampling: Sampling = Sampling()
 
-    def encode(self, question: str, history: list[tuple[str, str]]) -> list[int]:
-        # A shell's broken bytes are no text to the tokenizer.
-        question, system = (text.encode("utf-8", "replace").decode() for text in (question, self.system or ""))
-        if not self.chats:
-            return PretrainDataset(self.tokenizer).encode([question])[0].ids[:-1].tolist()
-        turns = [] if self.system is None else [("system", system)]  # an empty one means none
+    @property
+    def context(self) -> int:
+        """Tokens, question and answer together."""
+        return self.model.config.max_seq_len
+
+    @property
+    def end_id(self) -> int:
+        return self.tokenizer.token_to_id(EOS)  # pyright: ignore[reportReturnType] (load_tokenizer has looked)
+
+    def continuation(self, text: str) -> list[int]:
+        """The ids of a text that goes on."""
+        return PretrainDataset(self.tokenizer).encode([as_text(text)])[0].ids[:-1].tolist()
+
+    def encode(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[int]:
+        """The ids of a question and the pairs before it."""
+        return self.ids_of(self.messages(question, history)) if self.chats else self.continuation(question)
+
+    def messages(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[dict]:
+        turns = [] if self.system is None else [("system", as_text(self.system))]  # an empty one means none
         for asked, answered in history:
             turns += [("user", asked), ("assistant", answered)]
-        turns.append(("user", question))
-        return SFTDataset(self.tokenizer).prompt([{"role": role, "content": content} for role, content in turns])
+        turns.append(("user", as_text(question)))
+        return [{"role": role, "content": content} for role, content in turns]
 
-    def prompt(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[int]:
-        """Ids to continue. The oldest pairs are left out until a quarter of the context is free for the answer.
+    def ids_of(self, messages: list[dict]) -> list[int]:
+        return SFTDataset(self.tokenizer).prompt(messages)
+
+    def prompt(self, question: str, history: Iterable[tuple[str, str]] = ()) -> Prompt:
+        """Of a chat, the oldest pairs are left out until there is room.
 
         ValueError: the question alone fills the context.
         """
-        history, context = list(history), self.model.config.max_seq_len
-        ids = self.encode(question, history)
-        while history and len(ids) + min(self.max_new_tokens, context // 4) > context:
-            ids = self.encode(question, history := history[1:])
-        if len(ids) >= context:
+        if self.chats:
+            found = self.fit(self.messages(question, history), self.max_new_tokens)
+        else:
+            found = Prompt(self.continuation(question))
+        if len(found.ids) >= self.context:
             raise ValueError(
-                f"the question takes {len(ids)} tokens of a context of {context}, which leaves no room for an answer: "
-                "shorten it, or raise --max_seq_len"
+                f"the question takes {len(found.ids)} tokens of a context of {self.context}, which leaves no room for "
+                "an answer: shorten it, or raise --max_seq_len"
             )
-        return ids
+        return found
 
-    def limit(self, ids: list[int]) -> int:
-        return min(self.max_new_tokens, self.model.config.max_seq_len - len(ids))
+    def fit(self, messages: list[dict], max_new_tokens: int) -> Prompt:
+        """Whole oldest turns are left out until the answer, or a quarter of the context, has room beside the rest.
 
-    def stream(self, ids: list[int]) -> Iterator[str]:
-        steps = generate(self.model, [ids], max_new_tokens=self.limit(ids), **self.sampling)
-        return stream_text(self.tokenizer, (step[0] for step in steps if step[0] is not None))
+        The system message and the last turn stay, whatever they take.
+        """
+        kept, ids = messages, self.ids_of(messages)
+        while len(ids) + min(max_new_tokens, self.context // 4) > self.context and (shorter := without_oldest(kept)):
+            kept, ids = shorter, self.ids_of(shorter)
+        return Prompt(ids, len(messages) - len(kept))
 
-    def answers(self, prompts: list[list[int]]) -> list[str]:
-        """All at once, each no longer than it would be alone."""
-        limits = [self.limit(ids) for ids in prompts]
-        answers = complete(self.model, prompts, max_new_tokens=max(limits), **self.sampling)
-        cut = [ids[:limit] for ids, limit in zip(answers, limits, strict=True)]
-        return self.tokenizer.decode_batch(cut, skip_special_tokens=False)
+    def request(self, ids: list[int], turn: int = 0) -> Request:
+        """The `turn`th question of a chat has a random seed of its own."""
+        sampling = replace(self.sampling, seed=self.sampling.seed + turn)
+        return Request(ids, self.max_new_tokens, (self.end_id,), sampling, TextStream(self.tokenizer))
+
+    def answer(self, requests: list[Request]) -> Iterator[None]:
+        """Let the model answer them, AT_ONCE at a time; comes back after every step."""
+        slots = Slots(self.model, min(len(requests), AT_ONCE), self.context)
+        for request in requests:
+            slots.add(request)
+        while slots.busy:
+            slots.step()
+            yield
+
+
+def as_text(words: str) -> str:
+    """A shell's broken bytes are no text to the tokenizer."""
+    return words.encode("utf-8", "replace").decode()
+
+
+def without_oldest(messages: list[dict]) -> list[dict]:
+    """Without all that stands before the second thing a user says; the system message stays. Empty: there is none."""
+    first = int(messages[0]["role"] == "system")
+    asked = [at for at in range(first, len(messages)) if messages[at]["role"] == "user" and at > first]
+    return [*messages[:first], *messages[asked[0] :]] if asked else []

@@ -1,55 +1,134 @@
 """Talking to a checkpoint in a terminal: one question, several at once, or a chat that remembers."""
 
+import contextlib
+import json
 import sys
-from collections import deque
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from engine.console import warn
+from engine.generate.decode import Request
+from engine.serve.chat import HELP, Chat
 from engine.serve.conversation import Conversation
 
-HELP = "Ctrl-C stops an answer. /reset forgets what was said, /exit (or Ctrl-D) ends the talk, /help shows this line."
 # What a model that was trained on the bundled sample can answer, by whether it chats or continues a text.
 SUGGESTIONS = {
     True: ("你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？"),
     False: ("贝壳湾", "林小满的家在", "灯塔立在", "红豆粥的做法"),
 }
 THINK, END_THINK, DIM, NORMAL = "<think>", "</think>", "\x1b[2m", "\x1b[0m"
+BLOCK = '"""'
 
 
 def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: bool = False) -> None:
     """Ask and answer until the input ends. Ctrl-C stops an answer; what was said of it is remembered."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 (input() then has a history, and what is pasted is one question)
     print(HELP)
     if on_sample:
         print("It was trained on the bundled sample and knows the town of Shell Bay. Try:")
         print("\n".join(f"  {question}" for question in SUGGESTIONS[conversation.chats]))
-    history: deque[tuple[str, str]] = deque(maxlen=history_cnt)
+    chat = Chat(conversation, history_cnt)
     while True:
         try:
-            question = input("> ").strip()
-            if question == "/exit":
-                raise EOFError
-            if question == "/help":
-                print(HELP)
-            elif question == "/reset":
-                history.clear()
-                print("forgotten")
+            question = read_question()
+            if question.startswith("/"):
+                print(chat.command(question))
             elif question:
-                ids = conversation.prompt(question, history)
-                history.append((question, print_answer(conversation.stream(ids), stream)))
+                answer(chat, question, stream)
         except (EOFError, KeyboardInterrupt):
             print("\nbye")
             return
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(error)
+
+
+def read_question() -> str:
+    """A line, or all lines between two times three quotation marks."""
+    question = input("> ").strip()
+    if not question.startswith(BLOCK):
+        return question
+    lines = [question.removeprefix(BLOCK)]
+    while not lines[-1].rstrip().endswith(BLOCK):
+        lines.append(input("... "))
+    return "\n".join(lines).rstrip().removesuffix(BLOCK).strip()
+
+
+def answer(chat: Chat, question: str, stream: bool) -> None:
+    """Answer a question of a chat."""
+    conversation, began = chat.conversation, time.perf_counter()
+    ids, left_out = conversation.prompt(question, chat.remembered)
+    if left_out:
+        warn(f"the context of {conversation.context} tokens is full: {left_out // 2} oldest pairs left out")
+    request = conversation.request(ids, chat.turns)
+    chat.turns += 1
+    chat.said.append((question, print_answer(pieces_of(conversation, request), stream)))
+    if sys.stdout.isatty():
+        speed = len(request.ids) / (time.perf_counter() - began)
+        print(f"{DIM}{len(request.ids)} tokens, {speed:.0f} tokens/s{NORMAL}")
+    say_if_cut(request)
 
 
 def answer_once(conversation: Conversation, questions: Sequence[str], stream: bool) -> None:
     """Answer and end: one question as in the chat, several in one batch."""
-    prompts = [conversation.prompt(question) for question in questions]
-    if len(prompts) == 1:
-        print_answer(conversation.stream(prompts[0]), stream)
-        return
-    for question, answer in zip(questions, conversation.answers(prompts), strict=True):
-        print(f"> {question}\n{answer}")
+    requests = [conversation.request(conversation.prompt(question).ids) for question in questions]
+    if len(requests) == 1:
+        print_answer(pieces_of(conversation, requests[0]), stream)
+    else:
+        for _ in conversation.answer(requests):
+            pass
+        for question, request in zip(questions, requests, strict=True):
+            print(f"> {question}\n{request.written}")
+    for request in requests:
+        say_if_cut(request)
+
+
+def answer_file(conversation: Conversation, path: Path) -> None:
+    """Answer every prompt of a file, a line each, and print {"prompt", "answer", "finish_reason"} lines in its order.
+
+    A line of a file that ends in .jsonl is {"prompt": text}.
+    """
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            questions.append(prompt_in(line, f"{path}:{number}") if path.suffix == ".jsonl" else line.strip())
+    requests = []
+    for number, question in enumerate(questions, 1):
+        try:
+            requests.append(conversation.request(conversation.prompt(question).ids))
+        except ValueError as error:
+            raise ValueError(f"{path}, prompt {number}: {error}") from None
+    told = 0
+    for _ in conversation.answer(requests):
+        while told < len(requests) and requests[told].ended:
+            row = {"prompt": questions[told], "answer": requests[told].written, "finish_reason": requests[told].ended}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            told += 1
+
+
+def prompt_in(line: str, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: not a JSON line ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(f'{place}: expected {{"prompt": text}}')
+    return row["prompt"]
+
+
+def pieces_of(conversation: Conversation, request: Request) -> Iterator[str]:
+    """The text of an answer while it is made."""
+    seen = 0
+    for _ in conversation.answer([request]):
+        yield request.written[seen:]
+        seen = len(request.written)
+
+
+def say_if_cut(request: Request) -> None:
+    if request.ended == "length":
+        room = len(request.prompt) + len(request.ids)
+        warn(f"cut after {len(request.ids)} tokens (--max_new_tokens; with the question {room}, see --max_seq_len)")
 
 
 def print_answer(pieces: Iterator[str], stream: bool) -> str:

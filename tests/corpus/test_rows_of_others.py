@@ -304,10 +304,10 @@ def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(
 def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_other_programs(tokenizer):
     from transformers import AutoTokenizer
 
-    talk = Conversation(tiny(), tokenizer, True, "", 8, {})
+    talk = Conversation(tiny(), tokenizer, True, "", 8)
     plain = "<s>user\n2+1?</s>\n<s>assistant\n"
-    assert tokenizer.decode(talk.encode("2+1?", []), skip_special_tokens=False) == plain
-    asked = tokenizer.decode(talk._replace(system=None).encode("2+1?", []), skip_special_tokens=False)
+    assert tokenizer.decode(talk.encode("2+1?"), skip_special_tokens=False) == plain
+    asked = tokenizer.decode(talk._replace(system=None).encode("2+1?"), skip_special_tokens=False)
     assert asked == f"<s>system\n{DEFAULT_SYSTEM}</s>\n{plain}"
     theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
     messages = [{"role": "system", "content": ""}, ASKED]

@@ -162,9 +162,11 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
-        options = {"max_new_tokens": 8, "end_id": 2, "temperature": 0.7, "top_p": 0.9}
-        tokens = len(list(decode.generate.__wrapped__(run.model.eval(), [[5, 6, 7]], **options)))
-    return told | {"generate": {"tokens": tokens, "waits": list(seen.waits)}}
+        slots = decode.Slots(run.model.eval(), count=2, capacity=32)
+        requests = [slots.add(decode.Request([5, 6, 7], 8)) for _ in range(2)]
+        while slots.busy:
+            decode.Slots.step.__wrapped__(slots)
+    return told | {"generate": {"tokens": len(requests[0].ids), "waits": list(seen.waits)}}
 
 
 def budget() -> dict:

@@ -63,12 +63,10 @@ def test_training_waits_for_the_gpu_only_where_it_logs(seen):
 
 
 @needs_card
-def test_generating_waits_twice_a_token(seen):
-    """Whether the logits are finite, and the ids; before the first, the prompt and its lengths are sent."""
-    sent = [["engine/generate/decode.py:generate", "copies and waits"]] * 2
-    told = seen["loop"]["generate"]
-    token = [[f"engine/generate/{place}", "reads a number"] for place in ("sampling.py:choose", "decode.py:generate")]
-    assert told == {"tokens": 8, "waits": sent + token * 8}
+def test_decoding_waits_once_per_step_for_all_its_requests(seen):
+    """For the logits: the next tokens are chosen on the CPU. What is sent is not waited for."""
+    waits = [["engine/generate/decode.py:step", "copies and waits"]] * 8
+    assert seen["loop"]["generate"] == {"tokens": 8, "waits": waits}
 
 
 @needs_card

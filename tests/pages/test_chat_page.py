@@ -151,10 +151,10 @@ def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kin
 
 @needs_node
 def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
-    conversation = Conversation(on_the_page(folder), tokenizer, True, "短", 64, {})
+    conversation = Conversation(on_the_page(folder), tokenizer, True, "短", 64)
     expected = []
     for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
-        prompt = conversation.prompt(question, history)
+        prompt = conversation.prompt(question, history).ids
         answer = complete(conversation.model, [prompt], max_new_tokens=64, end_id=2, temperature=0)[0]
         expected.append([*prompt, *answer])
     code = """
@@ -244,18 +244,17 @@ def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
 @pytest.mark.parametrize("chosen", [
     {}, {"temperature": 0.6}, {"temperature": 1.5}, {"top_k": 7}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.5},
 ])  # fmt: skip
-def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen, monkeypatch):
+def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen):
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen
-    seen = []
-    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: seen.append(p[0] / p.sum()) or torch.zeros(1, 1))
-    sampling.choose(logits, **chosen)
+    columns = [torch.tensor([[value]]) for value in (*chosen.values(), 0.0)]
+    expected = sampling.distribution(logits, *columns)[0]
     code = """
       const choose = inside("choose"), logits = Float32Array.from(input.logits), counts = new Array(400).fill(0);
       for (let i = 0; i < 4000; i++) counts[choose(logits, input.chosen, () => (i + 0.5) / 4000)]++;
       return counts;"""
     counts = torch.tensor(run(page, code, {"logits": logits[0].tolist(), "chosen": chosen}))
-    assert (counts / 4000 - seen[0]).abs().max() < 1.01 / 4000
+    assert (counts / 4000 - expected).abs().max() < 1.01 / 4000
 
 
 def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
@@ -305,7 +304,7 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
 
 @needs_node
 def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
-    conversation = Conversation(on_the_page(folder), tokenizer, True, None, 64, {})
+    conversation = Conversation(on_the_page(folder), tokenizer, True, None, 64)
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
       const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>
@@ -317,9 +316,9 @@ def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_
       model.max_seq_len = 128;
       return [...prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
     narrow, wide, refused = run(page, code, pairs)
-    assert narrow == [conversation.prompt("现在呢？", pairs[:n][-4:]) for n in range(6)]
+    assert narrow == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
     conversation.model.config.max_seq_len = 400
-    assert wide == [conversation.prompt("现在呢？", pairs[:n][-4:]) for n in range(6)]
+    assert wide == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
     assert len(narrow[5]) <= 128 - 32 < len(wide[5])
     conversation.model.config.max_seq_len = 128
     words = refused["tooLong"]

@@ -14,7 +14,7 @@ from dataset import fingerprint, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.files import write_json
 from engine.flags import ROOT
-from engine.generate.sampling import choose
+from engine.generate.sampling import Sampling, choose
 from engine.score import choices, run, table
 from engine.score.choices import Question
 from engine.score.likelihood import token_nats
@@ -171,10 +171,10 @@ def test_top_k_1_is_greedy_and_top_k_keeps_exactly_k_also_of_equals():
     torch.manual_seed(0)
     logits = torch.randn(64, 50).bfloat16()
     logits[:, 7] = logits[:, 30] = 4.0  # equal and the largest
-    assert torch.equal(choose(logits, top_k=1), choose(logits, temperature=0))
-    assert torch.equal(choose(logits, top_p=1e-9), choose(logits, temperature=0))
-    flat = torch.zeros(400, 9)
-    assert len(set(choose(flat, top_k=3).tolist())) == 3
+    pick = lambda logits, **options: choose(logits, [Sampling(**options)] * len(logits), torch.rand(len(logits), 1))
+    assert torch.equal(pick(logits, top_k=1), pick(logits, temperature=0))
+    assert torch.equal(pick(logits, top_p=1e-9), pick(logits, temperature=0))
+    assert len(set(pick(torch.zeros(400, 9), top_k=3, top_p=1).tolist())) == 3
 
 
 # -------------------------------------------------------------------------------------------- whose figures

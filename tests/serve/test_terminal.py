@@ -1,6 +1,7 @@
 """A checkpoint answers in a terminal: every mode, the chat and its memory, the limits of the context."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -8,7 +9,8 @@ from making import TOKENIZER, greedy
 
 import eval_model
 from dataset import SFTDataset
-from engine.serve import conversation
+from engine.generate.sampling import Sampling
+from engine.serve import conversation, terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +85,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
         yield "半"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversation, "stream_text", interrupted)
+    monkeypatch.setattr(terminal, "pieces_of", interrupted)
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
@@ -106,11 +108,11 @@ def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32, {})
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32)
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
-    ids = speaker.prompt("现在呢？", history)
+    ids, left_out = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
-    assert kept and kept == list(range(4 - len(kept), 4)) and len(kept) < 4
+    assert kept and kept == list(range(4 - len(kept), 4)) and left_out == 2 * (4 - len(kept)) > 0
     assert len(ids) + 32 <= 128 < len(speaker.encode("现在呢？", history[kept[0] - 1 :])) + 32
 
 
@@ -124,7 +126,77 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, {"end_id": -1, "temperature": 0})
-    ids = speaker.prompt("你好")
+    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, Sampling(temperature=0))
+    ids = speaker.prompt("你好").ids
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
-    assert speaker.answers([ids, [*ids, 5, 6, 7]])[0] == "".join(speaker.stream(ids)) == text
+    requests = [speaker.request(ids), speaker.request([*ids, 5, 6, 7])]
+    for _ in speaker.answer(requests):
+        pass
+    assert requests[0].written == "".join(terminal.pieces_of(speaker, speaker.request(ids))) == text
+    assert requests[0].ended == "length" and len(ids) + len(requests[0].ids) == 128
+    assert len(requests[1].prompt) + len(requests[1].ids) == 128
+
+
+# ------------------------------------------------------------------------------------------- commands of a chat
+
+
+def test_commands_change_how_the_next_answers_are_made(ask, monkeypatch, tmp_path):
+    lines = ["/params temperature 0", "你好", "/system 说英语", "/reset", "你好", "/params max_new_tokens 3", "/reset",
+             "你好", "/params"]  # fmt: skip
+    type_in(monkeypatch, "\n".join(lines).encode())
+    out = ask("--temperature", 1)
+    usual = ask("--temperature", 0, "--prompt", "你好")
+    english = ask("--temperature", 0, "--system", "说英语", "--prompt", "你好")
+    short = ask("--temperature", 0, "--system", "说英语", "--max_new_tokens", 3, "--prompt", "你好")
+    assert f"> {usual}> system message: 说英语\n> forgotten\n> {english}> " in out and f"> {short}> " in out
+    assert "temperature 0.0  top_p 0.9" in out and "max_new_tokens 3\n" in out
+
+
+def test_a_talk_is_saved_as_a_row_that_training_reads(ask, monkeypatch, tmp_path):
+    file = tmp_path / "talks.jsonl"
+    type_in(monkeypatch, f"/system 短\na\nb\n/save {file}\n/reset\nc\n/save {file}\n".encode())
+    assert f"2 pairs added to {file}" in ask("--history_cnt", 1)
+    first, second = (SFTDataset.read(json.loads(line)) for line in file.read_text("utf-8").splitlines())
+    assert [turn["role"] for turn in first] == ["system", "user", "assistant", "user", "assistant"]
+    assert [turn["content"] for turn in first[::2]][0] == "短" and second[1]["content"] == "c"
+
+
+@pytest.mark.parametrize("line, words", [
+    ("/params temperature hot", "expected float"), ("/params heat 1", "choose one of temperature"),
+    ("/params top_p 2", "top_p 2.0 must"), ("/params max_new_tokens 0", "more than 0"), ("/save", "into which file"),
+    ("/save x.jsonl", "nothing was said"), ("/sistem", "no such command"), ("/params top_k 1.5", "expected int"),
+])  # fmt: skip
+def test_a_command_that_cannot_be_obeyed_says_why_and_the_chat_goes_on(ask, monkeypatch, line, words):
+    type_in(monkeypatch, f"{line}\n你好\n".encode())
+    out = ask("--temperature", 0)
+    assert words in out and ask("--temperature", 0, "--prompt", "你好") in out
+
+
+def test_lines_between_three_quotation_marks_are_one_question(ask, monkeypatch):
+    type_in(monkeypatch, '"""你好\n/exit\n  再见"""\n'.encode())
+    assert ask("--temperature", 0, "--prompt", "你好\n/exit\n  再见") in ask("--temperature", 0)
+
+
+def test_every_line_of_a_file_is_answered_in_order_as_alone(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation, "AT_ONCE", 3)
+    questions = ["你好", "-1 + 2", *(f"问题{n}" * n for n in range(1, 6))]
+    plain, rows = tmp_path / "lines.txt", tmp_path / "lines.jsonl"
+    plain.write_text("\n\n".join(questions), encoding="utf-8")
+    rows.write_text("\n".join(json.dumps({"prompt": one}) for one in questions), encoding="utf-8")
+    out = ask("--temperature", 0, "--prompts", plain)
+    assert out == ask("--temperature", 0, "--prompts", rows)
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [row["prompt"] for row in told] == questions and {row["finish_reason"] for row in told} <= {"length", "stop"}
+    for row in told:
+        assert ask("--temperature", 0, f"--prompt={row['prompt']}") == row["answer"] + "\n"
+    rows.write_text('{"prompt": "a"}\n{"text": "b"}')
+    with pytest.raises(ValueError, match=r'lines.jsonl:2: expected {"prompt": text}'):
+        ask("--prompts", rows)
+
+
+def test_what_was_cut_or_left_out_is_told_beside_the_answer(ask, monkeypatch):
+    ask("--temperature", 0, "--max_new_tokens", 3, "--prompt", "你好")
+    assert "cut after 3 tokens" in ask.warned
+    type_in(monkeypatch, ("问题" * 9 + "\n").encode() * 6)
+    ask("--temperature", 0)
+    assert "the context of 128 tokens is full: 1 oldest pairs left out" in ask.warned

@@ -1,0 +1,54 @@
+"""The checkpoints of a folder as models by their names; each is read when somebody first asks for it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.generate.decode import Slots
+from engine.serve.conversation import Conversation
+
+
+class Served(NamedTuple):
+    """A model in memory. Weights that were written anew since then are another one."""
+
+    written: int  # st_mtime_ns of its file
+    conversation: Conversation
+    slots: Slots
+
+
+class Models:
+    """`open_one` makes a Conversation of a .pth; `extra` may lie elsewhere; `count` answers at once for each model."""
+
+    def __init__(self, folder: Path, extra: Path, open_one: Callable[[Path], Conversation], count: int):
+        self.folder, self.extra, self.open_one, self.count = folder, extra, open_one, count
+        self._lock = threading.Lock()
+        self._served: dict[str, Served] = {}
+
+    def paths(self) -> dict[str, Path]:
+        """{name: .pth}, as they lie there now."""
+        found = {path.stem: path for path in sorted(self.folder.glob("*.pth"))}
+        return found | ({self.extra.stem: self.extra} if self.extra.is_file() else {})
+
+    @property
+    def default(self) -> str:
+        return self.extra.stem
+
+    def open_default(self) -> None:
+        """Read the model that is meant where a request names none."""
+        if self.extra.is_file():
+            self.get(self.default)
+        else:
+            self.open_one(self.extra)  # which says what is missing
+
+    def get(self, name: str) -> Served:
+        """KeyError: no such model. ValueError: its file is none that can be used."""
+        path = self.paths()[name]
+        written = path.stat().st_mtime_ns
+        with self._lock:
+            served = self._served.get(name)
+            if served is None or served.written != written:  # requests of the old one are finished with the old one
+                conversation = self.open_one(path)
+                served = Served(written, conversation, Slots(conversation.model, self.count, conversation.context))
+                self._served[name] = served
+        return served

@@ -1,0 +1,152 @@
+"""OpenAI's shapes: what may be asked, what an error looks like, how a choice and its log-probabilities are told."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Tokenizer
+
+from engine.corpus.fitness import byte_characters
+from engine.generate.decode import TokenLogprob
+from engine.generate.sampling import Sampling
+from engine.serve.thoughts import joined
+
+BYTES = {character: byte for byte, character in byte_characters().items()}
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+T = TypeVar("T", bound=BaseModel)
+
+
+class Problem(Exception):
+    """What a client is told in place of an answer."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None):
+        super().__init__(message)
+        self.status = status
+        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
+        kind = "rate_limit_error" if status == 429 else kind
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Strict(BaseModel):
+    """A field that is not known is refused: a setting that is not obeyed would be a silent one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against those who guess at the lengths; there is none to switch off
+
+
+class Asked(Strict):
+    """What a chat and a text to go on with have in common; None: the server's own choice."""
+
+    model: str = ""
+    n: int = Field(1, ge=1, le=128)
+    max_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: Literal[0] | None = None
+    user: Any = None  # it changes no answer
+    metadata: Any = None
+    store: Literal[False] | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        words = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(words) > 4 or "" in words:
+            raise Problem(400, "stop: at most four texts, none of them empty", param="stop")
+        return words
+
+    def sampling(self, seed: int) -> Sampling:
+        chosen = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) is not None}
+        try:
+            return Sampling(**chosen, seed=seed % 2**63)
+        except ValueError as error:
+            raise Problem(400, str(error), param=str(error).split()[0]) from None
+
+
+class Part(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+    reasoning_content: str | None = None
+    name: Any = None
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """As a row of training holds it."""
+        content = self.content or ""
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        if self.reasoning_content:
+            content = joined(self.reasoning_content, content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatAsked(Asked):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    truncation: Literal["auto", "disabled"] = "disabled"  # auto: the oldest turns may be left out
+
+
+class TextAsked(Asked):
+    prompt: str | Annotated[list[str], Field(min_length=1)]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+
+def read(kind: type[T], body: bytes) -> T:
+    """Problem 400 naming the first field that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, first["loc"])) or None
+        raise Problem(400, f"{param or 'body'}: {first['msg']}", param=param) from None
+
+
+# ------------------------------------------------------------------------------------------------ what is told
+
+
+def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]) -> dict:
+    def entry(token: int, value: float) -> dict:
+        raw = bytes_of(tokenizer, token)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
+
+    content = [entry(token, one.chosen) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
+               for token, one in zip(ids, told, strict=True)]  # fmt: skip
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob], offset: int) -> dict:
+    """`offset`: characters of the answer before these tokens."""
+    word = lambda token: bytes_of(tokenizer, token).decode("utf-8", "replace")
+    offsets = []
+    for token in ids:
+        offsets.append(offset)
+        offset += len(word(token))
+    return {
+        "tokens": [word(token) for token in ids],
+        "token_logprobs": [one.chosen for one in told],
+        "top_logprobs": [{word(token): value for token, value in one.likeliest} for one in told],
+        "text_offset": offsets,
+    }
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    """What a token stands for; it may be a part of a character."""
+    word = tokenizer.id_to_token(token) or ""
+    return bytes(BYTES[c] for c in word) if all(c in BYTES for c in word) else word.encode()

@@ -1,0 +1,101 @@
+"""A server that speaks OpenAI's API: every checkpoint of --save_dir is a model by its name.
+
+    python serve.py                                     # results/SFT.pth and all beside it, on http://127.0.0.1:8000
+    python serve.py --model_mode 2                      # the page and who names no model: distill.pth
+    python serve.py --host 0.0.0.0 --api_key KEY        # for other machines
+
+It needs two packages more: pip install -e .[serve]. docs/serve.md shows how clients talk to it.
+"""
+
+import importlib.util
+import signal
+import socket
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from dataset import load_tokenizer
+from engine import cli
+from engine.checkpoint.weights import open_chosen
+from engine.console import say
+from engine.flags import Chosen, Flags, flag, parse
+from engine.machine import runtime
+from engine.options import Checkpoint, Device
+from engine.pages import chat_page
+from engine.serve.conversation import Conversation
+from engine.serve.models import Models
+
+INSTALL = "pip install -e .[serve]"
+
+
+@dataclass(frozen=True)
+class Serve(Flags):
+    """server"""
+
+    host: str = flag("127.0.0.1", "address it listens at; 0.0.0.0: other machines reach it, too")
+    port: int = flag(8000, "port it listens at (0: one that is free)", least=0)
+    api_key: str | None = flag(None, "what clients must send as their API key; default: no key is asked for")
+    slots: int = flag(16, "requests of a model that are answered at once; others wait", above=0)
+    queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", above=0)
+    max_seconds: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", above=0)
+    max_kilobytes: int = flag(256, "largest request; larger ones get status 413", above=0)
+
+
+def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
+    """The checkpoints of --save_dir and the one that --model_mode or --ckpt means."""
+    checkpoint = chosen.checkpoint
+
+    def open_one(path: Path) -> Conversation:
+        model, meta = open_chosen(checkpoint, tokenizer, path)
+        model.eval().to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+        chats = (meta.get("stage") or path.stem) != "pretrain"
+        return Conversation(model, tokenizer, chats, None, model.config.max_seq_len)
+
+    return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, chosen.serve.slots)
+
+
+@lru_cache(maxsize=1)
+def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
+    """The page that holds a model and needs no server, as export.py writes it; `written` is the time of its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "page.html"
+        chat_page.write_page({path.stem: path}, tokenizer_dir, target)
+        return target.read_text(encoding="utf-8")
+
+
+def api_of(chosen: Chosen):
+    """Everything but the socket. The model that is meant is read now: a wrong one is told before clients come."""
+    from engine.serve.api import Api, Limits
+    from engine.serve.engine_thread import EngineThread
+
+    checkpoint, serve = chosen.checkpoint, chosen.serve
+    models = models_of(chosen, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(chosen.device, seed=0))
+    models.open_default()
+    limits = Limits(body=1000 * serve.max_kilobytes, seconds=serve.max_seconds)
+    page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
+    return Api(models, EngineThread(serve.queue), limits, serve.api_key, page)
+
+
+def choose(argv: list[str] | None) -> Chosen:
+    return parse(__doc__, argv, Serve, Checkpoint, Device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    chosen = choose(argv)
+    if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"serve.py needs {' and '.join(missing)}: {INSTALL}")
+    import uvicorn
+
+    serve, app = chosen.serve, api_of(chosen).app()
+    with socket.create_server((serve.host, serve.port)) as door:
+        say(f"http://{serve.host}:{door.getsockname()[1]} (Ctrl-C or SIGTERM: finish what runs and stop)")
+        # uvicorn finishes what runs, then raises the signal again for whoever had it before.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).run(sockets=[door])
+
+
+if __name__ == "__main__":
+    cli.run(main)
