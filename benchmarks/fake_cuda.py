@@ -203,9 +203,9 @@ def watch(keep: str = ""):
             made, name = inside(out), str(func)
             if func is aten._to_copy.default and bool(read) != bool(made) and not kwargs.get("non_blocking"):
                 self.wait("copies and waits")
-            if func is aten._to_copy.default and made and not read and kwargs.get("non_blocking"):
-                if not getattr(args[0], "pinned", False):
-                    self.wait("copies what is not pinned")
+            to_gpu = func is aten._to_copy.default and made and not read and kwargs.get("non_blocking")
+            if to_gpu and not getattr(args[0], "pinned", False):
+                self.wait("copies what is not pinned")
             if func is aten.copy_.default and read and len(read) < 2 and not args[2:3]:
                 self.wait("copies and waits")
             view = func.is_view or any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
