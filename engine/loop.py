@@ -17,9 +17,8 @@ from engine.generate.continuation import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
 from engine.machine import finite, flops
-from engine.machine.early_stop import OUT_OF_TIME, outcome, votes, why_stop
 from engine.machine.parallel import Compiling, gradient_sync, reshard, whole
-from engine.machine.runtime import Runtime
+from engine.machine.runtime import OUT_OF_TIME, Runtime, outcome, votes, why_stop
 from engine.machine.signals import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch

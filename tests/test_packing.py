@@ -195,7 +195,7 @@ def test_a_conversation_without_an_answer_is_dropped(chats):
 # ------------------------------------------------------------------------------------------------- batches
 
 
-def test_the_documents_table_holds_where_each_begins_and_is_padded_with_the_size(corpus):
+def test_the_documents_table_holds_where_each_begins_and_ends_with_the_size(corpus):
     batches = batches_of(corpus, batch_size=4, rows_per_step=8)
     assert len(batches.rows) % 4  # so there are empty rows, too
     for batch in epoch(batches):
@@ -204,9 +204,7 @@ def test_the_documents_table_holds_where_each_begins_and_is_padded_with_the_size
             goes_on = at % ROW_LEN and (token == before + 1 or token == before == 0)
             begins += [] if goes_on else [at]
             before = token
-        padding = len(batch.cu_seqlens) - len(begins)
-        assert batch.cu_seqlens.tolist() == begins + [batch.inputs.numel()] * padding and padding >= 1
-        assert batch.cu_seqlens.dtype == torch.int32 and len(batch.cu_seqlens) == batches.table_size
+        assert batch.cu_seqlens.tolist() == [*begins, batch.inputs.numel()] and batch.cu_seqlens.dtype == torch.int32
 
 
 def test_batches_are_a_function_of_seed_epoch_and_step_alone(corpus):

@@ -11,7 +11,7 @@ from dataset import LOSS, NO_LOSS, TAG
 from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
 from engine.machine import card, flops, parallel, rng, runtime
-from engine.machine.early_stop import OUT_OF_TIME, SIGNAL, outcome, votes
+from engine.machine.runtime import OUT_OF_TIME, SIGNAL, outcome, votes
 from engine.stage import run as stage
 from model import SpongeBob, can_attend_by_document
 
