@@ -92,14 +92,12 @@ class Tensorboard(Silent):
 SERVICES = {"wandb": Wandb, "swanlab": Swanlab, "tensorboard": Tensorboard}
 
 
-def open_service(
-    service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int
-) -> Silent:  # fmt: skip
+def open_service(service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int) -> Silent:
     """The service by its name; `path` is the log file, beside which local copies lie; `step`s are done already."""
     if service == "none":
         return Silent(run_id)
     try:
-        return SERVICES[service](path.name.split(".")[0], path.parent, project, config, run_id, step)
+        return SERVICES[service](path.name.removesuffix(".metrics.jsonl"), path.parent, project, config, run_id, step)
     except ImportError:
         raise ValueError(f"--tracker {service}: not installed; pip install {service}, or --tracker none") from None
     except Exception as error:  # a project name it does not take, for one

@@ -28,7 +28,7 @@ class Tracker:
         self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None
     ):
         self.path = path = output.metrics
-        self.active = active
+        self.active, self.name = active, output.name
         self.rows: list[dict] = []
         self.reminder: str | None = None  # a warning that every row repeats
         service = output.service if active else "none"
@@ -42,9 +42,9 @@ class Tracker:
         write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, self.rows))))
         self._written, self._size = len(self.rows), path.stat().st_size
         # In a file a redrawn bar would be one endless line: there every row of the log is a line.
-        self._lines = None if sys.stderr.isatty() else f"{path.name.split('.')[0]} step {{}} of {steps}: {{}}"
-        self.bar = tqdm(total=steps, initial=step, desc=path.name.split(".")[0], unit="step", dynamic_ncols=True,
-                        disable=self._lines is not None)  # fmt: skip
+        self._in_lines = not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=step, desc=output.name, unit="step", dynamic_ncols=True,
+                        disable=self._in_lines)  # fmt: skip
 
     def log(self, row: dict) -> None:
         """Append one row (it has "step") everywhere."""
@@ -93,8 +93,8 @@ class Tracker:
     def show(self, step: int, words: str = "") -> None:
         if self.active:
             self.bar.update(step - self.bar.n)
-            if words and self._lines:
-                warn(self._lines.format(step, words))
+            if words and self._in_lines:
+                warn(f"{self.name} step {step} of {self.bar.total}: {words}")
             elif words:
                 self.bar.set_postfix_str(words)
 

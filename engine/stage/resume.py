@@ -10,7 +10,7 @@ from engine.checkpoint import state
 from engine.checkpoint.run_info import RunInfo, read_info
 from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
 from engine.console import say
-from engine.files import first_line
+from engine.files import first_line, remove_left_overs
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.machine import rng
@@ -71,11 +71,17 @@ def clear(output: Output, saved: Saved | None) -> None:
     OSError when --overwrite cannot delete an old state: a later --resume would find it.
     """
     states = output.states
-    state.remove_leftovers(states)
+    _remove_left_overs(output)
     if output.overwrite and states.exists():
         shutil.rmtree(states)
     elif saved is None or saved.path.resolve().parent == states.resolve():
         state.set_aside_newer(states, saved.step if saved else -1)
+
+
+def _remove_left_overs(output: Output) -> None:
+    """What a run of this name that was killed was writing; that of another name may still be written."""
+    state.remove_leftovers(output.states)
+    remove_left_overs(output.weights, output.weights.with_suffix(".json"), output.metrics)
 
 
 def _named(path: Path, states: Path) -> Path:
@@ -186,5 +192,6 @@ def finish(saved: Saved, run: Run, meta: dict) -> None:
     if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
         weights = cpu_weights(run.model, kept=run.runtime.main)
         if run.runtime.main:
+            _remove_left_overs(output)
             save_weights(output.weights, weights, meta)
     say(f"{output.weights} is finished: nothing left to do")
