@@ -21,12 +21,14 @@ class Tracker:
         flags: of the run, for the service.
         steps: length of the run, for the progress bar.
         step: steps that are done already; rows after it are cut off (a resumed run writes them again).
+        earlier: the log that is continued, where the run had another name before.
         run_id: of the run at the service that is continued.
     """
 
     def __init__(
-        self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None
-    ):
+        self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None,
+        earlier: Path | None = None,
+    ):  # fmt: skip
         self.path = path = output.metrics
         self.active, self.name = active, output.name
         self.rows: list[dict] = []
@@ -36,10 +38,7 @@ class Tracker:
         self.run_id = self.service.run_id
         if not active:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if step and path.is_file():
-            self.rows = [row for row in _read_rows(path) if row["step"] <= step]
-        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, self.rows))))
+        self.rows = carry_on(earlier or path, path, step)
         self._written, self._size = len(self.rows), path.stat().st_size
         # In a file a redrawn bar would be one endless line: there every row of the log is a line.
         self._in_lines = not sys.stderr.isatty()
@@ -118,8 +117,14 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _read_rows(path: Path) -> list[dict]:
-    return [row for row in read_log(path) if isinstance(row.get("step"), int)]
+def carry_on(earlier: Path, path: Path, step: int) -> list[dict]:
+    """Write the log `path` with the rows of `earlier` up to `step`, none for step 0, and return them."""
+    rows = (
+        [row for row in read_log(earlier) if isinstance(row.get("step"), int) and row["step"] <= step] if step else []
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
+    return rows
 
 
 def _short(value: float) -> str:

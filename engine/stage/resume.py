@@ -11,6 +11,7 @@ from engine.checkpoint.run_info import RunInfo, read_info
 from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
 from engine.console import say
 from engine.files import first_line, remove_left_overs
+from engine.log.tracker import carry_on
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.machine import rng
@@ -184,8 +185,14 @@ def put_back(saved: Saved, run: Run) -> Progress:
     return progress
 
 
+def log_of(saved: Saved, output: Output) -> Path:
+    """The log of the run that is continued, also where it had another name."""
+    own = saved.path.resolve().parent == output.states.resolve()
+    return output.metrics if own else saved.path.parent.with_suffix(".metrics.jsonl")
+
+
 def finish(saved: Saved, run: Run, meta: dict) -> None:
-    """A finished run: write the weights if the run was killed between its last state and them."""
+    """A finished run: write the weights if the run was killed between its last state and them, or has a new name."""
     output = run.output
     there = read_meta(output.weights) if output.weights.is_file() else {}
     # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
@@ -194,4 +201,6 @@ def finish(saved: Saved, run: Run, meta: dict) -> None:
         if run.runtime.main:
             _remove_left_overs(output)
             save_weights(output.weights, weights, meta)
+            if (log := log_of(saved, output)) != output.metrics:
+                carry_on(log, output.metrics, saved.step)
     say(f"{output.weights} is finished: nothing left to do")

@@ -136,8 +136,10 @@ def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
     say(plan.describe(run, rows.training, rows.validation))
     say(plan.trial(run, progress))
     rt.from_main(lambda: resume.clear(output, saved))
-    run_id = saved.info.run_id if saved else None
-    tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+    run_id, log = (saved.info.run_id, resume.log_of(saved, output)) if saved else (None, None)
+    tracker = Tracker(
+        output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id, earlier=log
+    )
     group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
     saver = Saver(
         rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name, group
