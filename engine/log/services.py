@@ -59,12 +59,13 @@ class Swanlab(Silent):
         self.swanlab = swanlab
         mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"
         options = {"experiment_name": name, "config": config, "logdir": str(folder / "swanlog"), "mode": mode}
+        again = {"id": run_id, "resume": "allow"} if run_id and mode == "cloud" else {}  # a local run is not continued
         try:
-            run = swanlab.init(project=project, **options)
+            run = swanlab.init(project=project, **options, **again)
         except Exception as error:  # as for wandb
             say(f"swanlab: {first_line(error)}; what it gets lies in {options['logdir']}")
             run = swanlab.init(project=project, **options | {"mode": "local"})
-        self.run_id = getattr(run, "id", None)
+        self.run_id = run_id or getattr(run, "id", None)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.swanlab.log({key: value for key, value in values.items() if not isinstance(value, str)}, step=step)
