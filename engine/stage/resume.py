@@ -194,12 +194,13 @@ def log_of(saved: Saved, output: Output) -> Path:
 def finish(saved: Saved, run: Run, meta: dict) -> None:
     """A finished run: write the weights if the run was killed between its last state and them, or has a new name."""
     output = run.output
+    if run.runtime.main:
+        _remove_left_overs(output)
     there = read_meta(output.weights) if output.weights.is_file() else {}
     # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
     if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
         weights = cpu_weights(run.model, kept=run.runtime.main)
         if run.runtime.main:
-            _remove_left_overs(output)
             save_weights(output.weights, weights, meta)
             if (log := log_of(saved, output)) != output.metrics:
                 carry_on(log, output.metrics, saved.step)
