@@ -125,6 +125,22 @@ def _positive(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} must be a positive number")
 
 
+def stretched(parameters: dict, factor: float, trained_for: int) -> dict:
+    """The rope_parameters of a model for rows longer than the `trained_for` tokens of before (Llama 3.1's rule).
+
+    A wavelength that fits four times into those tokens stays, the model knows all of it; one that does not fit once
+    grows by `factor`; see model.rope_frequencies. A model that was stretched before keeps its first length.
+    """
+    return {
+        "rope_type": "llama3",
+        "rope_theta": parameters["rope_theta"],
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": parameters.get("original_max_position_embeddings", trained_for),
+    }
+
+
 def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
     """RoPE's numbers from the fields in which they are given, of which transformers has had three.
 

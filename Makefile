@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults test-pages lint types
+.PHONY: install demo test test-faults test-inductor test-pages test-runtimes lint types
 
 .venv/installed: requirements.txt runs/install.py
 	$(PYTHON) runs/install.py
@@ -26,9 +26,21 @@ test-faults: .venv/installed-dev
 test-pages: .venv/installed-dev
 	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
 
+test-runtimes: .venv/installed-dev
+	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: .venv/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Triton is for CUDA machines: beside the CPU wheel it lies in a folder of its own, which only this target looks into.
+.inductor/triton: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .inductor triton==3.7.1
+	touch $@
+
+test-inductor:
+	@$(MAKE) --silent .inductor/triton || echo "not run: triton could not be installed"
+	@PYTHONPATH=.inductor $(BIN)/python -m benchmarks.inductor

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
     #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbours.
     documents = stage.open_documents(SFTDataset, tokenizer, chosen.data, rt)
-    rows = stage.pack(documents, cut_conversations, chosen, rt)
+    rows = stage.pack(documents, cut_conversations, chosen, rt, model)
 
     # 3. What a token costs, by its class: the assistant's words as much as any other, the rest nothing.
     cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}

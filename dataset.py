@@ -45,13 +45,15 @@ UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 DEFAULT_SYSTEM = "你是 SpongeBob，一个从零开始训练出来的小小语言模型，乐于用简单的话帮助别人。"
 
 # The same rendering for other programs (transformers, llama.cpp); a test compares the two. An empty first system
-# message means that there is none.
+# message means that there is none. What {% generation %} holds is learned (trl's assistant_only_loss).
 CHAT_TEMPLATE = (
     "{% if not messages or messages[0]['role'] != 'system' %}{{ '<s>system\\n"
     + DEFAULT_SYSTEM
-    + "</s>\\n' }}{% endif %}"
-    "{% for message in messages %}{% if message['role'] != 'system' or message['content'] | trim %}"
-    "{{ '<s>' + message['role'] + '\\n' + message['content'] + '</s>\\n' }}{% endif %}{% endfor %}"
+    + "</s>\\n' }}{% endif %}{% for message in messages %}{% set said = message['content'] | default('', true) %}"
+    "{% if said is not string %}{% set said = said | selectattr('type', 'equalto', 'text') | map(attribute='text') | "
+    "join %}{% endif %}{% if message['role'] != 'system' or said | trim %}{{ '<s>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ said + '</s>' }}{% endgeneration %}"
+    "{% else %}{{ said + '</s>' }}{% endif %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
 

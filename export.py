@@ -1,7 +1,8 @@
-"""A checkpoint for other programs.
+"""A checkpoint for other programs, and theirs as one of ours.
 
 python export.py --format hf exported                 # results/SFT.pth as a folder for transformers
 python export.py --format hf exported --model_mode 2  # results/distill.pth
+python export.py --format gguf mine.gguf --dtype q8_0 # one file for llama.cpp, and mine.Modelfile for Ollama
 python export.py --format page talk.html              # one web page that holds results/SFT.pth and talks
 python export.py --format page talk.html --stages     # every stage in --save_dir, with a slider between them
 """
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from dataset import load_tokenizer
 from engine import cli
-from engine.checkpoint import hugging_face
+from engine.checkpoint import gguf, hugging_face
+from engine.checkpoint.imported import import_folder
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
@@ -23,15 +25,19 @@ from engine.pages import chat_page
 class Export(Flags):
     """export"""
 
-    target: str = flag("", "new or empty folder (hf), or .html file (page)", called="target", metavar="TARGET")
+    target: str = flag("", "folder, .gguf, .html or .pth to write", called="target", metavar="TARGET", nargs="?")
     format: str = flag(
-        "", "hf: a LlamaForCausalLM in float32 and its tokenizer; page: a web page that talks", choices=("hf", "page")
+        "", "hf: for transformers; gguf: for llama.cpp; page: a web page", choices=("hf", "gguf", "page")
     )
+    dtype: str = flag("float32", "of the exported weights; q8_0: 8 bits, only gguf", choices=tuple(gguf.DTYPES))
+    import_hf: str | None = flag(None, "folder of a LlamaForCausalLM, or Meta's, that becomes a .pth and its .json")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.format:
-            raise ValueError("--format: say which; hf is what transformers reads, page what a browser opens")
+        if bool(self.format) == bool(self.import_hf):
+            raise ValueError("--format hf (for transformers), gguf (llama.cpp), page (a browser), or --import_hf: one")
+        if self.format and not self.target:
+            raise ValueError(f"--format {self.format}: say where; TARGET is the folder or file to write")
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,13 @@ class Page(Flags):
     )
 
 
-COMMON = names_in(Export, Checkpoint)
+COMMON = {"target", "format", *names_in(Checkpoint)}
 ONE = {"model_mode", "long", "ckpt"}  # which checkpoint is meant
-READS = {  # the flags of each format
-    "--format hf": {*COMMON},
+READS = {  # the flags of each way
+    **dict.fromkeys(("--format hf", "--format gguf"), {*COMMON, "dtype"}),
     "--format page": {*COMMON, "weights", "stages"},
     "--format page --stages": {*COMMON, "weights", "stages"} - ONE,
+    "--import_hf": {"import_hf", "target", "save_dir", "max_seq_len"},
 }
 
 
@@ -68,17 +75,23 @@ def checkpoints(chosen: Chosen) -> dict[str, Path]:
 
 def main(argv: list[str] | None = None) -> None:
     chosen = parse(__doc__, argv, Export, Page, Checkpoint)
-    page, several = chosen.export.format == "page", chosen.page.stages is not None
-    refuse_unread(chosen.typed, f"--format {chosen.export.format}{' --stages' if page and several else ''}", READS)
-    checkpoint, target = chosen.checkpoint, chosen.export.target
-    if page:
+    export, checkpoint, several = chosen.export, chosen.checkpoint, chosen.page.stages is not None
+    page, target = export.format == "page", Path(export.target)
+    way = f"--format {export.format}{' --stages' if page and several else ''}" if export.format else "--import_hf"
+    refuse_unread(chosen.typed, way, READS)
+    if export.import_hf:
+        target = target if export.target else Path(checkpoint.save_dir) / f"{Path(export.import_hf).resolve().name}.pth"
+        import_folder(Path(export.import_hf), target, checkpoint.max_seq_len)
+    elif page:
         shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
         stage = None if several else MODES[checkpoint.model_mode]
         found = checkpoints(chosen)
         chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
     else:
-        model, _ = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
-        hugging_face.to_hf(model, checkpoint.tokenizer_dir, target)
+        model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
+        meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]
+        write = {"hf": hugging_face.to_hf, "gguf": gguf.to_gguf}[export.format]
+        write(model, checkpoint.tokenizer_dir, target, export.dtype, meta)
     say(f"wrote {target}")
 
 

@@ -38,6 +38,7 @@ class Context(NamedTuple):
     cu_seqlens: Tensor | None = None  # (N + 1,)
     cache: Cache | None = None
     positions: Tensor | None = None  # (B or 1, T)
+    longest: int = 0  # no document of cu_seqlens has more positions
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -95,14 +96,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def can_attend_by_document(device: torch.device, dtype: torch.dtype) -> bool:
+def can_attend_by_document(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether this device has a fast path for packed documents; elsewhere a mask over whole rows is used.
 
-    The CPU attends to one after the other; CUDA has a kernel for half precision from Ampere on.
+    The CPU attends to one after the other. CUDA has a kernel (flash attention) for half precision from Ampere on, if
+    torch was built with it, for heads of a multiple of 8 up to 256: others make it raise.
     """
-    half = dtype in (torch.bfloat16, torch.float16)
-    ampere = device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" or ampere
+    if device.type != "cuda":
+        return device.type == "cpu"
+    fits = dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256
+    built = torch.backends.cuda.is_flash_attention_available()
+    return fits and built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def document_of(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
@@ -111,34 +115,42 @@ def document_of(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
     return torch.searchsorted(cu_seqlens, positions, right=True).view(rows, length) - 1
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None, longest: int = 0
+) -> Tensor:
     """Grouped-query attention, q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
 
     Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `cu_seqlens` (N + 1,) int32,
     the first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a
-    row is one document. The result has v's dtype; q and k may be wider.
+    row is one document. No document may have more than `longest` positions (0: than a row): a longer one would come out
+    wrong on CUDA, without an error. The result has v's dtype; q and k may be wider.
     """
     if cu_seqlens is None:
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
     if q.is_cuda:
-        return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens)
+        return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens, longest or q.shape[1])
     return _document_by_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if q.is_cuda and (mask is not None or not can_attend_by_document(q.device, q.dtype, q.shape[3])):
+        # Of CUDA's fused kernels only flash shares keys and values between heads, and it takes no mask. The one that is
+        # left otherwise keeps all (B, H, T, S) scores.
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out.transpose(1, 2)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
     """The CUDA kernel for documents of different lengths: no position outside a document is computed."""
     from torch.nn.attention.varlen import varlen_attn
 
-    shape, groups = q.shape, q.shape[2] // k.shape[2]
-    # torch 2.11's kernel wants as many key-value heads as query heads.
-    q, k, v = (x.flatten(0, 1) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, shape[1], shape[1], window_size=(-1, 0)).view(shape)  # pyright: ignore[reportAttributeAccessIssue]
+    shape = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    # Causal is a window of everything to the left. `longest` sizes the kernel's grid, so it should be tight.
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), enable_gqa=True)
+    return out.view(shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
@@ -172,7 +184,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             # All that was said so far: (B, S, K, D).
             k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # pyright: ignore[reportArgumentType]
-        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens).flatten(2))
+        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.longest).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -249,8 +261,9 @@ class SpongeBob(PreTrainedModel):
     ) -> Tensor:
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
-        `cu_seqlens` (N + 1,) int32: see `attention`. With `cache`, `positions` (B, T) says where each token stands in
-        its row; every earlier position is visible, every later one is not, also inside a chunk of several tokens.
+        `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. With `cache`,
+        `positions` (B, T) says where each token stands in its row; every earlier position is visible, every later one
+        is not, also inside a chunk of several tokens.
         """
         x = self.tok_embeddings(input_ids)  # (B, T, C)
         context = self._context(x, cu_seqlens, positions, cache)
@@ -264,14 +277,15 @@ class SpongeBob(PreTrainedModel):
         if cu_seqlens is not None:  # packed documents: each counts its own positions
             document = document_of(cu_seqlens, rows, length)
             positions = torch.arange(rows * length, device=x.device).view(rows, length) - cu_seqlens[document]
-            if not can_attend_by_document(x.device, product_dtype(x)):
+            if not can_attend_by_document(x.device, product_dtype(x), self.config.head_dim):
                 mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
                 cu_seqlens = None
         elif positions is None:  # whole rows
             positions = torch.arange(length, device=x.device)[None]  # (1, T)
         if cache is not None:  # the next tokens of rows that were begun before
             mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        return Context(*rope_table(self.config, positions), mask, cu_seqlens, cache, positions)
+        longest = min(length, self.config.max_seq_len)
+        return Context(*rope_table(self.config, positions), mask, cu_seqlens, cache, positions, longest)
 
     def forward(
         self,

@@ -9,7 +9,7 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 
 from dataclasses import dataclass
 
-from Config import PRESETS, LLMConfig
+from Config import PRESETS, LLMConfig, stretched
 from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset, load_tokenizer
 from engine import cli, options
 from engine.flags import Flags, flag
@@ -59,13 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     # 1. Where it starts from: fresh weights.
     shape = {name: value for name, value in vars(chosen.shape).items() if name != "preset"}
     config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=chosen.data.max_seq_len)
+    if factor := chosen.data.rope_scaling:  # of rows that are `factor` times as long as those it would be made for
+        config.rope_parameters = stretched(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
     model = SpongeBob(config)
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
     #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
     meaning = BorderedDataset if chosen.texts.marks_are_borders else PretrainDataset
     documents = stage.open_documents(meaning, tokenizer, chosen.data, rt)
-    rows = stage.pack(documents, split_documents, chosen, rt)
+    rows = stage.pack(documents, split_documents, chosen, rt, model)
 
     # 3. What a token costs, by its class: every token of a text as much as any other.
     cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}

@@ -10,8 +10,11 @@ from engine.machine import runtime, signals
 
 # torch has no class of its own for these. What its words contain -> what to do.
 ADVICE = {
+    "Failed to find C compiler": "--compile needs one, to start Triton: install gcc or clang, or use --no-compile",
+    "Cannot find a working triton": "pip install triton (Windows: triton-windows), or use --no-compile",
+    "too old to be supported by the triton": "use --no-compile",
     "can't allocate memory": "try a smaller model or --batch_size",
-    "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or leave out --compile",
+    "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or use --no-compile",
 }
 
 
@@ -30,10 +33,11 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        what_to_do = next((advice for words, advice in ADVICE.items() if words in str(error)), None)
-        if what_to_do is None:
+        said = ((line, words) for line in str(error).splitlines() for words in ADVICE if words in line)
+        line, words = next(said, ("", None))
+        if words is None:
             raise
-        print(f"error: {str(error).strip().splitlines()[0]}; {what_to_do}", file=sys.stderr)
+        print(f"error: {line.strip()}; {ADVICE[words]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

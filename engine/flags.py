@@ -54,6 +54,8 @@ def add_flags(parser: argparse.ArgumentParser, group: type[Flags], defaults: Map
             kind = get_type_hints(part)[one.name]
             if kind is bool:
                 words.setdefault("action", "store_true")
+            elif kind == bool | None:  # None: decided later; --name and --no-name
+                words.setdefault("action", argparse.BooleanOptionalAction)
             else:  # `int | None` is read by int
                 words.setdefault("type", next(one for one in (*get_args(kind), kind) if one is not NoneType))
             add(words.pop("called", f"--{one.name}"), **words)

@@ -17,14 +17,13 @@ from engine.generate.continuation import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
 from engine.machine import finite, flops
-from engine.machine.parallel import gradient_sync, reshard, whole
+from engine.machine.early_stop import OUT_OF_TIME, outcome, votes, why_stop
+from engine.machine.parallel import Compiling, gradient_sync, reshard, whole
 from engine.machine.runtime import Runtime
 from engine.machine.signals import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
 from model import SpongeBob
-
-OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops early
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Run:
     end_id: int
     steps: int
     warmup: int
+    compiling: Compiling
     training: Training
     output: Output
 
@@ -91,8 +91,9 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
         take_step, is_finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
+        spoilt = ~is_finite
         for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
-            gradient.masked_fill_(~is_finite, 0.0)
+            gradient.masked_fill_(spoilt, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -141,7 +142,7 @@ def validate(run: Run, after: int = 0) -> dict:
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     if not math.isfinite(nats["plain"]):
         raise ValueError(finite.BROKEN.format(after, "the held-out loss is"))
-    counts = counts.over_ranks(run.runtime)
+    counts, _ = counts.over_ranks(run.runtime)
     figures = {"val_loss": nats["plain"] / counts.tokens}
     figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
     if counts.tags:
@@ -175,13 +176,6 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     return row
 
 
-def why_stop(run: Run, request: StopRequest, started: float) -> int:
-    """OUT_OF_TIME, SIGNAL or 0, the same on all ranks: clocks differ, and a signal may reach one process only."""
-    minutes = (time.perf_counter() - started) / 60
-    out_of_time = run.training.max_minutes and minutes > run.training.max_minutes
-    return run.runtime.largest(SIGNAL if request.signal else OUT_OF_TIME if out_of_time else 0)
-
-
 def train(
     run: Run, progress: Progress, tracker: Tracker, save: Callable[[Run, Progress], None], request: StopRequest
 ) -> str | None:
@@ -201,7 +195,9 @@ def train(
     request.hold()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         # 1. One optimizer step.
-        counts = counts.over_ranks(run.runtime)
+        ours = why_stop(request, run.training.max_minutes, started)
+        counts, theirs = counts.over_ranks(run.runtime, *votes(ours))
+        stop = outcome(theirs)
         optim.set_rate(run.optimizers, run.rate(progress.step))
         result = train_step(run, batches, counts.cost)
         progress.step += 1
@@ -216,7 +212,8 @@ def train(
             finite.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
 
         # 2. What is due after it.
-        stop = why_stop(run, request, started)
+        if run.runtime.world == 1:  # nobody to agree with: what came during the step counts, too
+            stop = why_stop(request, run.training.max_minutes, started)
         every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
         due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
         if not any(due.values()) and not stop:

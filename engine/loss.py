@@ -35,10 +35,12 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
-    def over_ranks(self, rt: Runtime) -> "Counts":
-        """The same, summed over all processes."""
-        cost, *whole = rt.sum(astuple(self))
-        return Counts(cost, *map(int, whole))
+    def over_ranks(self, rt: Runtime, *also: float) -> tuple["Counts", list[float]]:
+        """The same, summed over all processes, and the sums of `also`: all travel at once."""
+        mine = astuple(self)
+        summed = rt.sum([*mine, *also])
+        cost, *whole = summed[: len(mine)]
+        return Counts(cost, *map(int, whole)), summed[len(mine) :]
 
 
 def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Counts:

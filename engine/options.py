@@ -41,6 +41,7 @@ class Data(Flags):
     strict_data: bool = flag(False, "stop at the first bad row instead of counting it")
     val_fraction: float = flag(0.01, "share of the rows held out for validation, 64 to 2000 rows (0: none)", least=0)
     max_seq_len: int = flag(512, "tokens in a row", above=0)
+    rope_scaling: float | None = flag(None, "Llama 3.1's stretching of rotary positions, for longer rows: 2", above=1)
     tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json")
     cache_dir: str = flag("cache", "folder of the token caches")
     num_workers: int = flag(os.cpu_count() or 1, "tokenising processes", least=0)
@@ -50,8 +51,8 @@ class Data(Flags):
     @property
     def paths(self) -> list[Path]:
         """What is read."""
-        own = SAMPLE / self.data_file if self.falls_back else Path(self.data_file)
-        return [file_inside(Path(path)) for path in self.data_path or [own]]
+        own = [(SAMPLE if self.falls_back else Path()) / self.data_file]
+        return [file_inside(Path(path)) for path in self.data_path or own]
 
     @property
     def on_sample(self) -> bool:
@@ -144,11 +145,10 @@ class Machine(Device):
     """memory and speed"""
 
     loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", least=0)
-    activation_checkpointing: bool = flag(
-        False, "keep only each block's input and compute the rest again in backward: a third slower, far less memory"
-    )
-    compile: bool = flag(False, "torch.compile: about a minute at the start, faster steps")
+    activation_checkpointing: bool = flag(False, "compute blocks again in backward: a third slower, far less memory")
+    compile: bool | None = flag(None, "torch.compile: about a minute, then faster steps; default: long runs on CUDA")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
+    bf16_gradients: bool = flag(False, "DDP sends gradients in bf16: half the bytes, for GPUs without NVLink")
     deterministic: bool = flag(False, "the same bits in every run on CUDA, slower")
 
 
@@ -223,8 +223,7 @@ def choose(
     numbers = numbers | (presets or {}).get(typed.get("preset", ""), {}) | (suited if falls_back else {})
     chosen = made_from(groups, numbers | {"falls_back": falls_back}, typed)
     if falls_back:
-        values, file = chosen.values(), numbers["data_file"]
-        changed = " ".join(f"--{name} {values[name]}" for name in suited)
+        file, changed = numbers["data_file"], " ".join(f"--{name} {chosen.values()[name]}" for name in suited)
         say(f"{file} is not here: training on the bundled sample {shown(SAMPLE / file)} with {changed}")
         say(f"for the full corpus: {download_command(file)} (or --download)")
     _refuse_unread(chosen)
@@ -237,7 +236,8 @@ def _refuse_unread(chosen: Chosen) -> None:
     unread = [
         ("download", chosen.data.data_path, "--data_path names what is read"),
         ("epochs", chosen.training.max_steps, "--max_steps is the length"),
-        ("parallel", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is read where torchrun starts several processes"),
+        ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
+        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir num_workers", cached, "--data_path is a finished cache"),
     ]

@@ -146,12 +146,14 @@ class Batch(NamedTuple):
     labels: Tensor  # (B, T) int64
     classes: Tensor  # (B, T) uint8, the class of each label
     cost: Tensor  # (B, T) float32, what each label's cross-entropy is multiplied with
-    cu_seqlens: Tensor  # (N + 1,) int32, first positions in the flattened rows, padded with B*T (model.attention)
+    cu_seqlens: Tensor  # (N + 1,) int32, first positions in the flattened rows, then B*T (model.attention)
 
     def to(self, device: torch.device) -> "Batch":
         """On the GPU; this program does not wait for the copy."""
-        pinned = (tensor.pin_memory() for tensor in self) if device.type == "cuda" else self
-        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in pinned))
+        pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self)
+        there = Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in pinned))
+        torch._dynamo.maybe_mark_dynamic(there.cu_seqlens, 0)  # compiled code is made once for any number of documents
+        return there
 
 
 class Batches:
@@ -179,9 +181,6 @@ class Batches:
         self.batch_size, self.rows_per_step = batch_size // rows.joined, rows_per_step // rows.joined  # as joined
         self.rank, self.world = rank, world
         self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
-        fullest = np.sort(np.diff(rows.bounds))[-self.batch_size :]
-        # The unfilled end of a row counts as documents, too, of at most max_seq_len positions.
-        self.table_size = 1 + int(fullest.sum()) + self.batch_size * rows.joined
         self.filled = np.add.reduceat(rows.pieces.lengths[rows.order], rows.bounds[:-1])  # (rows,) real tokens in each
         self._epoch, self._permutation = None, np.arange(len(rows))
 
@@ -223,9 +222,9 @@ class Batches:
                 classes[row, where] = self.cache.classes[start + 1 : start + length + 1]
                 begins.append(row * shape[1] + at)
                 at += length
+            # The unfilled end of a row is documents, too, of at most max_seq_len positions.
             begins += range(row * shape[1] + at, (row + 1) * shape[1], self.rows.max_seq_len)
-        cu_seqlens = np.full(self.table_size, ids.size, np.int32)
-        cu_seqlens[: len(begins)] = begins
+        cu_seqlens = np.array([*begins, ids.size], np.int32)
         return Batch(*map(torch.from_numpy, (ids, labels, classes, self.cost[classes], cu_seqlens)))
 
     def _pieces_of(self, row: int) -> Iterator[tuple[int, int]]:

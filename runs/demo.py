@@ -4,7 +4,8 @@
     python runs/demo.py --seed 1 --save_dir demo1
 
 It runs the scripts as you would type them; each command is shown before it starts. At its end it asks every stage the
-same questions and leaves demo/report.html (all figures) and demo/demo.json (the same as data).
+same questions and leaves demo/report.html (all figures), demo/demo.json (the same as data) and demo/play.html (three of
+the models in one web page).
 """
 
 import argparse
@@ -133,6 +134,7 @@ def main() -> None:
     for name in STAGES:
         score(name, out)
     run(f"eval_model.py --save_dir {out} --report")
+    run(f"export.py --format page {out}/play.html --save_dir {out} --stages pretrain SFT distill")
     answers = {name: ask(name, out) for name in STAGES}
 
     found = {name: figures_of(folder, name) for name in STAGES}
@@ -152,7 +154,7 @@ def main() -> None:
         for question, answer in pairs.items():
             print(f"  > {question}\n    " + answer.replace("\n", "\n    "))
     print(f"\nAll of it took {total} minutes; {out}/report.html shows every figure.")
-    print(f"Next, talk to it yourself: python eval_model.py --save_dir {out} --model_mode 2")
+    print(f"Next, talk to it yourself: open {out}/play.html, or python eval_model.py --save_dir {out} --model_mode 2")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.corpus.token_cache import open_or_build
 from engine.generate.decode import complete
 from engine.loss import TokenLoss
-from engine.machine import runtime
+from engine.machine import parallel, runtime
 from engine.options import Machine
 from model import SpongeBob
 
@@ -131,6 +131,7 @@ def a_run(
         runtime=rt, model=model, loss=TokenLoss(model, chunk=chunk), optimizers=optimizers, scaler=rt.scaler(),
         rate=lambda step: 1e-2, batches=batches, validation=None, tokenizer=tokenizer,
         token_bytes=torch.zeros(6400, dtype=torch.int32), prompt=[], end_id=2, steps=5, warmup=0,
+        compiling=parallel.Compiling(False, ""),
         training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
         output=options.Output(name="test", log_step=1),
     )  # fmt: skip

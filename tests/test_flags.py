@@ -72,6 +72,7 @@ TRAINING = {
     "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
     "--val_fraction": Case("0.2", "log"),
     "--max_seq_len": Case("200", "weights"),
+    "--rope_scaling": Case("2", "weights", given="--max_seq_len 600"),  # the parent's rows have 512
     "--tokenizer_dir": Case("larger", "weights"),
     "--cache_dir": Case("mine", "files"),
     "--num_workers": Case("2", "workers", given="--cache_dir mine"),
@@ -103,8 +104,9 @@ TRAINING = {
     "--dtype": Case("bfloat16", "weights"),
     "--loss_chunk": Case("16", "chunks"),
     "--activation_checkpointing": Case("", "recomputed"),
-    "--compile": Case("", "compiled"),
+    "--no-compile": Case("", "compiled", given="--compile"),
     "--parallel": Case("fsdp", "error"),
+    "--bf16_gradients": Case("", "error"),
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
@@ -171,6 +173,8 @@ CASES = {
     },
     "export": {
         "--format": Case("hf", "error"),
+        "--dtype": Case("bfloat16", "exported", given=HF),
+        "--import_hf": Case("nowhere", "error"),
         "--model_mode": Case("2", "exported", given=HF),
         "--long": Case("", "exported", given=HF),
         "--ckpt": Case("other.pth", "exported", given=HF),
@@ -260,9 +264,9 @@ def record_arrivals(monkeypatch, arrived):
         arrived["service"], arrived["project"] = name, project
         return services.Silent()
 
-    def wrap(module, *place, compile, parallel):
-        arrived["parallel"] = parallel
-        return real_wrap(module, *place, compile=compile, parallel=parallel)
+    def wrap(module, *place, compile, **ways):
+        arrived.update(ways)
+        return real_wrap(module, *place, compile=compile, **ways)
 
     def chunk(function, *parts, **_):
         arrived["chunks"] = arrived.get("chunks", 0) + 1

@@ -1,21 +1,21 @@
-"""Weights for other programs: a Hugging Face folder that holds an ordinary Llama."""
+"""Weights for other programs: a Hugging Face folder that holds an ordinary Llama. The way back is in imported.py."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
-from dataset import BOS, EOS, UNK, load_tokenizer
+from dataset import BOS, CHAT_TEMPLATE, EOS, UNK, load_tokenizer
 from engine.checkpoint.weights import cpu_weights
 from engine.console import say
 from engine.files import write_json
 from model import SpongeBob
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 NAMES = {
     "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
     "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
@@ -39,6 +39,12 @@ def half_rotated(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, out // heads // 2, 2, width).transpose(1, 2).reshape(out, width)
 
 
+def side_by_side(weight: Tensor, heads: int) -> Tensor:
+    """The inverse of half_rotated."""
+    out, width = weight.shape
+    return weight.view(heads, 2, out // heads // 2, width).transpose(1, 2).reshape(out, width)
+
+
 def hf_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
     """The state dict of the LlamaForCausalLM that computes the same."""
     heads = {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
@@ -46,6 +52,21 @@ def hf_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tenso
     for name, weight in weights.items():
         inner = name.split(".", 2)[-1]
         converted[hf_name(name)] = half_rotated(weight, heads[inner]) if inner in heads else weight
+    return converted
+
+
+def our_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+    """The inverse of hf_weights; a name that has no place here is left as it is."""
+    ours = {theirs: name for name, theirs in NAMES.items()}
+    outside = {"lm_head.weight": "output.weight", "embed_tokens.weight": "tok_embeddings.weight"}
+    heads = {"attention.wq": config.n_heads, "attention.wk": config.n_kv_heads}
+    converted = {}
+    for name, weight in weights.items():
+        name = name.removeprefix("model.")
+        _, layer, inner = name.split(".", 2) if name.startswith("layers.") else ("", "", name)
+        part = ours.get(inner.removesuffix(".weight"), "") if layer else ""
+        place = f"layers.{layer}.{part}.weight" if part else outside.get(name, name)
+        converted[place] = side_by_side(weight, heads[part]) if part in heads else weight
     return converted
 
 
@@ -58,8 +79,15 @@ def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
     )  # fmt: skip
 
 
-def to_hf(model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path) -> None:
-    """Write config, fp32 safetensors, tokenizer and generation settings. ValueError: `folder` is not empty."""
+def to_hf(
+    model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path, dtype: str = "float32", meta: dict | None = None
+) -> None:
+    """Write config, safetensors, tokenizer, generation settings and a model card with the figures of `meta`, the .json.
+
+    ValueError: `folder` is not empty.
+    """
+    if dtype == "q8_0":
+        raise ValueError("--dtype q8_0 is only for --format gguf; hf has float32, bfloat16 and float16")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: there already and not an empty folder; name another, nothing is overwritten")
@@ -71,19 +99,85 @@ def to_hf(model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path) -> No
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)
+    llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
     llama.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (Path(tokenizer_dir) / name).is_file():
-            shutil.copyfile(Path(tokenizer_dir) / name, folder / name)
     _for_older_readers(folder / "config.json")
+    # A text begins as it did in training. A chat does without: its template writes <s> itself.
+    begin = [(BOS, token_ids["bos_token_id"])]
+    tokenizer.post_processor = TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", begin)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(model.config.max_seq_len))
+    (folder / "README.md").write_text(model_card(folder.resolve().name, model, dtype, meta or {}), encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors are written for their owner alone
+
+
+def tokenizer_config(max_seq_len: int) -> dict:
+    """What transformers 4 and 5 read beside tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # the name that every version from 4 on can load
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": UNK,
+        "unk_token": UNK,
+        "add_bos_token": True,
+        "padding_side": "left",  # answers are written to the right
+        "model_input_names": ["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which a Llama refuses
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_seq_len,
+        "chat_template": CHAT_TEMPLATE,  # how every stage renders a chat, whatever the tokenizer's folder says
+    }
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: unknown
+---
+# {name}
+
+A Llama of {millions:.1f} million weights, trained from scratch by SelfLLM-Engine: {n_layers} blocks of width {dim},
+{n_heads} query heads, {n_kv_heads} key-value heads, {vocab_size:,} tokens, a context of {max_seq_len:,}; in {dtype}.
+
+{figures}
+```python
+from transformers import pipeline
+
+{use}
+```
+
+LICENSE: these weights carry none until whoever trained them states one here; the data decides what is possible. The
+program that trained them is under the MIT licence.
+"""
+FIGURES = {
+    "stage": "stage", "step": "optimizer steps", "tokens": "tokens read", "val_loss": "held-out loss, nats per token",
+    "val_bits_per_byte": "held-out bits per byte", "on_sample": "trained on the bundled sample alone",
+}  # fmt: skip
+
+
+def model_card(name: str, model: SpongeBob, dtype: str, meta: dict) -> str:
+    """The README.md of a folder; what `meta`, the .json of the weights, does not say is left out."""
+    said = {what: meta[key] for key, what in FIGURES.items() if meta.get(key) not in (None, False)}
+    shown = [
+        f"| {what} | {'yes' if value is True else f'{value:.4f}' if isinstance(value, float) else value} |"
+        for what, value in said.items()
+    ]
+    figures = "\n".join(["| figure | value |", "|---|---|", *shown, ""]) if shown else ""
+    prompt = '[{"role": "user", "content": "你好"}]' if meta.get("stage") != "pretrain" else '"从前"'
+    answer = f"talk({prompt}, max_new_tokens=64, return_full_text=False)"
+    use = f'talk = pipeline("text-generation", "{name}")\nprint({answer})'
+    shape = {key: getattr(model.config, key) for key in
+             ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")}  # fmt: skip
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return CARD.format(name=name, millions=millions, dtype=dtype, figures=figures, use=use, **shape)
 
 
 def _for_older_readers(path: Path) -> None:
-    """transformers 5 writes only rope_parameters. Who does not know that field silently takes theta 10000."""
+    """transformers 5 writes only rope_parameters and dtype. Who does not know those silently takes theta 10000."""
     config = json.loads(path.read_text(encoding="utf-8"))
     rope = config["rope_parameters"]
-    config["rope_theta"] = rope["rope_theta"]
+    config |= {"rope_theta": rope["rope_theta"], "torch_dtype": config["dtype"]}
     if rope["rope_type"] != "default":
         config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     write_json(path, config)

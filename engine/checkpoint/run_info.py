@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.checkpoint.weights import read_tensors
 
-VERSION = 3  # raise it when an older state cannot be continued
+VERSION = 4  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
 WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -30,6 +30,7 @@ class RunInfo:
     progress: dict[str, Any]  # loop.Progress, without tensors
     scaler: dict[str, Any]
     ranks: list[dict[str, Any]]  # of each process: "random" and "window_sums"
+    compiled: bool  # a resumed run does what its first part did
     version: int = VERSION
 
 
@@ -55,6 +56,8 @@ def read_info(state: Path) -> RunInfo:
     )
     if not ranks or not whole:
         odd.append("ranks")
+    if not isinstance(content.get("compiled"), bool):
+        odd.append("compiled")
     if odd:
         raise ValueError(f"{file}: {', '.join(sorted(set(odd)))} missing or not as this program writes it")
     return RunInfo(**content)

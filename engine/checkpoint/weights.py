@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from Config import LLMConfig
+from Config import LLMConfig, stretched
 from dataset import fingerprint
 from engine.checkpoint.foreign import check_buffers, plain_weights, why_unreadable
 from engine.console import printable, say, warn
@@ -34,18 +34,6 @@ def cpu_weights(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
         if kept:
             weights[name] = full.cpu().float()
     return tied(weights) if kept else {}
-
-
-def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
-    """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
-    weights, device = cpu_weights(model, kept), next(model.parameters()).device
-    if not kept:
-        return None
-    with torch.device("meta"):
-        copy = SpongeBob(model.config)
-    copy.known_tokens = model.known_tokens
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)
 
 
 def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,9 +150,14 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
 
 
 def load_model(
-    path: Path, *, n_heads: int | None = None, rope_theta: float | None = None, max_seq_len: int | None = None
+    path: Path,
+    *,
+    n_heads: int | None = None,
+    rope_theta: float | None = None,
+    max_seq_len: int | None = None,
+    rope_scaling: float | None = None,
 ) -> tuple[SpongeBob, dict]:
-    """The model of a .pth with the shape its .json says, and that .json's content."""
+    """The model of a .pth with the shape its .json says, and that .json's content; `rope_scaling`: see `stretched`."""
     (weights, buffers), meta = plain_weights(read_tensors(path), path), read_meta(path)
     for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
         if value is not None and value != meta.get("config", {}).get(name, value):
@@ -172,6 +165,7 @@ def load_model(
                 f"--{name} {value}: {path.with_suffix('.json')} says {meta['config'][name]}; leave the flag out"
             )
     shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
+    trained_for = shape.get("max_seq_len", 0)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len
     try:
@@ -180,6 +174,15 @@ def load_model(
         source = path.with_suffix(".json") if "config" in meta else path
         raise ValueError(f"{source}: not the shape of a model here ({first_line(error)})") from None
     check_buffers(buffers, config, path)
+    if rope_scaling:
+        if not 0 < trained_for < config.max_seq_len:
+            known = f"{path} was trained with rows of {trained_for}" if trained_for else f"no .json beside {path} says"
+            raise ValueError(
+                f"--rope_scaling {rope_scaling:g} is for rows longer than before: {known}, "
+                f"--max_seq_len is {config.max_seq_len}"
+            )
+        config.rope_parameters = stretched(config.rope_parameters, rope_scaling, trained_for)
+        say(f"{path}: rotary positions stretched by {rope_scaling:g}, rows {trained_for} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
     return model, meta
@@ -193,6 +196,7 @@ def open_checkpoint(
     max_seq_len: int | None = None,
     n_heads: int | None = None,
     rope_theta: float | None = None,
+    rope_scaling: float | None = None,
     flag: str = "--ckpt",
 ) -> tuple[SpongeBob, dict]:
     """A checkpoint's model and its .json, checked against the tokenizer.
@@ -204,7 +208,8 @@ def open_checkpoint(
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     if path.stem in ORIGINAL_NAMES.values():
         say(f"{path}: the original scripts' name, taken as this stage's model")
-    model, meta = load_model(path, n_heads=n_heads, rope_theta=rope_theta, max_seq_len=max_seq_len)
+    shape = {"n_heads": n_heads, "rope_theta": rope_theta, "max_seq_len": max_seq_len, "rope_scaling": rope_scaling}
+    model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
     model.known_tokens = tokenizer.get_vocab_size()
     if model.config.vocab_size < model.known_tokens:

@@ -2,11 +2,25 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from engine.checkpoint.weights import whole_copy
+from dataset import NO_LOSS
+from engine.checkpoint.weights import cpu_weights
+from engine.corpus.token_cache import TokenCache
 from engine.generate import decode
 from engine.machine.parallel import is_sharded
+from model import SpongeBob
+
+
+def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
+    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+    for document in held_out:
+        begin, end = documents.offsets[document], documents.offsets[document + 1]
+        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
+        if first <= longest:
+            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+    return []
 
 
 def sample(run: Any) -> str:
@@ -18,3 +32,15 @@ def sample(run: Any) -> str:
     options = {"max_new_tokens": 48, "end_id": run.end_id, "temperature": 0.7, "top_p": 0.9, "generator": seeded}
     with run.runtime.autocast():
         return run.tokenizer.decode(decode.complete(model, [run.prompt], **options)[0])
+
+
+def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
+    """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
+    weights, device = cpu_weights(model, kept), next(model.parameters()).device
+    if not kept:
+        return None
+    with torch.device("meta"):
+        copy = SpongeBob(model.config)
+    copy.known_tokens = model.known_tokens
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)

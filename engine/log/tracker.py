@@ -22,12 +22,13 @@ class Tracker:
         steps: length of the run, for the progress bar.
         step: steps that are done already; rows after it are cut off (a resumed run writes them again).
         earlier: the log that is continued, where the run had another name before.
+        active: whether this is the main process.
         run_id: of the run at the service that is continued.
     """
 
     def __init__(
-        self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None,
-        earlier: Path | None = None,
+        self, output: Output, flags: dict, steps: int, step: int = 0, earlier: Path | None = None, *,
+        active: bool = True, run_id: str | None = None,
     ):  # fmt: skip
         self.path = path = output.metrics
         self.active, self.name = active, output.name

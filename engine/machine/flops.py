@@ -1,18 +1,11 @@
 """Model FLOPs, and the share of the hardware's peak that a run turns into them (MFU, arXiv:2204.02311, appendix B)."""
 
-import re
-
 import torch
 
 from Config import LLMConfig
+from engine.machine.card import sheet
 from engine.machine.runtime import Runtime
 from model import SpongeBob
-
-# Dense bf16/fp16 products with fp32 sums, in TFLOP/s, from the makers' data sheets; the first name that fits counts.
-PEAKS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
-    "V100": 125, "T4": 65, "RTX 5090": 209, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71, "RTX 3080": 60,
-}  # fmt: skip
 
 
 def per_token(config: LLMConfig, parameters: int) -> float:
@@ -27,8 +20,8 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of the device's half-precision units; None where nobody wrote it down, or others are used."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * tera for known, tera in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
+    found = sheet(torch.cuda.get_device_name(device))
+    return found and 1e12 * found.tflops
 
 
 def utilisation(rt: Runtime, model: SpongeBob, tokens_per_second: float) -> float | None:

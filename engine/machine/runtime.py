@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from engine.machine import signals
+from engine.machine import card, signals
 from engine.machine.rendezvous import fresh_store
 from engine.options import DTYPES, Device, Machine
 
@@ -125,11 +125,15 @@ def pick_device(name: str) -> torch.device:
     """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
+        if torch.version.cuda and not available["cuda"] and "too old" in (problem := card.driver_problem()):
+            raise ValueError(f"{problem}; --device cpu goes on without the GPU")
         name = next(kind for kind, there in available.items() if there)
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu") from None
+    if device.type == "cuda" and not available["cuda"]:
+        raise ValueError(f"--device {name}: {card.why_no_cuda()}")
     if not available.get(device.type, False):
         raise ValueError(
             f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
@@ -182,7 +186,10 @@ def start(machine: Machine | Device, seed: int) -> Runtime:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
         if chosen.index >= torch.cuda.device_count():
-            raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            of = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
+            raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here{of}, counted from 0")
+        card.refuse_old(chosen)
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"

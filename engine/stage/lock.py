@@ -10,10 +10,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from engine.files import to_json
+from engine.machine.runtime import Runtime
+from engine.options import Output
 
 try:
     import fcntl
@@ -23,6 +25,14 @@ except ImportError:  # Windows
     fcntl = None
 
 FAR = 1 << 20  # the byte that is locked on Windows, where nobody may read a locked one: far behind the holder's name
+
+
+@contextmanager
+def alone(output: Output, rt: Runtime) -> Iterator[None]:
+    """Have a run's name for this run alone; its main process holds the lock, and all learn that it is taken."""
+    with ExitStack() as kept:
+        rt.from_main(lambda: kept.enter_context(hold(output.weights.with_suffix(".lock"))))
+        yield
 
 
 @contextmanager

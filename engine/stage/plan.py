@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -11,8 +12,10 @@ from dataset import LOSS, TAG
 from engine.console import printable
 from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
-from engine.machine import parallel, rng
-from engine.packing import PackedRows
+from engine.loss import TokenLoss
+from engine.machine import budget, parallel, rng
+from engine.machine.card import sheet
+from engine.packing import Batch, PackedRows
 
 
 def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
@@ -31,7 +34,40 @@ def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
         f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
         f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world} processes), "
         f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
+        + _compiling(run)
+        + _card(run, parameters, memory)
     )
+
+
+def _load(run: Run) -> budget.Load:
+    rows, module = run.batches.rows, cast(TokenLoss, getattr(run.loss, "module", run.loss))
+    return budget.Load(
+        run.model.config, run.training.batch_size // rows.joined, rows.row_len, run.runtime.dtype, run.model.recompute,
+        module.chunk, run.compiling.on,
+    )  # fmt: skip
+
+
+def _card(run: Run, parameters: int, held: int) -> str:
+    """What this GPU is by its data sheet, and what it should do with this run."""
+    rt, load = run.runtime, _load(run)
+    if rt.device.type != "cuda":
+        return ""
+    total = torch.cuda.get_device_properties(rt.device).total_memory
+    fit = budget.rows_that_fit(load, budget.USABLE * total - held) * run.batches.rows.joined
+    line = f"\ncard   {torch.cuda.get_device_name(rt.device)}, {total / 2**30:.0f} GiB"
+    known = sheet(torch.cuda.get_device_name(rt.device))
+    if known and rt.dtype != torch.float32:
+        line += f", {known.tflops:g} TFLOP/s and {known.bandwidth:,g} GB/s by its data sheet"
+    line += f"; calculated, not measured: micro-batches of up to {fit:,} rows fit"
+    if known and rt.dtype != torch.float32:
+        most = budget.ceiling(load, parameters, known) * rt.world
+        line += f", at most {most / 1e6:.2g} M tokens/s ({'compiled' if run.compiling.on else 'not compiled'})"
+    return line
+
+
+def _compiling(run: Run) -> str:
+    on, reason = run.compiling
+    return f"\ncompile {'on' if on else 'off'}: {reason}" if reason else ""
 
 
 def describe_files(sources: Sequence[dict], held_out: int, cost: Mapping[int, float]) -> str:
@@ -94,22 +130,35 @@ def trial(run: Run, progress: Progress) -> str:
     before = rng.random_states()
     micro, _ = load_step(run, progress.step)
     run.loss.train()
-    for _ in range(2):  # the first one compiles and warms up
-        began = time.perf_counter()
-        # With a sync: FSDP keeps gradients that were not, out of zero_grad's reach.
-        with parallel.gradient_sync(run.loss, last=True):
-            with run.runtime.autocast():
-                sums = run.loss(*micro[0])
-            sums[0].backward()
-        sums.sum().item()
-        seconds = (time.perf_counter() - began) * len(micro)
-        run.model.zero_grad(set_to_none=True)
+    try:
+        seconds = _micro_batch(run, micro[0]) * len(micro)
+    except torch.OutOfMemoryError as error:
+        load = _load(run)
+        raise ValueError(
+            f"out of GPU memory with micro-batches of {run.training.batch_size} rows, which take about "
+            f"{budget.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): {budget.relief(load)}"
+        ) from error
     rng.set_random_states(before)
     left = seconds * (run.steps - progress.step)
     memory = ""
     if run.runtime.device.type == "cuda":
         memory = f", {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB of GPU memory so far"
     return f"time   about {left / 60:.1f} minutes of training ({seconds:.2f} s a step{memory})"
+
+
+def _micro_batch(run: Run, batch: Batch) -> float:
+    """Seconds of one micro-batch forth and back, which leaves nothing behind."""
+    for _ in range(2):  # the first one compiles and warms up
+        began = time.perf_counter()
+        # With a sync: FSDP keeps gradients that were not, out of zero_grad's reach.
+        with parallel.gradient_sync(run.loss, last=True):
+            with run.runtime.autocast():
+                sums = run.loss(*batch)
+            sums[0].backward()
+        sums.sum().item()
+        seconds = time.perf_counter() - began
+        run.model.zero_grad(set_to_none=True)
+    return seconds
 
 
 def summary(run: Run, progress: Progress) -> str:

@@ -14,9 +14,9 @@ from engine.files import first_line, remove_left_overs
 from engine.log.tracker import carry_on
 from engine.loop import Progress, Run
 from engine.loss import Counts
-from engine.machine import rng
+from engine.machine import parallel, rng
 from engine.machine.runtime import Runtime
-from engine.options import Output, Training
+from engine.options import Machine, Output, Training
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,15 @@ def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
             f"{training.batch_size} rows; choose another number of processes"
         )
     return rows
+
+
+def compiling(saved: Saved | None, machine: Machine, rt: Runtime, micro_batches: int) -> parallel.Compiling:
+    """What was typed; else what the run's first part did; else what the main process finds right."""
+    if machine.compile is not None:
+        return parallel.Compiling(machine.compile, "as typed")
+    if saved:
+        return parallel.Compiling(saved.info.compiled, "as in the run's first part")
+    return rt.from_main(lambda: parallel.choose_compiling(rt.device, micro_batches))
 
 
 def batch_of(run: Run) -> dict[str, int]:

@@ -2,24 +2,25 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch import nn
 
-from dataset import NO_LOSS, fingerprint, token_bytes
+from dataset import fingerprint, token_bytes
 from engine import loop, optim
 from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Chosen
+from engine.generate.continuation import choose_prompt
 from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
@@ -53,7 +54,7 @@ def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
         path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
-        rope_theta=start.rope_theta, flag="--init_from",
+        rope_theta=start.rope_theta, rope_scaling=chosen.data.rope_scaling, flag="--init_from",
     )  # fmt: skip
     if meta.get("on_sample") and not chosen.data.on_sample:
         say(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
@@ -69,25 +70,17 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
     return rt.main_first(make)
 
 
-def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime) -> Rows:
+def pack(documents: TokenCache, fit: Callable[..., Pieces], chosen: Chosen, rt: Runtime, model: SpongeBob) -> Rows:
     """Split off the held-out documents and pack both parts into rows; `fit` makes documents fit a row (packing.py)."""
     length, seed = chosen.data.max_seq_len, chosen.training.seed
+    if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
+        raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(chosen.data.val_fraction)
     # A mask over a whole row costs the square of its length.
-    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype) else 1
+    most = chosen.training.batch_size if can_attend_by_document(rt.device, rt.dtype, model.config.head_dim) else 1
     rows = pack_dense(fit(documents, training, length), length, most, seed)
     held_out = pack_rows(fit(documents, validation, length), rows.row_len, seed, length)
-    return Rows(documents, rows, held_out, _prompt(documents, validation, length), len(validation))
-
-
-def _prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
-    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
-    for document in held_out:
-        begin, end = documents.offsets[document], documents.offsets[document + 1]
-        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
-        if first <= longest:
-            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
-    return []
+    return Rows(documents, rows, held_out, choose_prompt(documents, validation, length), len(validation))
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -109,48 +102,36 @@ def train(
     `cost` is what a label costs by its class. Returns the exit code: 0, or STOPPED when a signal or --max_minutes ended
     the run before its last step.
     """
-    with ExitStack() as kept:
-        rt.from_main(lambda: kept.enter_context(lock.hold(chosen.output.weights.with_suffix(".lock"))))
-        return _train(model, rows, cost, chosen, rt, tokenizer, stage, parent)
-
-
-def _train(model, rows, cost, chosen, rt, tokenizer, stage, parent) -> int:
     output = chosen.output
     from_weights = weights_digest(model.state_dict()) if parent else None
-    saved = resume.find(output, rt)
-    run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
-    identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
-    _refuse_differences(identity, rt)
-    name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
-    about = _about(chosen, rt, identity, parent, name)
-    progress = loop.Progress()
-    if saved:
-        resume.refuse_changes(saved, identity)
-        progress = resume.put_back(saved, run)
-        say(f"resuming after step {progress.step} of {run.steps}")
-        if progress.step >= run.steps:
-            resume.finish(saved, run, _meta(about, run, progress))
-            return 0
+    with lock.alone(output, rt):
+        saved = resume.find(output, rt)
+        run = _assemble(model, rows, cost, chosen, rt, tokenizer, saved)
+        identity = _identity(run, rows, cost, stage, chosen.data) | {"parent": from_weights}
+        _refuse_differences(identity, rt)
+        name = saved.info.run if saved else rt.from_main(lambda: uuid4().hex)
+        about = _about(chosen, rt, identity, parent, name)
+        progress = loop.Progress()
+        if saved:
+            resume.refuse_changes(saved, identity)
+            progress = resume.put_back(saved, run)
+            say(f"resuming after step {progress.step} of {run.steps}")
+            if progress.step >= run.steps:
+                resume.finish(saved, run, _meta(about, run, progress))
+                return 0
 
-    say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
-    say(plan.describe(run, rows.training, rows.validation))
-    say(plan.trial(run, progress))
-    rt.from_main(lambda: resume.clear(output, saved))
-    run_id, log = (saved.info.run_id, resume.log_of(saved, output)) if saved else (None, None)
-    tracker = Tracker(
-        output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id, earlier=log
-    )
-    group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
-    saver = Saver(
-        rt, output, tracker, lambda progress: _meta(about, run, progress), identity, resume.batch_of(run), name, group
-    )
-    with StopRequest() as request:
-        try:
+        say(plan.describe_files(rows.cache.meta["sources"], rows.held_out, cost))
+        say(plan.describe(run, rows.training, rows.validation))
+        say(plan.trial(run, progress))
+        rt.from_main(lambda: resume.clear(output, saved))
+        run_id, log = (saved.info.run_id, resume.log_of(saved, output)) if saved else (None, output.metrics)
+        tracker = Tracker(output, about["flags"], run.steps, progress.step, log, active=rt.main, run_id=run_id)
+        group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
+        describe = lambda progress: _meta(about, run, progress)
+        saver = Saver(rt, output, tracker, describe, identity, resume.batch_of(run), name, group)
+        with StopRequest() as request, closing(tracker), saver:
             stopped = loop.train(run, progress, tracker, saver.save, request)
             saver.finish()
-        finally:
-            saver.wait()
-            tracker.close()
     say(plan.summary(run, progress))
     if stopped:
         say(f"stopped by {stopped}; the same command with --resume goes on from step {progress.step}")
@@ -162,7 +143,7 @@ def _assemble(
     saved: resume.Saved | None,
 ) -> loop.Run:  # fmt: skip
     """Everything the loop needs, except for the log, which is opened when the run is known to start."""
-    training, machine = chosen.training, chosen.machine
+    training = chosen.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world": rt.world}
     rows_per_step = resume.rows_per_step(saved, training, rt.world)
     batches = Batches(rows.cache, rows.training, cost, rows_per_step=rows_per_step, seed=training.seed, **share)
@@ -176,14 +157,12 @@ def _assemble(
         warmup = saved.info.identity["warmup_iters"] if saved else optim.usual_warmup(steps)
     rate = optim.schedule(training.schedule, peak=training.learning_rate, steps=steps, warmup=warmup)
     end_id = rows.cache.meta["end_id"]
-    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
-    model.recompute = machine.activation_checkpointing
-    loss = TokenLoss(model, end_id=end_id, z_loss=training.z_loss, chunk=machine.loss_chunk).to(rt.device)
-    wrapped = parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=machine.compile, parallel=machine.parallel)
+    compiling = resume.compiling(saved, chosen.machine, rt, steps * batches.micro_batches)
+    loss = _with_loss(model, end_id, chosen, rt, compile=compiling.on)
     run = loop.Run(
         runtime=rt,
         model=model,
-        loss=wrapped,
+        loss=loss,
         optimizers=optim.build(model, training),
         scaler=rt.scaler(),
         rate=rate,
@@ -195,12 +174,23 @@ def _assemble(
         end_id=end_id,
         steps=steps,
         warmup=warmup,
+        compiling=compiling,
         training=training,
         output=chosen.output,
     )
     if rt.rank:
         torch.manual_seed(training.seed + rt.rank)  # the weights are made: from here on dropout differs between ranks
     return run
+
+
+def _with_loss(model: SpongeBob, end_id: int, chosen: Chosen, rt: Runtime, *, compile: bool) -> nn.Module:
+    """The model and what is made of its logits, on the device, compiled and shared between processes."""
+    machine = chosen.machine
+    model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps it)
+    model.recompute = machine.activation_checkpointing
+    loss = TokenLoss(model, end_id=end_id, z_loss=chosen.training.z_loss, chunk=machine.loss_chunk).to(rt.device)
+    ways = {"parallel": machine.parallel, "bf16_gradients": machine.bf16_gradients}
+    return parallel.wrap(loss, rt.device, rt.dtype, rt.world, compile=compile, **ways)
 
 
 def _identity(run: loop.Run, rows: Rows, cost: Mapping[int, float], stage: str, data: Data) -> dict[str, Any]:

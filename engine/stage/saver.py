@@ -39,6 +39,12 @@ class Saver:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     _pending: Future | None = None
 
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
     def save(self, run: Run, progress: Progress) -> None:
         """Copy the tensors now and write them in the thread.
 
@@ -52,7 +58,8 @@ class Saver:
             return
         changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
         info = RunInfo(
-            self.identity, self.batch, self.name, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks)
+            self.identity, self.batch, self.name, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks),
+            run.compiling.on,
         )  # fmt: skip
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}

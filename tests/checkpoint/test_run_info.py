@@ -17,6 +17,7 @@ WHOLE = RunInfo(
               "window_counts": {}, "window_seconds": 0.5, "window_waiting": 0.0},
     scaler={},
     ranks=[{"random": {}, "window_sums": torch.zeros(4)}],
+    compiled=False,
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def test_what_was_written_is_read(info_of):
     (lambda content: content.update(scaler=[]), "scaler"),
     (lambda content: content.update(ranks=[]), "ranks"),
     (lambda content: content["ranks"][0].pop("random"), "ranks"),
+    (lambda content: content.update(compiled=None), "compiled"),
 ])  # fmt: skip
 def test_a_wrong_key_is_named(info_of, change, words):
     content = copy.deepcopy(vars(WHOLE))

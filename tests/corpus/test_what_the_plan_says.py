@@ -9,9 +9,9 @@ import pytest
 import pretrain
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import open_or_build
+from engine.generate.continuation import choose_prompt
 from engine.packing import cut_conversations, pack
 from engine.stage import plan
-from engine.stage.run import _prompt
 
 TINY = (
     "--dim 32 --n_layers 1 --n_heads 4 --n_kv_heads 2 --batch_size 2 --max_seq_len 64 --accumulation_steps 1 "
@@ -52,11 +52,11 @@ def test_the_plan_says_which_schema_was_read_how_many_rows_are_held_out_and_how_
 
 def test_the_prompt_that_validation_continues_is_never_longer_than_a_row(cache):
     for order in ([3, 0], [0, 3], [3, 2, 1]):
-        prompt = _prompt(cache, np.array(order), 200)
+        prompt = choose_prompt(cache, np.array(order), 200)
         first = next(document for document in order if document != 3)
         begin = cache.offsets[first]
         assert 16 <= len(prompt) <= 200 and prompt == cache.ids[begin : begin + len(prompt)].tolist()
-    assert _prompt(cache, np.array([3]), 200) == []
+    assert choose_prompt(cache, np.array([3]), 200) == []
 
 
 @pytest.mark.parametrize("flags", [["--learning_rate", "1e38", "--eval_step", "1"], ["--learning_rate", "1e39"]])

@@ -22,7 +22,7 @@ run = replace(run, runtime=rt, loss=loss, optimizers=optim.build(run.model, trai
 figures = []
 for step in range(2):
     batches, counts = loop.load_step(run, step)
-    counts = counts.over_ranks(rt)
+    counts, _ = counts.over_ranks(rt)
     sums, norm, *_ = loop.train_step(run, batches, counts.cost)
     figures += [rt.all_reduce(sums)[0].item() / counts.cost, norm.item()]
 if rt.main:

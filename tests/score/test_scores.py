@@ -492,13 +492,15 @@ def test_the_harness_finds_our_figures_without_network(harness, tmp_path, monkey
     tokenizer = flags.ROOT / "spongebob_tokenizer"
     if exported:
         hugging_face.to_hf(model, tokenizer, tmp_path / "hf")
-    theirs = {"pretrained": str(tmp_path / "hf")} if exported else {"pretrained": model}
+    theirs = {"pretrained": model, "tokenizer": AutoTokenizer.from_pretrained(tokenizer)}
+    if exported:
+        theirs = {"pretrained": str(tmp_path / "hf"), "add_bos_token": False}
     ending, found = "_chat" * chats, {}
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(socket.socket, "connect", no_network)
         tasks = TaskManager(include_path=str(flags.ROOT / "data/harness"), include_defaults=False)
-        lm = HFLM(**theirs, tokenizer=AutoTokenizer.from_pretrained(tokenizer), device="cpu", batch_size=4)
+        lm = HFLM(**theirs, device="cpu", batch_size=4)
         for shots in (0, 2):
             names = [f"spongebob_letter{ending}", f"spongebob_words{ending}", *["spongebob_text"] * (shots == 0)]
             results = harness.simple_evaluate(

@@ -1,0 +1,228 @@
+"""Every kernel of the compiled training step, made for cards that are not there: make test-inductor.
+
+    python -m benchmarks.inductor                   # sm_75, 80, 86, 89 and 90: cubins, launches, bytes, memory, ceiling
+    python -m benchmarks.inductor --cards H100      # one of them
+
+Triton lies beside torch's CPU wheel; ptxas comes with it. Inductor writes the step's kernels for each card, Triton and
+ptxas compile them, and the program that Inductor wrote runs with the kernels left out, so that launches, bytes and
+memory are counted. Nothing is measured: a ceiling is what is counted over the data sheet's figures.
+"""
+
+import argparse
+import collections
+import os
+import subprocess
+import sys
+import tempfile
+import types
+import weakref
+
+from benchmarks import fake_cuda
+
+CARDS = {
+    "T4": fake_cuda.T4, "A100": fake_cuda.A100, "3090": fake_cuda.RTX_3090, "4090": fake_cuda.RTX_4090,
+    "H100": fake_cuda.H100,
+}  # fmt: skip
+PRODUCTS, BANDWIDTH = 0.65, 0.85  # share of the data sheet that products and the other kernels are taken to reach
+SHORTEST = 3e-6  # seconds of a kernel, however small
+
+
+class Launch(types.SimpleNamespace):
+    """One kernel: what it is, its FLOPs and the bytes it reads and writes."""
+
+
+def bytes_of(tensor) -> int:
+    size = tensor.element_size()
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        size *= length if stride else 1
+    return size
+
+
+def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
+    """Triton and Inductor for a card that is not there -> (compiled kernels, launches, memory), filled as it goes."""
+    import torch
+    import torch._dynamo.device_interface as devices
+    import torch._inductor.config as config
+    from torch._inductor import select_algorithm
+    from torch._inductor.runtime import triton_helpers, triton_heuristics
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    gpu, number = torch.device("cuda", 0), card.capability[0] * 10 + card.capability[1]
+    torch._C._cuda_getCurrentRawStream = lambda device=0: 0
+    answers = {
+        "is_available": True, "get_device_properties": torch.cuda.get_device_properties(), "current_device": 0,
+        "device_count": 1, "get_compute_capability": number, "is_triton_capable": True, "synchronize": None,
+        "raise_if_triton_unavailable": None, "set_device": None, "exchange_device": 0, "maybe_exchange_device": 0,
+    }  # fmt: skip
+    for name, value in answers.items():
+        setattr(devices.CudaInterface, name, staticmethod(lambda *_, value=value: value))
+    for name in ("get_device_properties", "current_device", "set_device"):
+        setattr(devices.CudaInterface.Worker, name, staticmethod(lambda *_, value=answers[name]: value))
+    quiet = {name: lambda self, *_: None for name in ("set_current_device", "get_benchmarker")}
+    now = {"get_current_device": 0, "get_current_stream": 0, "get_active_torch_device": gpu, "is_active": True,
+           "get_current_target": GPUTarget("cuda", number, 32)}  # fmt: skip
+    quiet |= {name: lambda self, *_, value=value: value for name, value in now.items()}
+    quiet["map_python_to_cpp_type"] = lambda self, kind: kind
+    driver.set_active(type("Driver", (), quiet)())
+    triton_helpers.set_driver_to_gpu = lambda: None
+
+    config.joint_graph_constant_folding = config.use_static_triton_launcher = config.fx_graph_cache = False
+    config.compile_threads, config.force_disable_caches = 1, True
+    torch._functorch.config.enable_autograd_cache = False
+
+    compiled, launches, memory = [], [], types.SimpleNamespace(now=0, peak=0)
+
+    def precompile(self, *_, **__):
+        self._precompile_worker()
+        compiled.extend((self.inductor_meta.get("kernel_name"), one.kernel.asm) for one in self.compile_results)
+
+    def launch(self, *args, **_):
+        changed = self.inductor_meta.get("mutated_arg_names", [])
+        given = [(name, x) for name, x in zip(self.fn.arg_names, args, strict=False) if isinstance(x, torch.Tensor)]
+        moved = sum(bytes_of(x) * (2 if name in changed else 1) for name, x in given)
+        launches.append(Launch(kind="triton", flops=0, bytes=moved))
+
+    triton_heuristics.CachingAutotuner.precompile = precompile
+    triton_heuristics.CachingAutotuner.run = launch
+
+    def empty(size, stride, dtype):
+        tensor = torch.empty_strided(size, stride, dtype=dtype, device=gpu)
+        taken = -(-tensor.untyped_storage().nbytes() // 512) * 512
+        memory.now += taken
+        memory.peak = max(memory.peak, memory.now)
+        weakref.finalize(tensor.untyped_storage(), lambda: setattr(memory, "now", memory.now - taken))
+        return tensor
+
+    guards = torch._C._dynamo.guards
+    guards.assert_size_stride = guards.assert_alignment = lambda *_: None
+    guards.copy_if_misaligned = lambda tensor: tensor
+    guards._empty_strided_cuda = empty
+    guards._reinterpret_tensor = lambda tensor, *where: torch.as_strided(tensor, *where)
+    torch.cuda._DeviceGuard = NoGuard
+
+    def product(name, *args, out=None, **_):
+        x, y = args[:2] if name in ("mm", "bmm") else args[1:3]
+        flops = 2 * x.shape[-2] * x.shape[-1] * y.shape[-1] * (x.shape[0] if x.dim() == 3 else 1)
+        launches.append(Launch(kind="product", flops=flops, bytes=bytes_of(x) + bytes_of(y) + bytes_of(out)))
+        return out
+
+    class Products:
+        def __getattr__(self, name):
+            return lambda *args, **words: product(name, *args, **words)
+
+    select_algorithm.extern_kernels = Products()
+    return compiled, launches, memory
+
+
+class NoGuard:
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+def a_step(rows: int, length: int, half: str):
+    """Two compiled micro-batches of the default shape and their steps -> (parameters, config)."""
+    import torch
+
+    from Config import PRESETS, LLMConfig
+    from engine import loop, optim
+    from engine.loss import TokenLoss
+    from engine.machine import parallel, runtime
+    from engine.options import Output, Training
+    from engine.packing import Batch
+    from model import SpongeBob
+
+    gpu, dtype = torch.device("cuda", 0), getattr(torch, half)
+    rt = runtime.Runtime(gpu, dtype)
+    with gpu:
+        model = SpongeBob(LLMConfig(**PRESETS["26M"], vocab_size=6400, max_seq_len=length))
+        loss = TokenLoss(model)
+    module = parallel.wrap(loss, gpu, dtype, 1, compile=True)
+    optimizers = optim.build(model, Training())
+    run = loop.Run(
+        runtime=rt, model=model, loss=module, optimizers=optimizers, scaler=rt.scaler(), rate=None, batches=None,
+        validation=None, tokenizer=None, token_bytes=None, prompt=[], end_id=2, steps=2, warmup=0,
+        compiling=parallel.Compiling(True, ""), training=Training(), output=Output(name="x"),
+    )  # fmt: skip
+    ids = torch.ones(rows, length, dtype=torch.long)
+    tables = torch.arange(0, rows * length + 1, 200, dtype=torch.int32)
+    batch = Batch(ids, ids, ids.to(torch.uint8), torch.ones(rows, length), tables).to(gpu)
+    yield from (loop.add_gradients(run, [batch], 1.0) for _ in range(2))
+    yield sum(parameter.numel() for parameter in model.parameters()), model.config
+
+
+def one_card(name: str, rows: int, length: int) -> str:
+    """Compile everything for one card; a line of the table. Runs in a process of its own."""
+    fake_cuda.load_guard()
+    fake_cuda.pretend(CARDS[name])
+    compiled, launches, memory = install(CARDS[name])
+    half = "float16" if CARDS[name].capability < (8, 0) else "bfloat16"
+    with fake_cuda.tensors():
+        step = a_step(rows, length, half)
+        next(step)
+        launches.clear()
+        memory.peak = memory.now
+        next(step)
+        parameters, config = next(step)
+    return row(name, half, compiled, launches, memory.peak, parameters, config, rows * length)
+
+
+def row(name, half, compiled, launches, peak, parameters, config, tokens) -> str:
+    from engine.machine.card import sheet
+
+    without = [kernel for kernel, asm in compiled if not asm.get("cubin")]
+    if without or not compiled:
+        raise ValueError(f"{name}: no cubin of {', '.join(without) or 'any kernel'}")
+    data = sheet(CARDS[name].name)
+    flops, bandwidth = PRODUCTS * data.tflops * 1e12, BANDWIDTH * data.bandwidth * 1e9
+    kinds = collections.Counter(launch.kind for launch in launches)
+    seconds = sum(max(one.flops / flops, one.bytes / bandwidth, SHORTEST) for one in launches)
+    # Attention, causal, documents of 200 as the sample's: forward once, backward two and a half times.
+    seconds += 3.5 * 4 * config.n_layers * config.dim * 100 * tokens / flops
+    moved = sum(one.bytes for one in launches if one.kind == "triton") / 1e9
+    cells = [
+        name, "sm_{}{}".format(*CARDS[name].capability), half, f"{len({kernel for kernel, _ in compiled})}",
+        f"{len(compiled)}", f"{kinds['triton']}", f"{kinds['product']}", f"{moved:.1f} GB",
+        f"{(peak + 16 * parameters) / 2**30:.2f} GiB", f"{tokens / seconds / 1e6:.2f} M tokens/s",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cards", nargs="+", choices=CARDS, default=list(CARDS), help="for which cards")
+    parser.add_argument("--rows", type=int, default=32, help="rows of 512 tokens of the micro-batch")
+    args = parser.parse_args(argv)
+    if reason := fake_cuda.missing() or (None if importlib_has("triton") else "triton is missing: make test-inductor"):
+        print(f"not run: {reason}")
+        return 0
+    if len(args.cards) == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"] = f"{folder}/i", f"{folder}/t"
+            print(one_card(args.cards[0], args.rows, 512))
+        return 0
+    print("| card | | dtype | kernels | cubins | Triton launches | products | outside products | memory | ceiling |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for name in args.cards:
+        command = [sys.executable, "-m", "benchmarks.inductor", "--cards", name, "--rows", str(args.rows)]
+        done = subprocess.run(command, cwd=fake_cuda.ROOT, text=True, capture_output=True)
+        if done.returncode:
+            print(done.stderr[-3000:], file=sys.stderr)
+            return 1
+        print(done.stdout.strip(), flush=True)
+    print("\nNothing was measured: counted kernels at 65 % of the data sheet's products and 85 % of its bandwidth.")
+    return 0
+
+
+def importlib_has(name: str) -> bool:
+    return fake_cuda.importlib.util.find_spec(name) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

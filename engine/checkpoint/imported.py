@@ -1,0 +1,146 @@
+"""Folders of others become a .pth and its .json: a LlamaForCausalLM of Hugging Face, or Meta's with params.json.
+
+What this model cannot compute is refused in one line that names it: it would load, and say something else.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from Config import LLMConfig
+from dataset import fingerprint, load_tokenizer
+from engine.checkpoint.foreign import check_buffers, plain_weights
+from engine.checkpoint.hugging_face import our_weights
+from engine.checkpoint.weights import cpu_weights, load_weights, read_tensors, save_weights, shape_json
+from engine.console import say
+from engine.files import first_line
+from model import SpongeBob
+
+# What a LlamaConfig may say beside numbers: the only value that this model has, which is also its default.
+ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
+SIZES = {
+    "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim", "vocab_size": "vocab_size",
+}  # fmt: skip
+META_SIZES = ("dim", "n_layers", "n_heads")
+
+
+def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
+    """Write `target` (.pth) and its .json. ValueError: one is there, or the folder holds what this model is not."""
+    found = {"config.json": _hugging_face, "params.json": _meta}
+    read = next((read for name, read in found.items() if (folder / name).is_file()), None)
+    if read is None:
+        hint = "neither config.json (Hugging Face) nor params.json (Meta) is there"
+        if (folder / "adapter_config.json").is_file():
+            hint = "a LoRA adapter, no model; peft's merge_and_unload().save_pretrained() makes one"
+        raise ValueError(f"--import_hf {folder}: {hint}")
+    if target.suffix != ".pth":
+        raise ValueError(f"{target}: name a file that ends in .pth")
+    for path in (target, target.with_suffix(".json")):
+        if path.exists():
+            raise ValueError(f"{path}: there already; name another file, nothing is overwritten")
+    weights, config = read(folder, max_seq_len)
+    model = SpongeBob(config)
+    load_weights(model, weights, folder)
+    meta: dict[str, Any] = {"parent": None, "imported": folder.name, "config": shape_json(config)}
+    if (folder / "tokenizer.json").is_file():
+        meta["tokenizer"] = fingerprint(load_tokenizer(folder))
+        say(f"{folder}: its tokenizer is {meta['tokenizer']}; where yours differs, give --tokenizer_dir {folder}")
+    save_weights(target, cpu_weights(model), meta)
+
+
+def _config(file: Path, shape: dict) -> LLMConfig:
+    try:
+        return LLMConfig(**shape)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: not the shape of a model here ({first_line(error)})") from None
+
+
+def _json(file: Path, sizes: tuple[str, ...]) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict) or (missing := [name for name in sizes if name not in content]):
+        raise ValueError(f"{file}: says no {', '.join(missing) if isinstance(content, dict) else 'shape'}")
+    return content
+
+
+# -------------------------------------------------------------------------------------------------- Hugging Face
+
+
+def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tensor], LLMConfig]:
+    file = folder / "config.json"
+    content = _json(file, ("model_type",))
+    if content["model_type"] != "llama":
+        raise ValueError(f"{file}: model_type {content['model_type']!r}; only 'llama' is computed as here")
+    content = _json(file, tuple(SIZES))
+    for name, value in ONLY.items():
+        if content.get(name, value) != value:
+            raise ValueError(f"{file}: {name} is {str(content[name])[:60]}; this model has only {value}")
+    shape = {ours: content[name] for name, ours in SIZES.items()}
+    if (head := content.get("head_dim")) and head * shape["n_heads"] != shape["dim"]:
+        raise ValueError(f"{file}: heads of {head} numbers; here they are {shape['dim']} / {shape['n_heads']} wide")
+    parameters = content.get("rope_parameters")
+    theta = content.get("rope_theta", None if "rope_theta" in (parameters or {}) else 1e4)
+    shape |= {
+        "n_kv_heads": content.get("num_key_value_heads") or shape["n_heads"],
+        "norm_eps": content.get("rms_norm_eps", 1e-6),
+        "max_seq_len": max_seq_len or content.get("max_position_embeddings", 2048),
+        "rope_theta": theta,
+        "rope_scaling": content.get("rope_scaling"),
+        "rope_parameters": parameters,
+    }
+    config = _config(file, shape)
+    weights = {name.removeprefix("model."): tensor for name, tensor in _safetensors(folder).items()}
+    if not content.get("tie_word_embeddings", False) and not any(name.endswith("lm_head.weight") for name in weights):
+        raise ValueError(f"{file}: tie_word_embeddings is false and no lm_head.weight is there: half of it is missing")
+    weights, _ = plain_weights(weights, folder)
+    return our_weights(weights, config), config
+
+
+def _safetensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, of one file or of several with an index."""
+    index = folder / "model.safetensors.index.json"
+    names = [folder / "model.safetensors"]
+    if index.is_file():
+        names = [folder / Path(name).name for name in sorted(set(_json(index, ("weight_map",))["weight_map"].values()))]
+    weights = {}
+    for path in names:
+        if not path.is_file():
+            old = " (pytorch_model.bin is not read: save_pretrained() of today's transformers writes it)"
+            raise ValueError(f"{path}: not there{old if (folder / 'pytorch_model.bin').is_file() else ''}")
+        try:
+            weights |= load_file(path)
+        except Exception as error:  # SafetensorError is no ValueError
+            raise ValueError(f"{path}: not a readable safetensors file ({first_line(error)})") from None
+    return weights
+
+
+# --------------------------------------------------------------------------------------------------------- Meta
+
+
+def _meta(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tensor], LLMConfig]:
+    """params.json and consolidated.00.pth; sizes that params.json leaves to a formula are read off the tensors."""
+    file, path = folder / "params.json", folder / "consolidated.00.pth"
+    content = _json(file, META_SIZES)
+    if (folder / "consolidated.01.pth").is_file():
+        raise ValueError(f"{folder}: weights in several pieces; only one consolidated.00.pth is read")
+    if content.get("use_scaled_rope"):
+        raise ValueError(f"{file}: use_scaled_rope, without its factor; the Hugging Face form of this model says it")
+    weights, buffers = plain_weights(read_tensors(path), path)
+    sizes = {"vocab_size": "tok_embeddings.weight", "hidden_dim": "layers.0.feed_forward.w1.weight"}
+    if missing := [name for name in sizes.values() if name not in weights]:
+        raise ValueError(f"{path}: no {' and '.join(missing)} in it")
+    length = max_seq_len or content.get("max_seq_len")
+    if not length:
+        raise ValueError(f"{file}: says no max_seq_len; give --max_seq_len, the context that it was trained with")
+    shape = {name: content[name] for name in META_SIZES} | {name: len(weights[of]) for name, of in sizes.items()}
+    assumed = {"n_kv_heads": shape["n_heads"], "norm_eps": 1e-5, "rope_theta": 1e4}  # by Meta's program
+    given = {name: content[name] for name in assumed if content.get(name)}
+    config = _config(file, shape | assumed | given | {"max_seq_len": length})
+    check_buffers(buffers, config, path)
+    return weights, config

@@ -1,0 +1,75 @@
+"""What a micro-batch takes of a GPU, calculated before it runs: memory, and the most tokens per second there can be.
+
+The factors were counted, not measured: by benchmarks/fake_cuda.py (memory, eager traffic) and benchmarks/inductor.py
+(what is compiled) in bf16, for shapes of 4 to 17 layers x 256 to 768, and are right to about a tenth there. C dim, V
+vocabulary, as in model.py.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from Config import LLMConfig
+from engine.machine.card import Sheet
+
+# Bytes per position: of a block's activations and of the logits with their gradients, eager and compiled.
+BLOCK, LOGITS = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
+# Bytes per position that kernels beside the products read and write, forward and backward.
+BLOCK_TRAFFIC, LOGITS_TRAFFIC = (686, 108), (50, 8.4)  # x C in each layer; x V
+PRODUCTS, BANDWIDTH = 0.65, 0.85  # share of the data sheet that good kernels reach
+USABLE = 0.92  # of a card's memory: the rest is CUDA's own, and torch's rounding
+
+
+@dataclass(frozen=True)
+class Load:
+    """What decides the memory of a micro-batch."""
+
+    config: LLMConfig
+    rows: int
+    length: int  # positions of a row
+    dtype: torch.dtype
+    recompute: bool = False  # --activation_checkpointing
+    chunk: int = 0  # --loss_chunk
+    compiled: bool = False
+
+
+def memory(load: Load) -> float:
+    """Bytes that a micro-batch adds to weights, gradients and optimizer."""
+    config, positions = load.config, load.rows * load.length
+    block, logits = BLOCK[load.compiled] * config.dim, LOGITS[load.compiled] * config.vocab_size
+    if load.chunk:
+        logits *= min(1, load.chunk / positions)
+    if load.recompute:  # each block's input, one block at a time, or the logits
+        each = (4 * config.n_layers + 16) * config.dim + max(block, logits)
+    else:
+        each = config.n_layers * block + logits
+    return each * positions * (2 if load.dtype == torch.float32 else 1)
+
+
+def rows_that_fit(load: Load, available: float) -> int:
+    """Rows of a micro-batch for which `available` bytes are enough."""
+    return max(0, int(available / (memory(load) / load.rows)))
+
+
+def ceiling(load: Load, parameters: int, sheet: Sheet) -> float:
+    """Tokens per second of one card, at most: products and the traffic between them, attention left out."""
+    config = load.config
+    traffic = BLOCK_TRAFFIC[load.compiled] * config.n_layers * config.dim
+    traffic += LOGITS_TRAFFIC[load.compiled] * config.vocab_size
+    products = 6 * parameters / (PRODUCTS * sheet.tflops * 1e12)
+    return 1 / (products + traffic / (BANDWIDTH * sheet.bandwidth * 1e9))
+
+
+def relief(load: Load) -> str:
+    """The flags that save memory, the one that helps most first; empty when nothing would."""
+    half = max(1, load.rows // 2)
+    ways = {
+        "--activation_checkpointing": replace(load, recompute=True),
+        "--loss_chunk 2048": replace(load, chunk=2048),
+        "--compile": replace(load, compiled=True),
+        f"--batch_size {half} with twice the --accumulation_steps": replace(load, rows=half),
+    }
+    now = memory(load)
+    saved = {way: now - memory(changed) for way, changed in ways.items()}
+    best = sorted((way for way in ways if saved[way] > 0), key=saved.__getitem__, reverse=True)
+    return ", ".join(f"{way} saves about {saved[way] / 2**30:.1f} GiB" for way in best)
