@@ -2,12 +2,12 @@
 
 import json
 
-import jinja2
 import pytest
 from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer
 
 from Config import LLMConfig
-from dataset import CHAT_TEMPLATE, SFTDataset
+from dataset import SFTDataset
 from engine.checkpoint import hugging_face
 from engine.corpus import bpe
 from model import SpongeBob
@@ -22,13 +22,17 @@ def learned():
     return tokenizer
 
 
+@pytest.fixture(scope="module")
+def theirs(learned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learned")
+    bpe.save(learned, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("words", ["x", "\nx", "\n\n\nx", "    x", " \n  y", "x\n\n", "\tz", CODE])
-def test_code_is_encoded_as_the_chat_template_is(learned, words):
+def test_code_is_encoded_as_the_chat_template_is(learned, theirs, words):
     messages = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
-    rendered = jinja2.Template(CHAT_TEMPLATE, keep_trailing_newline=True).render(messages=messages)
-    theirs = Tokenizer.from_str(learned.to_str())
-    theirs.encode_special_tokens = False
-    expected = theirs.encode(rendered, add_special_tokens=False).ids
+    expected = theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert SFTDataset(learned).encode([messages])[0].ids.tolist() == expected
 
 
