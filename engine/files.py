@@ -1,17 +1,22 @@
 """Files on disk: written whole or not at all; JSON; what went wrong, in one line."""
 
+import argparse
 import errno
+import glob
 import json
 import math
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then rename it: a reader never sees half of one, a crash leaves the old."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.tmp-{uuid4().hex[:8]}")  # two machines may have one process number
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -20,6 +25,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_left_overs(*paths: Path) -> None:
+    """What write_whole left beside files when it was killed; of weights it takes as much room as they do."""
+    for path in paths:
+        for left_over in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+            with suppress(OSError):
+                left_over.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -33,6 +46,23 @@ def sync_folder(folder: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
+
+
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\.|$)", re.IGNORECASE)
+
+
+def file_name(name: str, windows: bool = os.name == "nt") -> str:
+    """`name`, which begins the names of files in one folder; ArgumentTypeError, as a flag's type, when it cannot.
+
+    A separator of either system is refused on both. Windows has more that it does not take, or takes for a device.
+    """
+    held = re.search(r"[/\\\x00-\x1f]" if not windows else r'[/\\\x00-\x1f<>:"|?*]', name)
+    problem = "is empty" if not name.strip(" .") else f"holds {held[0]!r}" if held else None
+    if windows and _RESERVED.match(name):
+        problem = "is a device"
+    if problem:
+        raise argparse.ArgumentTypeError(f"{name!r} {problem}, and cannot begin the name of a file")
+    return name
 
 
 def write_json(path: Path, content: dict) -> None:

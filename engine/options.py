@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.console import say
-from engine.files import file_inside
+from engine.files import file_inside, file_name
 from engine.flags import ROOT, Chosen, Flags, flag, made_from, read_typed, shown
 
 SAMPLE = ROOT / "data" / "sample"
@@ -95,7 +95,7 @@ class Output(Flags):
     """log and files"""
 
     save_dir: str = flag("results", "folder of weights, states and logs")
-    name: str = flag("", "stem of the output files")
+    name: str = flag("", "stem of the output files", type=file_name)
     resume: str | None = flag(
         None, "continue the newest state, or the one in PATH (none yet: start)", nargs="?", const="auto", metavar="PATH"
     )

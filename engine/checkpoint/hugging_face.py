@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from Config import LLMConfig
 from dataset import BOS, CHAT_TEMPLATE, EOS, UNK, load_tokenizer
 from engine.checkpoint.weights import cpu_weights
+from engine.console import say
 from engine.files import write_json
 from model import SpongeBob
 
@@ -92,6 +93,9 @@ def to_hf(
         raise ValueError(f"{folder}: there already and not an empty folder; name another, nothing is overwritten")
     tokenizer = load_tokenizer(tokenizer_dir)
     names = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
+    if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # as byte-level BPE spells a line break
+        say(f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
+            "encoded otherwise by other programs: they encode the role's line together with it")  # fmt: skip
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)

@@ -1,7 +1,7 @@
 """torch's reader of sharded tensors without its trust: a .metadata file is a pickle, and may come from anywhere."""
 
 import pickle
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -17,15 +17,15 @@ _PLAIN = {("torch.distributed.checkpoint.metadata", name) for name in _METADATA.
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib._local", "PosixPath"),
-    ("pathlib._local", "WindowsPath"),
 }
+# Where the state lay when it was written. Neither kind of path can be made on the other system, their pure forms can.
+_PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
+        if module in ("pathlib", "pathlib._local") and name in _PATHS:
+            return _PATHS[name]
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _PLAIN and not is_dtype:
             raise ValueError(f"it names {module}.{name}, which is not part of a checkpoint")
@@ -42,8 +42,8 @@ class PlainReader(dcp.FileSystemReader):
                 metadata = _PlainUnpickler(stream).load()
             metadata.storage_meta = metadata.storage_meta or StorageMeta()
             metadata.storage_meta.load_id = self.load_id
-            outside = [info.relative_path for info in metadata.storage_data.values() if "/" in info.relative_path]
-            if outside or not isinstance(metadata, Metadata):
+            files = {info.relative_path for info in metadata.storage_data.values()}
+            if any(PureWindowsPath(name).name != name for name in files) or not isinstance(metadata, Metadata):
                 raise ValueError("it points outside its folder")
         except Exception as error:  # a pickle can break in any way
             raise ValueError(f"{file}: not readable as the list of a state's tensors ({first_line(error)})") from None

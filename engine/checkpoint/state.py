@@ -203,8 +203,8 @@ def _refuse_misfits(path: Path, saved: dict, parameters: dict[str, nn.Parameter]
     """Before anything is read: values that are no tensors would be unpickled."""
     odd = [name for name, entry in saved.items() if not isinstance(entry, TensorStorageMetadata)]
     expected = {f"model.{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
-    found = {
-        name: tuple(entry.size) for name, entry in saved.items()
-        if name not in odd and (name.startswith("model.") or _owner(name) not in parameters)
-    }  # fmt: skip
+    found = {name: tuple(entry.size) for name, entry in saved.items() if name not in odd}
+    for name in found:  # an optimizer's values: one for every weight, beside the count of its steps
+        if not name.startswith("model.") and _owner(name) in parameters:
+            expected[name] = () if name.endswith(".step") else tuple(parameters[_owner(name)].shape)
     problems_between(path, expected, found, [f"{name} is not a tensor" for name in odd])

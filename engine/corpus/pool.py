@@ -41,9 +41,14 @@ def in_order(work: Callable, source: Iterable[tuple], start: Callable, setup: tu
             raise
 
 
+MOST_ON_WINDOWS = 61  # processes that one wait of Windows can watch
+
+
 def _open(num_workers: int, start: Callable, setup: tuple) -> ProcessPoolExecutor | None:
     # fork shares the parent's pages; elsewhere it is unsafe or missing.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
+    if sys.platform == "win32":
+        num_workers = min(num_workers, MOST_ON_WINDOWS)
     try:
         return ProcessPoolExecutor(num_workers, context, _begin, (os.getpid(), start, setup))
     except (OSError, ImportError, NotImplementedError) as error:

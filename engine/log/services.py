@@ -59,12 +59,13 @@ class Swanlab(Silent):
         self.swanlab = swanlab
         mode = "cloud" if os.environ.get("SWANLAB_API_KEY") else "local"
         options = {"experiment_name": name, "config": config, "logdir": str(folder / "swanlog"), "mode": mode}
+        again = {"id": run_id, "resume": "allow"} if run_id and mode == "cloud" else {}  # a local run is not continued
         try:
-            run = swanlab.init(project=project, **options)
+            run = swanlab.init(project=project, **options, **again)
         except Exception as error:  # as for wandb
             say(f"swanlab: {first_line(error)}; what it gets lies in {options['logdir']}")
             run = swanlab.init(project=project, **options | {"mode": "local"})
-        self.run_id = getattr(run, "id", None)
+        self.run_id = run_id or getattr(run, "id", None)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.swanlab.log({key: value for key, value in values.items() if not isinstance(value, str)}, step=step)
@@ -92,14 +93,12 @@ class Tensorboard(Silent):
 SERVICES = {"wandb": Wandb, "swanlab": Swanlab, "tensorboard": Tensorboard}
 
 
-def open_service(
-    service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int
-) -> Silent:  # fmt: skip
+def open_service(service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int) -> Silent:
     """The service by its name; `path` is the log file, beside which local copies lie; `step`s are done already."""
     if service == "none":
         return Silent(run_id)
     try:
-        return SERVICES[service](path.name.split(".")[0], path.parent, project, config, run_id, step)
+        return SERVICES[service](path.name.removesuffix(".metrics.jsonl"), path.parent, project, config, run_id, step)
     except ImportError:
         raise ValueError(f"--tracker {service}: not installed; pip install {service}, or --tracker none") from None
     except Exception as error:  # a project name it does not take, for one

@@ -21,14 +21,17 @@ class Tracker:
         flags: of the run, for the service.
         steps: length of the run, for the progress bar.
         step: steps that are done already; rows after it are cut off (a resumed run writes them again).
+        earlier: the log that is continued, where the run had another name before.
+        active: whether this is the main process.
         run_id: of the run at the service that is continued.
     """
 
     def __init__(
-        self, output: Output, flags: dict, *, steps: int, step: int = 0, active: bool = True, run_id: str | None = None
-    ):
+        self, output: Output, flags: dict, steps: int, step: int = 0, earlier: Path | None = None, *,
+        active: bool = True, run_id: str | None = None,
+    ):  # fmt: skip
         self.path = path = output.metrics
-        self.active = active
+        self.active, self.name = active, output.name
         self.rows: list[dict] = []
         self.reminder: str | None = None  # a warning that every row repeats
         service = output.service if active else "none"
@@ -36,15 +39,12 @@ class Tracker:
         self.run_id = self.service.run_id
         if not active:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if step and path.is_file():
-            self.rows = [row for row in _read_rows(path) if row["step"] <= step]
-        write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, self.rows))))
+        self.rows = carry_on(earlier or path, path, step)
         self._written, self._size = len(self.rows), path.stat().st_size
         # In a file a redrawn bar would be one endless line: there every row of the log is a line.
-        self._lines = None if sys.stderr.isatty() else f"{path.name.split('.')[0]} step {{}} of {steps}: {{}}"
-        self.bar = tqdm(total=steps, initial=step, desc=path.name.split(".")[0], unit="step", dynamic_ncols=True,
-                        disable=self._lines is not None)  # fmt: skip
+        self._in_lines = not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=step, desc=output.name, unit="step", dynamic_ncols=True,
+                        disable=self._in_lines)  # fmt: skip
 
     def log(self, row: dict) -> None:
         """Append one row (it has "step") everywhere."""
@@ -93,8 +93,8 @@ class Tracker:
     def show(self, step: int, words: str = "") -> None:
         if self.active:
             self.bar.update(step - self.bar.n)
-            if words and self._lines:
-                warn(self._lines.format(step, words))
+            if words and self._in_lines:
+                warn(f"{self.name} step {step} of {self.bar.total}: {words}")
             elif words:
                 self.bar.set_postfix_str(words)
 
@@ -118,8 +118,14 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _read_rows(path: Path) -> list[dict]:
-    return [row for row in read_log(path) if isinstance(row.get("step"), int)]
+def carry_on(earlier: Path, path: Path, step: int) -> list[dict]:
+    """Write the log `path` with the rows of `earlier` up to `step`, none for step 0, and return them."""
+    rows = (
+        [row for row in read_log(earlier) if isinstance(row.get("step"), int) and row["step"] <= step] if step else []
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
+    return rows
 
 
 def _short(value: float) -> str:

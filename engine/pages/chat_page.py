@@ -159,4 +159,4 @@ def write_page(
         data["models"].append(about)
         contents.append(content)
     content = assemble(data, contents)
-    write_whole(target, lambda temporary: temporary.write_text(content, encoding="utf-8", newline="\n"))
+    write_whole(target, lambda temporary: temporary.write_bytes(content.encode("utf-8", "backslashreplace")))

@@ -176,6 +176,6 @@ def write(folder: Path, path: Path) -> Path:
     ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     content = page(f"{TITLE}{folder}", body)
-    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace"))
     write_json(folder / "report.json", data)
     return path

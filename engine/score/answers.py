@@ -1,7 +1,8 @@
 """Conversations: what the assistant's answers cost, and what the model says in their place.
 
-Every assistant turn of a row is one item: the turns before it are given as they stand in the row, the model answers
-greedily, in batches, and the answer is judged against the row's own.
+Every assistant turn of a row is one item, except for those that the row says are only read: training does not learn
+them either. The turns before it are given as they stand in the row, the model answers greedily, in batches, and the
+answer is judged against the row's own.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from dataset import NO_LOSS, SFTDataset
+from dataset import NO_LOSS, SFTDataset, is_learned
 from engine.generate.decode import complete
 from engine.score import judge
 from engine.score.likelihood import curve, token_nats
@@ -38,7 +39,7 @@ class Turn(NamedTuple):
 
 def turns(row: int, messages: list[dict], task: str | None) -> list[Turn]:
     """The answers of a conversation; the row's task is that of the last one."""
-    ends = [end for end, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    ends = [end for end, message in enumerate(messages, 1) if is_learned(message)]
     return [Turn(row, turn, messages[:end], task if end == ends[-1] else None) for turn, end in enumerate(ends, 1)]
 
 

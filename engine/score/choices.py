@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dataset import BadRow, PretrainDataset, SFTDataset
+from dataset import BadRow, PretrainDataset, SFTDataset, text_of
 from engine.score.likelihood import token_nats
 from model import SpongeBob
 
@@ -49,6 +49,8 @@ def read_question(number: int, row: dict) -> Question:
         raise BadRow(f'"choices" is no list of 2 to {len(LETTERS)} texts')
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise BadRow('a text in "choices" is empty or no text')
+    for words in (question, *choices):
+        text_of(words, "a text of the question", may_be_empty=True)
     if isinstance(answer, str) and len(answer) == 1:
         answer = LETTERS.find(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from engine.checkpoint.weights import weights_digest
 from engine.corpus import jsonl
-from engine.files import write_json, write_whole
+from engine.files import to_json, write_json, write_whole
 from engine.score import answers, choices, likelihood
 from engine.score.answers import Turn
 from engine.score.choices import Question
@@ -57,8 +57,7 @@ def score_file(
     target = records_path(model, tokenizer, path, folder, settings)
     records = read_records(target)
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records.values())
-    write_whole(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
     with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
         for kind, scorer in _scorers(model, tokenizer, items, settings, batch).items():
             # The longest come first, so that memory runs out now or never. Batches do not depend on what is done.
@@ -67,10 +66,8 @@ def score_file(
                 part = chosen[start : start + batch]
                 if not all((item.row, getattr(item, "turn", 0)) in records for item in part):
                     made = scorer(part)
-                    with open(target, "a", encoding="utf-8") as file:
-                        file.writelines(
-                            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in made
-                        )
+                    with open(target, "ab") as file:
+                        file.writelines(map(to_json, made))
                     records |= {key_of(record): record for record in made}
                 bar.update(len(part))
     return [records[key] for key in sorted(records)], target

@@ -1,8 +1,8 @@
 """One run a name: while a run goes on, <name>.lock names the process and the machine that have it.
 
-The kernel ends a lock (flock) with its process, however that one died, so a file that is left over holds nobody up.
-Only what another machine left cannot be judged from here: not every shared folder passes locks on. It is honoured, and
-the message says what to delete.
+The kernel ends a lock (flock; on Windows msvcrt's) with its process, however that one died, so a file that is left over
+holds nobody up. Only what another machine left cannot be judged from here: not every shared folder passes locks on. It
+is honoured, and the message says what to delete.
 """
 
 import json
@@ -20,7 +20,11 @@ from engine.options import Output
 try:
     import fcntl
 except ImportError:  # Windows
+    import msvcrt
+
     fcntl = None
+
+FAR = 1 << 20  # the byte that is locked on Windows, where nobody may read a locked one: far behind the holder's name
 
 
 @contextmanager
@@ -39,7 +43,8 @@ def hold(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the folder may have been removed
+        with suppress(OSError):  # the folder may have been removed; Windows keeps what is open, so nobody stands in it
+            os.ftruncate(descriptor, 0)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 os.unlink(path)
         os.close(descriptor)
@@ -71,11 +76,13 @@ def _take(path: Path) -> int:
 
 def _lock(descriptor: int) -> bool:
     """Whether no living process has it; a file system without locks knows nobody."""
-    if fcntl is None:
-        return not _lives(_read(descriptor))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            os.lseek(descriptor, FAR, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    except (BlockingIOError, PermissionError):  # the latter on Windows
         return False
     except OSError:
         return not _lives(_read(descriptor))
@@ -85,15 +92,15 @@ def _lock(descriptor: int) -> bool:
 def _lives(holder: dict) -> bool:
     """By its number alone, where the kernel keeps no locks; another process may have got it since."""
     pid = holder.get("process")
-    if not isinstance(pid, int) or pid == os.getpid() or _elsewhere(holder):
+    if not isinstance(pid, int) or pid == os.getpid() or _elsewhere(holder) or os.name != "posix":
         return False
     try:
-        os.kill(pid, 0) if os.name == "posix" else None
+        os.kill(pid, 0)  # on Windows this would be a Ctrl-C
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return os.name == "posix"
+    return True
 
 
 def _elsewhere(holder: dict) -> bool:

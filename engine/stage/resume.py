@@ -10,7 +10,8 @@ from engine.checkpoint import state
 from engine.checkpoint.run_info import RunInfo, read_info
 from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
 from engine.console import say
-from engine.files import first_line
+from engine.files import first_line, remove_left_overs
+from engine.log.tracker import carry_on
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.machine import parallel, rng
@@ -71,11 +72,17 @@ def clear(output: Output, saved: Saved | None) -> None:
     OSError when --overwrite cannot delete an old state: a later --resume would find it.
     """
     states = output.states
-    state.remove_leftovers(states)
+    _remove_left_overs(output)
     if output.overwrite and states.exists():
         shutil.rmtree(states)
     elif saved is None or saved.path.resolve().parent == states.resolve():
         state.set_aside_newer(states, saved.step if saved else -1)
+
+
+def _remove_left_overs(output: Output) -> None:
+    """What a run of this name that was killed was writing; that of another name may still be written."""
+    state.remove_leftovers(output.states)
+    remove_left_overs(output.weights, output.weights.with_suffix(".json"), output.metrics)
 
 
 def _named(path: Path, states: Path) -> Path:
@@ -187,13 +194,23 @@ def put_back(saved: Saved, run: Run) -> Progress:
     return progress
 
 
+def log_of(saved: Saved, output: Output) -> Path:
+    """The log of the run that is continued, also where it had another name."""
+    own = saved.path.resolve().parent == output.states.resolve()
+    return output.metrics if own else saved.path.parent.with_suffix(".metrics.jsonl")
+
+
 def finish(saved: Saved, run: Run, meta: dict) -> None:
-    """A finished run: write the weights if the run was killed between its last state and them."""
+    """A finished run: write the weights if the run was killed between its last state and them, or has a new name."""
     output = run.output
+    if run.runtime.main:
+        _remove_left_overs(output)
     there = read_meta(output.weights) if output.weights.is_file() else {}
     # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
     if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
         weights = cpu_weights(run.model, kept=run.runtime.main)
         if run.runtime.main:
             save_weights(output.weights, weights, meta)
+            if (log := log_of(saved, output)) != output.metrics:
+                carry_on(log, output.metrics, saved.step)
     say(f"{output.weights} is finished: nothing left to do")

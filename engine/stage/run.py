@@ -124,8 +124,8 @@ def train(
         say(plan.describe(run, rows.training, rows.validation))
         say(plan.trial(run, progress))
         rt.from_main(lambda: resume.clear(output, saved))
-        run_id = saved.info.run_id if saved else None
-        tracker = Tracker(output, about["flags"], steps=run.steps, step=progress.step, active=rt.main, run_id=run_id)
+        run_id, log = (saved.info.run_id, resume.log_of(saved, output)) if saved else (None, output.metrics)
+        tracker = Tracker(output, about["flags"], run.steps, progress.step, log, active=rt.main, run_id=run_id)
         group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
         describe = lambda progress: _meta(about, run, progress)
         saver = Saver(rt, output, tracker, describe, identity, resume.batch_of(run), name, group)

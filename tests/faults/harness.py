@@ -1,5 +1,6 @@
 """Runs that can be killed: stages in processes forked from one that has imported everything, and under torchrun."""
 
+import functools
 import importlib
 import json
 import os
@@ -20,8 +21,9 @@ from making import WALL_CLOCK
 from engine import cli, loop, packing
 from engine.checkpoint import state
 from engine.checkpoint.safe_reader import PlainReader
+from engine.corpus import token_cache
 from engine.log import tracker
-from engine.stage import plan
+from engine.stage import plan, resume, saver
 
 ROOT = Path(__file__).parents[2]
 SHAPE = "--dim 32 --n_layers 2 --n_heads 2 --n_kv_heads 1 --dropout 0.1"
@@ -109,6 +111,32 @@ def endless_step(step: int) -> None:
 
     packing.Batches.counter = 1
     loop.train_step = waits
+
+
+def at_a_place(place: int, call: int, kind: int) -> None:
+    """Signal `kind` to itself in the `call`th call of one of PLACES; 0: stand still there until there is a go-on."""
+    module, name = PLACES[place]
+    real, calls = getattr(module, name), [0]
+
+    @functools.wraps(real)
+    def reached(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == call and kind:
+            os.kill(os.getpid(), kind)
+        elif calls[0] == call:
+            Path("paused").touch()
+            until = time.monotonic() + 60
+            while not Path("go-on").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+        return real(*arguments, **options)
+
+    setattr(module, name, reached)
+
+
+PLACES = [
+    (token_cache, "_encode_block"), (plan, "trial"), (loop, "validate"), (loop, "train_step"), (state, "write"),
+    (saver, "save_weights"), (state, "_drop_old"), (resume, "clear"), (resume, "finish"),
+]  # fmt: skip
 
 
 def small_files_only(first_save: int) -> None:

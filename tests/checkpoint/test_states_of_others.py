@@ -1,0 +1,72 @@
+"""A state that was written on another system, or by somebody who means harm, opens or is refused by name."""
+
+import pickle
+from pathlib import PurePosixPath, PureWindowsPath
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from Config import LLMConfig
+from engine import optim, options
+from engine.checkpoint import state
+from engine.checkpoint.safe_reader import PlainReader
+from model import SpongeBob
+
+
+@pytest.fixture
+def owner():
+    model = SpongeBob(LLMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=64))
+    optimizers = optim.build(model, options.Training(optimizer="muon", learning_rate=1e-3))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    return model, optimizers
+
+
+def written(folder, tensors):
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / "tensors", single_file_per_rank=True), no_dist=True)
+    return folder
+
+
+@pytest.mark.parametrize("home, kind", [
+    ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib._local", "WindowsPath"),
+])  # fmt: skip
+def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, owner, tmp_path):
+    """A path of the other system cannot be made here, and torch writes one into each state."""
+    file = written(tmp_path, state.copy_tensors(*owner)) / "tensors/.metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.storage_meta.checkpoint_id = PurePosixPath("here")
+    content = pickle.dumps(metadata, protocol=2)  # names its classes in lines
+    assert content.count(b"cpathlib\nPurePosixPath\n") == 1
+    file.write_bytes(content.replace(b"cpathlib\nPurePosixPath\n", f"c{home}\n{kind}\n".encode()))
+    state.load_into(tmp_path, *owner)
+    read = PlainReader(tmp_path / "tensors").read_metadata().storage_meta.checkpoint_id
+    assert read == (PureWindowsPath if kind == "WindowsPath" else PurePosixPath)("here")
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "..\\a", "a\\b", "C:a", "C:\\a", "\\\\server\\share\\a", "."])
+def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner, tmp_path):
+    file = written(tmp_path, state.copy_tensors(*owner)) / "tensors/.metadata"
+    metadata = pickle.loads(file.read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = name
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="points outside its folder"):
+        state.load_into(tmp_path, *owner)
+
+
+@pytest.mark.parametrize("name, found, expected", [
+    ("optimizer.norm.weight.exp_avg", torch.ones(3), "(3,), expected (16,)"),
+    ("optimizer.norm.weight.exp_avg", torch.ones(()), "(), expected (16,)"),
+    ("optimizer.norm.weight.step", torch.ones(2), "(2,), expected ()"),
+    ("optimizer.layers.0.attention.wq.weight.momentum_buffer", torch.ones(16), "(16,), expected (16, 16)"),
+])  # fmt: skip
+def test_values_of_the_optimizer_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
+    tensors = state.copy_tensors(*owner)
+    assert name in tensors
+    written(tmp_path, tensors | {name: found})
+    with pytest.raises(ValueError) as refused:
+        state.load_into(tmp_path, *owner)
+    assert f"{name} is {expected}" in str(refused.value)

@@ -1,0 +1,103 @@
+"""A tracking service shows each step of a run once, and is never worth a training run."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engine.log import services
+from engine.log.tracker import Tracker
+from engine.options import Output
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What each service was started with; the first `asked.failing` starts fail."""
+    seen = SimpleNamespace(starts=[], failing=0, rows=[])
+
+    def init(**options):
+        seen.starts.append(options)
+        if len(seen.starts) <= seen.failing:
+            raise RuntimeError("401: no such key\nmore")
+        offline = options.get("mode") == "offline"
+        return SimpleNamespace(
+            id=options.get("id") or "new", offline=offline, dir="wandb/run/files", finish=lambda: None,
+            log=lambda values, step: seen.rows.append((step, values)),
+        )  # fmt: skip
+
+    wandb = SimpleNamespace(init=init, Settings=lambda **options: options)
+    swanlab = SimpleNamespace(init=init, finish=lambda: None, log=lambda values, step: seen.rows.append((step, values)))
+    board = SimpleNamespace(
+        SummaryWriter=lambda folder, purge_step: (
+            seen.starts.append({"folder": folder, "purge_step": purge_step})
+            or SimpleNamespace(add_scalar=lambda key, value, step: seen.rows.append((step, {key: value})))
+        )
+    )
+    for name, module in {"wandb": wandb, "swanlab": swanlab, "torch.utils.tensorboard": board}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "SWANLAB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(services, "_has_wandb_account", lambda: bool(os.environ.get("WANDB_API_KEY")))
+    return seen
+
+
+def opened(service, run_id=None, step=0):
+    return services.open_service(service, Path("results/v1.5.metrics.jsonl"), "project", {}, run_id, step)
+
+
+def test_tensorboard_takes_back_what_comes_after_the_state_that_a_run_goes_on_from(asked):
+    opened("tensorboard"), opened("tensorboard", step=300)
+    first, again = asked.starts
+    assert first["purge_step"] == 0 and again["purge_step"] == 301
+    assert first["folder"] == again["folder"] == str(Path("results/tensorboard/v1.5"))
+
+
+@pytest.mark.parametrize("service", ["wandb", "swanlab"])
+def test_a_resumed_run_goes_on_in_the_run_of_the_service(service, asked, monkeypatch):
+    monkeypatch.setenv(f"{service.upper()}_API_KEY", "key")
+    assert opened(service).run_id == "new"
+    assert opened(service, run_id="old", step=3).run_id == "old"
+    first, again = asked.starts
+    assert first.get("id") is None and (again["id"], again["resume"]) == ("old", "allow")
+    assert again.get("mode") in (None, "cloud")
+
+
+@pytest.mark.parametrize("service, mode", [("wandb", "offline"), ("swanlab", "local")])
+def test_without_an_account_or_a_network_a_run_is_kept_here_and_that_is_said(service, mode, asked, monkeypatch, capsys):
+    opened(service)
+    assert asked.starts[-1]["mode"] == mode
+    monkeypatch.setenv(f"{service.upper()}_API_KEY", "wrong")
+    asked.failing = len(asked.starts) + 1
+    assert opened(service, run_id="old", step=3).run_id == "old"
+    assert asked.starts[-1]["mode"] == mode and f"{service}: 401: no such key" in capsys.readouterr().out
+
+
+def test_what_wandb_was_told_by_its_own_settings_is_left_to_it(asked, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    opened("wandb")
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    opened("wandb")
+    assert ["mode" in start for start in asked.starts] == [False, False]
+
+
+def test_a_part_without_a_service_keeps_the_run_for_the_next_one(asked):
+    assert opened("none", run_id="old").run_id == "old"
+
+
+def test_a_project_that_a_service_does_not_take_is_one_line(asked):
+    asked.failing = 9
+    with pytest.raises(ValueError, match="--tracker wandb, --wandb_project project: 401: no such key$"):
+        opened("wandb")
+
+
+def test_a_service_that_fails_in_the_run_gets_nothing_more_and_the_run_goes_on(asked, tmp_path, capsys):
+    tracker = Tracker(Output(name="a", save_dir=str(tmp_path), tracker="wandb"), {}, steps=4)
+    tracker.service.run.log = lambda values, step: 1 / 0
+    for step in (1, 2):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.close()
+    assert capsys.readouterr().err.count("the tracker failed") == 1
+    assert len((tmp_path / "a.metrics.jsonl").read_bytes().splitlines()) == 2 and tracker.service.run_id == "new"
