@@ -53,12 +53,12 @@ def service(monkeypatch):
     """A stand-in for wandb that has no network; how it was started."""
     started = []
 
-    def init(mode, dir, **more):
+    def init(dir, mode="online", **more):
         started.append(mode)
         if mode == "online":
             raise ConnectionError("no route to api.wandb.ai")
         return SimpleNamespace(
-            dir=f"{dir}/wandb/offline-run/files", id="1", log=lambda *_, **__: None, finish=lambda: None
+            dir=f"{dir}/wandb/offline-run/files", id="1", offline=True, log=lambda *_, **__: None, finish=lambda: None
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None))

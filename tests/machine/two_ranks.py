@@ -1,6 +1,6 @@
-"""One process of test_parallel's run: two steps, printed as loss and gradient norm.
+"""One process of test_parallel's runs: two steps of each, printed as loss and gradient norm.
 
-torchrun --nproc_per_node=2 two_ranks.py FOLDER ddp|fsdp NUMBER_OF_OPTIONS
+torchrun --nproc_per_node=2 two_ranks.py FOLDER
 """
 
 import sys
@@ -13,18 +13,19 @@ from engine import loop, optim
 from engine.machine import parallel, runtime
 from engine.options import Training
 
-folder, kind, options = Path(sys.argv[1]), sys.argv[2], OPTIONS[int(sys.argv[3])]
-rt = runtime.start(CPU, 0)
-run = a_run(folder, batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world, **options)
-loss = parallel.wrap(run.loss, rt.device, rt.dtype, rt.world, parallel=kind)
-training = Training(optimizer=options.get("optimizer", "adamw"), learning_rate=1e-2, weight_decay=0.1)
-run = replace(run, runtime=rt, loss=loss, optimizers=optim.build(run.model, training))
-figures = []
-for step in range(2):
-    batches, counts = loop.load_step(run, step)
-    counts, _ = counts.over_ranks(rt)
-    sums, norm, *_ = loop.train_step(run, batches, counts.cost)
-    figures += [rt.all_reduce(sums)[0].item() / counts.cost, norm.item()]
-if rt.main:
-    print("figures", *figures)
+folder, rt = Path(sys.argv[1]), runtime.start(CPU, 0)
+for kind in ("ddp", "fsdp"):
+    for number, options in enumerate(OPTIONS):
+        run = a_run(folder, batch_size=3, rows_per_step=12, rank=rt.rank, world=rt.world, **options)
+        loss = parallel.wrap(run.loss, rt.device, rt.dtype, rt.world, parallel=kind)
+        training = Training(optimizer=options.get("optimizer", "adamw"), learning_rate=1e-2, weight_decay=0.1)
+        run = replace(run, runtime=rt, loss=loss, optimizers=optim.build(run.model, training))
+        figures = []
+        for step in range(2):
+            batches, counts = loop.load_step(run, step)
+            counts, _ = counts.over_ranks(rt)
+            sums, norm, *_ = loop.train_step(run, batches, counts.cost)
+            figures += [rt.all_reduce(sums)[0].item() / counts.cost, norm.item()]
+        if rt.main:
+            print("figures", kind, number, *figures)
 runtime.finish()
