@@ -24,7 +24,7 @@ test-faults: .venv/installed-dev
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/stage
 
 test-pages: .venv/installed-dev
-	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/pages
+	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m pages tests/pages
 
 test-runtimes: .venv/installed-dev
 	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint

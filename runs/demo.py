@@ -25,8 +25,8 @@ STAGES = {  # name: script, data, steps, rate, rows per step
     "pretrain": (f"pretrain.py {SHAPE}", "pretrain.jsonl", 1150, 1e-2, 2),
     "SFT": ("SFT.py", "sft_512.jsonl", 450, 2e-3, 2),
     "SFT_long": ("SFT.py --long", "sft_1024.jsonl", 150, 1e-3, 1),
-    "distill": ("distill.py", "r1_1024.jsonl", 2400, 8e-4, 1),
-    "distill_long": ("distill.py --long", "r1_1024.jsonl", 2200, 8e-4, 1),
+    "distill": ("distill.py", "r1_1024.jsonl", 2600, 7e-4, 1),
+    "distill_long": ("distill.py --long", "r1_1024.jsonl", 2400, 7e-4, 1),
 }
 PARENTS = {"SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT", "distill_long": "SFT_long"}
 # Each checkpoint's mode, and the held-out rows it is scored on: of what it teaches, and of what was taught before it.
