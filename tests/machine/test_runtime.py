@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from making import ROOT, torchrun
+from making import CPU, ROOT, torchrun
 
 from engine import options
 from engine.machine import runtime
@@ -48,3 +48,11 @@ def test_processes_wait_for_what_the_main_one_makes_as_long_as_it_takes(tmp_path
     monkeypatch.chdir(tmp_path)
     said = torchrun(ROOT / "tests/machine/waiting_ranks.py")
     assert sorted(said.splitlines()) == [f"{rank} has what was made by the main process" for rank in range(2)]
+
+
+def test_what_is_drawn_after_a_start_depends_on_its_seed_alone():
+    def drawn(seed: int) -> float:
+        runtime.start(CPU, seed)
+        return torch.rand(()).item()
+
+    assert drawn(7) == drawn(7) != drawn(8)
