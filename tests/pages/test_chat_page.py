@@ -74,9 +74,14 @@ def run(page: Path, code: str, given: object = None) -> object:
     return json.loads(done.stdout)
 
 
-def leave(folder: Path, name: str, seed: int = 0, **shape) -> Path:
-    """A checkpoint of the stage `name`, as a run leaves it; logits of up to about 10, attention that chooses."""
+def leave(folder: Path, name: str, seed: int = 0, ends: bool = True, **shape) -> Path:
+    """A checkpoint of the stage `name`, as a run leaves it; logits of up to about 10, attention that chooses.
+
+    Without `ends` the control tokens' logits are 0, and top_k never draws them: an answer is as long as it may be.
+    """
     model = tiny(seed, **shape)
+    if not ends:
+        model.tok_embeddings.weight.data[list(load_tokenizer(TOKENIZER).get_added_tokens_decoder())] = 0
     model.norm.weight.data.mul_(10)
     for layer in model.layers:
         layer.attention_norm.weight.data.mul_(6)

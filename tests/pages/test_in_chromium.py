@@ -23,10 +23,10 @@ HOSTILE = "<img src=x onerror=document.title='!'> 你好"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Two stages of a small untrained model that talks slowly enough to be stopped."""
+    """Two stages of a small untrained model whose answers end when they are stopped, or long after."""
     folder = tmp_path_factory.mktemp("page")
-    shape = {"dim": 256, "n_layers": 4, "hidden_dim": 768, "max_seq_len": 512}
-    stages = {name: leave(folder, name, seed, **shape) for seed, name in enumerate(("pretrain", "SFT"))}
+    shape = {"dim": 256, "n_layers": 4, "hidden_dim": 768, "max_seq_len": 2048}
+    stages = {name: leave(folder, name, seed, ends=False, **shape) for seed, name in enumerate(("pretrain", "SFT"))}
     chat_page.write_page(stages, TOKENIZER, folder / "page.html")
     return folder / "page.html"
 
@@ -69,7 +69,7 @@ def test_a_question_is_answered_and_both_stay_text(browser):
 
 
 def test_an_answer_stops_when_told_to_and_the_page_stays_alive_meanwhile(browser):
-    browser.run("document.getElementById('most').value = 1024")
+    browser.run("document.getElementById('most').value = 1024; document.getElementById('top_k').value = 50")
     browser.run("window.ticks = 0; setInterval(() => ticks++, 10)")
     browser.type("#question", "讲一个很长的故事")
     browser.click("#send")
