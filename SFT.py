@@ -13,7 +13,8 @@ from engine.options import Start
 from engine.packing import cut_conversations
 from engine.stage import run as stage
 
-# This stage's numbers. Each is the default of the flag with the same name.
+# This stage's numbers: each is the default of the flag with the same name. LONG takes their place with --long,
+# ON_SAMPLE where the bundled sample is trained on.
 NUMBERS = {
     "data_file": "sft_512.jsonl",
     "parent": "pretrain",

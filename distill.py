@@ -4,7 +4,7 @@
     python distill.py --long         # results/SFT_long.pth -> results/distill_long.pth
 
 The same as SFT.py except for one thing. Each of <think> </think> <answer> </answer> is spelt with four or five tokens,
-so the form is hard to learn. Those tokens therefore cost --tag_weight times as much as any other word of the assistant.
+so the form is hard to learn. Each of those tokens therefore costs --tag_weight times as much as another of the answer.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from engine.options import Start
 from engine.packing import cut_conversations
 from engine.stage import run as stage
 
-# This stage's numbers. Each is the default of the flag with the same name.
+# This stage's numbers: each is the default of the flag with the same name. LONG takes their place with --long,
+# ON_SAMPLE where the bundled sample is trained on.
 NUMBERS = {
     "data_file": "r1_1024.jsonl",
     "parent": "SFT",
@@ -35,7 +36,7 @@ ON_SAMPLE = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "m
 class Thoughts(Flags):
     """chain of thought"""
 
-    tag_weight: float = flag(10.0, "how many times as much as another word a tag's token costs (1: as much)", least=0)
+    tag_weight: float = flag(10.0, "what each token of a tag costs, where another token of the answer costs 1", least=0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     documents = stage.open_documents(SFTDataset, tokenizer, chosen.data, rt)
     rows = stage.pack(documents, cut_conversations, chosen, rt, model)
 
-    # 3. What a token costs, by its class. This line is all that distillation adds to SFT.
+    # 3. What a label costs, by its class: the tags' weight is all that distillation adds to SFT.
     cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: chosen.thoughts.tag_weight}
 
     # 4. Train (engine/loop.py); leaves results/distill.pth, .json, .state/, .metrics.jsonl, .png.

@@ -18,7 +18,8 @@ from engine.packing import split_documents
 from engine.stage import run as stage
 from model import SpongeBob
 
-# This stage's numbers. Each is the default of the flag with the same name.
+# This stage's numbers: each is the default of the flag with the same name. ON_SAMPLE takes their place where the
+# bundled sample is trained on.
 NUMBERS = {
     "data_file": "pretrain.jsonl",
     "name": "pretrain",
