@@ -23,14 +23,15 @@ from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
 from engine.generate import sampling
+from engine.generate.decoder import ready
 from engine.machine import runtime
-from engine.options import MODES, Checkpoint, Device
+from engine.options import MODES, Checkpoint, Device, Products
 from engine.pages import report
 from engine.score import run as score
 from engine.score import table
 from engine.score.records import Settings
 from engine.serve import terminal
-from engine.serve.conversation import Conversation
+from engine.serve.conversation import Conversation, Weights
 from model import SpongeBob
 
 
@@ -103,19 +104,19 @@ class Report(Flags):
     export: list[str] | None = flag(None, argparse.SUPPRESS, nargs="*", type=str)  # moved to export.py
 
 
-ANSWERING = names_in(Checkpoint, Device, Answers, Sampling)
+ANSWERING = names_in(Checkpoint, Device, Weights, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
     "--prompts": {*ANSWERING, "prompts", "system"},
-    "--score": {*names_in(Checkpoint, Device, Answers, Scoring)},
+    "--score": {*names_in(Checkpoint, Products, Answers, Scoring)},
     "--report": {"report", "save_dir"},
 }
 
 
 def choose(argv: list[str] | None) -> tuple[str, Chosen]:
     """The mode and its flags; a flag of another mode is refused."""
-    chosen = parse(__doc__, argv, Checkpoint, Device, Answers, Sampling, Talk, Scoring, Report)
+    chosen = parse(__doc__, argv, Checkpoint, Products, Weights, Answers, Sampling, Talk, Scoring, Report)
     if "export" in chosen.typed:
         raise ValueError("--export has a script of its own: python export.py --format hf FOLDER")
     modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in chosen.typed]
@@ -139,7 +140,7 @@ def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBo
 def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
     """Score the checkpoint, and the baseline on the same rows; print tables and keep the figures."""
     scoring, path, folder = chosen.scoring, chosen.checkpoint.path, Path(chosen.checkpoint.save_dir)
-    rt = runtime.start(chosen.device, seed=0)
+    rt = runtime.start(chosen.products, seed=0)
 
     def measure(checkpoint: Path) -> tuple[dict, dict]:
         model, chats, _ = load(checkpoint, chosen.checkpoint, tokenizer)
@@ -180,12 +181,12 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     """Chat, or answer --prompt."""
     talk, path = chosen.talk, chosen.checkpoint.path
     model, chats, on_sample = load(path, chosen.checkpoint, tokenizer)
-    rt = runtime.start(chosen.device, chosen.sampling.seed)  # seeded after the weights were drawn
+    rt = runtime.start(chosen.products, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    model.to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+    decoder = ready(model, chosen.weights.weights, rt.device)
     limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
-    conversation = Conversation(model, tokenizer, chats, talk.system, limit, settings)
+    conversation = Conversation(decoder, tokenizer, chats, talk.system, limit, settings)
     if talk.prompts:
         terminal.answer_file(conversation, Path(talk.prompts))
     elif talk.prompt:

@@ -22,10 +22,11 @@ from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, parse
+from engine.generate.decoder import ready
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
 from engine.pages import chat_page
-from engine.serve.conversation import Conversation
+from engine.serve.conversation import Conversation, Weights
 from engine.serve.models import Models
 
 INSTALL = "pip install -e .[serve]"
@@ -50,9 +51,9 @@ def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Mode
 
     def open_one(path: Path) -> Conversation:
         model, meta = open_chosen(checkpoint, tokenizer, path)
-        model.eval().to(rt.device, rt.dtype)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+        decoder = ready(model, chosen.weights.weights, rt.device)
         chats = (meta.get("stage") or path.stem) != "pretrain"
-        return Conversation(model, tokenizer, chats, None, model.config.max_seq_len)
+        return Conversation(decoder, tokenizer, chats, None, model.config.max_seq_len)
 
     return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, chosen.serve.slots)
 
@@ -80,7 +81,7 @@ def api_of(chosen: Chosen):
 
 
 def choose(argv: list[str] | None) -> Chosen:
-    return parse(__doc__, argv, Serve, Checkpoint, Device)
+    return parse(__doc__, argv, Serve, Checkpoint, Device, Weights)
 
 
 def main(argv: list[str] | None = None) -> None:

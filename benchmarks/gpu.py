@@ -100,11 +100,12 @@ def cached_and_full():
     import torch
 
     from engine.generate.decode import Request, Slots
+    from engine.generate.decoder import Decoder
     from engine.generate.sampling import Sampling
 
     model, ids = fresh().model.eval(), [5, 6, 7, 8]
     with torch.no_grad():  # fake tensors know no inference mode, which step's decorator brings
-        slots = Slots(model, 1, 32)
+        slots = Slots(Decoder(model), 1, 32)
         request = slots.add(Request(ids, 16, sampling=Sampling(temperature=0)))
         while slots.busy:
             Slots.step.__wrapped__(slots)

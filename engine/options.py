@@ -13,6 +13,7 @@ from engine.flags import ROOT, Chosen, Flags, flag, made_from, read_typed, shown
 
 SAMPLE = ROOT / "data" / "sample"
 DATASET = "Harris/pretrainSpongeBob"
+DOWNLOAD = f"modelscope download --dataset {DATASET} {{}} --local_dir ."
 
 ROAD = {  # each stage's checkpoint and the command that makes it, in order
     "pretrain": "python pretrain.py",
@@ -50,13 +51,11 @@ class Data(Flags):
 
     @property
     def paths(self) -> list[Path]:
-        """What is read."""
         own = [(SAMPLE if self.falls_back else Path()) / self.data_file]
         return [file_inside(Path(path)) for path in self.data_path or own]
 
     @property
     def on_sample(self) -> bool:
-        """Whether it is the bundled sample, named or not."""
         return all(SAMPLE in path.resolve().parents for path in self.paths)
 
 
@@ -137,11 +136,17 @@ class Device(Flags):
     """device"""
 
     device: str = flag("auto", "auto, cuda, cuda:N, mps or cpu")
+
+
+@dataclass(frozen=True)
+class Products(Device):
+    """device"""
+
     dtype: str = flag("auto", "dtype of matrix products; weights stay float32", choices=("auto", *DTYPES))
 
 
 @dataclass(frozen=True)
-class Machine(Device):
+class Machine(Products):
     """memory and speed"""
 
     loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", least=0)
@@ -210,7 +215,6 @@ def choose(
     presets: dict[str, dict[str, Any]] | None = None,
 ) -> Chosen:
     """A training stage's choices: `numbers` are its defaults; --long changes `long` of them, --preset one of `presets`.
-
     Without the stage's file it trains on the bundled sample, with the numbers `on_sample` that suit it, and says so.
     """
     if long and "--long" in (sys.argv[1:] if argv is None else argv):
@@ -225,7 +229,7 @@ def choose(
     if falls_back:
         file, changed = numbers["data_file"], " ".join(f"--{name} {chosen.values()[name]}" for name in suited)
         say(f"{file} is not here: training on the bundled sample {shown(SAMPLE / file)} with {changed}")
-        say(f"for the full corpus: {download_command(file)} (or --download)")
+        say(f"for the full corpus: {DOWNLOAD.format(file)} (or --download)")
     _refuse_unread(chosen)
     return chosen
 
@@ -244,7 +248,3 @@ def _refuse_unread(chosen: Chosen) -> None:
     for names, true, reason in unread:
         if true and (typed := chosen.typed & set(names.split())):
             raise ValueError(f"--{min(typed)} would change nothing: {reason}; leave it out")
-
-
-def download_command(name: str) -> str:
-    return f"modelscope download --dataset {DATASET} {name} --local_dir ."

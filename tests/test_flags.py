@@ -49,7 +49,7 @@ WORDS = {
     "SFT": TRAINING_WORDS,
     "distill": TRAINING_WORDS,
     "train_tokenizer": "--save_dir learned --vocab_size 280",
-    "eval_model": "--tokenizer_dir tokenizer --device cpu --dtype float32 --max_new_tokens 8",  # a chat
+    "eval_model": "--tokenizer_dir tokenizer --device cpu --max_new_tokens 8",  # a chat
     "export": "exported.html --tokenizer_dir tokenizer",
 }
 
@@ -164,7 +164,8 @@ CASES = {
         "--no-stream": Case("", "flushes"),
         "--seed": Case("7", "answer"),
         "--device": Case("meta", "error"),
-        "--dtype": Case("bfloat16", "answer", given="--max_new_tokens 32"),
+        "--dtype": Case("bfloat16", "answer", given="--score sft_512.jsonl --dtype float32"),
+        "--weights": Case("float32", "answer", given="--max_new_tokens 32"),
         "--prompt": Case("hi", "answer"),
         "--prompts": Case("lines.txt", "answer"),
         "--score": Case("sft_512.jsonl", "files"),

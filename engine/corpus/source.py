@@ -8,14 +8,14 @@ from pathlib import Path
 
 from engine.console import say
 from engine.files import file_inside
-from engine.options import Data, download_command
+from engine.options import DOWNLOAD, Data
 
 
 def files_of(data: Data) -> list[Path]:
     """The JSONL files or the finished cache that a run reads; fetches the stage's file where --download says so."""
     if data.download and not file_inside(Path(data.data_file)).is_file():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            command = download_command(data.data_file)
+            command = DOWNLOAD.format(data.data_file)
             raise ValueError(f"--download: not by several processes at once; before them run {command}")
         download(data.data_file)
     for path in data.paths:
@@ -32,7 +32,7 @@ def download(name: str) -> None:
     if program is None:
         raise ValueError("--download needs the modelscope package: pip install modelscope")
     try:
-        subprocess.run([program, *download_command(name).split()[1:]], check=True)
+        subprocess.run([program, *DOWNLOAD.format(name).split()[1:]], check=True)
     except subprocess.CalledProcessError as error:
         raise ValueError(
             f"modelscope ended with code {error.returncode}; run it again, it goes on where it stopped"

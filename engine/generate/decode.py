@@ -1,6 +1,6 @@
 """One decoding engine: requests sit down in slots, get a token each at every step, and leave when they are done.
 
-    slots = Slots(model, count=4, capacity=512)
+    slots = Slots(Decoder(model), count=4, capacity=512)
     request = slots.add(Request(prompt_ids, max_new_tokens=64, end_ids=(2,)))
     while slots.busy:
         slots.step()
@@ -10,7 +10,7 @@ Prompts that join are read packed, one after the other in one row without paddin
 token from the cache (decode). A slot is a row of the cache. The rows in use are always the first ones: when a request
 leaves, the last one moves into its place.
 
-Shapes: B requests that sit, T tokens of the prompts that join, C dim, V vocabulary
+Shapes: B requests that sit, T tokens of the prompts that join, V vocabulary
 """
 
 from collections import deque
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.generate.decoder import Decoder
 from engine.generate.kv_cache import KVCache, PackedPrompts
 from engine.generate.sampling import Sampling, choose
 from engine.generate.text import TextStream
@@ -92,9 +93,10 @@ class Request:
 class Slots:
     """Room for `count` requests at once, each of `capacity` tokens, prompt and answer together."""
 
-    def __init__(self, model: SpongeBob, count: int, capacity: int):
-        weight = model.tok_embeddings.weight
-        self.model, self.count, self.capacity, self.device = model, count, capacity, weight.device
+    def __init__(self, decoder: Decoder, count: int, capacity: int):
+        model, weight = decoder.model, decoder.model.tok_embeddings.weight
+        self.model, self.decoder, self.device = model, decoder, weight.device
+        self.count, self.capacity = count, capacity
         self.cache = KVCache(model.config, count, capacity, weight.device, product_dtype(weight))
         self.waiting: deque[Request] = deque()
         self.seated: list[Request] = []  # the request of each row of the cache that is in use
@@ -132,7 +134,7 @@ class Slots:
         parts += [self._read_prompts(joined, older)] if joined else []
         self.seated += joined
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
-        logits = self.model.output(torch.cat(parts)).float().cpu()  # (B, V)
+        logits = torch.cat(parts).cpu()  # (B, V)
         logits[:, self.model.known_tokens :] = -torch.inf
         for request, token, logprob in zip(self.seated, *self._choose(logits), strict=True):
             request.take(token, logprob)
@@ -151,22 +153,22 @@ class Slots:
         return joined
 
     def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
-        """Prefill: the prompts packed in one row (1, T), stored in the rows from `first_row` on -> (joined, C)."""
+        """Prefill: the prompts packed in one row (1, T), stored from `first_row` on -> logits (joined, V)."""
         begins = [0, *accumulate(len(request.prompt) for request in joined)]
         ids = [token for request in joined for token in request.prompt]
         rows = [row for row, request in enumerate(joined, first_row) for _ in request.prompt]
         ids, rows = self._send(torch.tensor([ids, rows]))[:, None]  # (1, T) each
         cu_seqlens = self._send(torch.tensor(begins, dtype=torch.int32))
         hidden = self.model.hidden_states(ids, cu_seqlens, cache=PackedPrompts(self.cache, rows))
-        return hidden[0, cu_seqlens[1:] - 1]
+        return self.model.output(hidden[0, cu_seqlens[1:] - 1]).float()
 
     def _read_last_tokens(self) -> Tensor:
-        """Decode: the newest token of every request that sits -> (B, C)."""
+        """Decode: the newest token of every request that sits -> logits (B, V)."""
         places = [len(request.prompt) + len(request.ids) - 1 for request in self.seated]
         newest = [request.ids[-1] for request in self.seated]
         self.cache.length = max(places) + 1
-        ids, positions = self._send(torch.tensor([newest, places]))[:, :, None]
-        return self.model.hidden_states(ids, positions=positions, cache=self.cache)[:, 0]
+        ids, positions = self._send(torch.tensor([newest, places]))
+        return self.decoder(ids, positions, self.cache)
 
     def _send(self, numbers: Tensor) -> Tensor:
         """To the device, which nothing waits for."""
@@ -227,7 +229,7 @@ def complete(
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     ends = () if end_id is None else (end_id,)
-    slots = Slots(model, len(prompts), capacity)
+    slots = Slots(Decoder(model), len(prompts), capacity)
     requests = [slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
                 for prompt, limit in zip(prompts, limits, strict=True)]  # fmt: skip
     while slots.busy:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from engine.machine import card, signals
 from engine.machine.rendezvous import fresh_store
-from engine.options import DTYPES, Device, Machine
+from engine.options import DTYPES, Device, Machine, Products
 
 T = TypeVar("T")
 OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops before its last step
@@ -207,7 +207,8 @@ def start(machine: Machine | Device, seed: int) -> Runtime:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is meant)
     torch.manual_seed(seed)
-    return Runtime(chosen, pick_dtype(machine.dtype, chosen), rank, world)
+    dtype = machine.dtype if isinstance(machine, Products) else "auto"
+    return Runtime(chosen, pick_dtype(dtype, chosen), rank, world)
 
 
 def keep_freed_memory() -> None:

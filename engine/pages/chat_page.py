@@ -18,6 +18,7 @@ from torch import Tensor
 from dataset import BOS, DEFAULT_SYSTEM, EOS, TAGS, UNK, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, open_checkpoint
 from engine.files import write_whole
+from engine.generate.decoder import round_rows
 from engine.serve.terminal import SUGGESTIONS
 from model import SpongeBob, rope_frequencies
 
@@ -27,12 +28,6 @@ SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size",
 
 
 # ------------------------------------------------------------------------------------------------------- weights
-
-
-def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (rows, columns) and one fp32 scale for each row (rows, 1); the largest of a row gets the code 127."""
-    scales = matrix.abs().amax(dim=1, keepdim=True) / 127
-    return (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8), scales
 
 
 def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]:
@@ -54,20 +49,6 @@ def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]
             codes.append(weight.half())
     content = b"".join(part.numpy().tobytes() for part in (*numbers, *codes))
     return content, [[name, *weight.shape] for name, weight in weights.items()], sum(map(len, numbers))
-
-
-def rounded(weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The fp32 weights the page computes with: what `pack` keeps of these."""
-    kept = {}
-    for name, weight in weights.items():
-        if weight.dim() == 1:
-            kept[name] = weight
-        elif kind == "int8":
-            codes, scales = round_rows(weight)
-            kept[name] = codes.float() * scales
-        else:
-            kept[name] = weight.half().float()
-    return kept
 
 
 # ------------------------------------------------------------------------------------------------------ contents

@@ -1,15 +1,18 @@
 """Messages and a context -> the ids of a prompt, and what the model answers."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from dataset import EOS, PretrainDataset, SFTDataset
+from engine.flags import Flags, flag
 from engine.generate.decode import Request, Slots
+from engine.generate.decoder import Decoder
 from engine.generate.sampling import Sampling
 from engine.generate.text import TextStream
+from engine.options import DTYPES
 from model import SpongeBob
 
 AT_ONCE = 16  # more would not be faster on a CPU, and each takes a row of the cache
@@ -22,15 +25,28 @@ class Prompt(NamedTuple):
     left_out: int = 0  # messages, the oldest ones, for which the context had no room
 
 
+@dataclass(frozen=True)
+class Weights(Flags):
+    """weights"""
+
+    weights: str = flag(
+        "auto", "what they are rounded to; auto: int8 on a CPU, else half precision", choices=("auto", *DTYPES, "int8")
+    )
+
+
 class Conversation(NamedTuple):
     """A model that is ready to talk, and how it talks. `chats`: with roles; otherwise it continues a text."""
 
-    model: SpongeBob
+    decoder: Decoder
     tokenizer: Tokenizer
     chats: bool
     system: str | None
     max_new_tokens: int
     sampling: Sampling = Sampling()
+
+    @property
+    def model(self) -> SpongeBob:
+        return self.decoder.model
 
     @property
     def context(self) -> int:
@@ -92,7 +108,7 @@ class Conversation(NamedTuple):
 
     def answer(self, requests: list[Request]) -> Iterator[None]:
         """Let the model answer them, AT_ONCE at a time; comes back after every step."""
-        slots = Slots(self.model, min(len(requests), AT_ONCE), self.context)
+        slots = Slots(self.decoder, min(len(requests), AT_ONCE), self.context)
         for request in requests:
             slots.add(request)
         while slots.busy:

@@ -49,6 +49,6 @@ class Models:
             served = self._served.get(name)
             if served is None or served.written != written:  # requests of the old one are finished with the old one
                 conversation = self.open_one(path)
-                served = Served(written, conversation, Slots(conversation.model, self.count, conversation.context))
+                served = Served(written, conversation, Slots(conversation.decoder, self.count, conversation.context))
                 self._served[name] = served
         return served

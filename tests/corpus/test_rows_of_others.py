@@ -11,6 +11,7 @@ from tiny import tiny
 from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
+from engine.generate.decoder import Decoder
 from engine.serve.conversation import Conversation
 
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
@@ -304,7 +305,7 @@ def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(
 def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_other_programs(tokenizer):
     from transformers import AutoTokenizer
 
-    talk = Conversation(tiny(), tokenizer, True, "", 8)
+    talk = Conversation(Decoder(tiny()), tokenizer, True, "", 8)
     plain = "<s>user\n2+1?</s>\n<s>assistant\n"
     assert tokenizer.decode(talk.encode("2+1?"), skip_special_tokens=False) == plain
     asked = tokenizer.decode(talk._replace(system=None).encode("2+1?"), skip_special_tokens=False)

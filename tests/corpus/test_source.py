@@ -25,4 +25,4 @@ def test_a_download_runs_the_program_beside_this_python_and_says_how_it_failed(t
             source.download("sft_512.jsonl")
     program.write_text('#!/bin/sh\necho "$@" > sft_512.jsonl\n')
     source.download("sft_512.jsonl")
-    assert Path("sft_512.jsonl").read_text().split() == options.download_command("sft_512.jsonl").split()[1:]
+    assert Path("sft_512.jsonl").read_text().split() == options.DOWNLOAD.format("sft_512.jsonl").split()[1:]

@@ -18,6 +18,7 @@ from engine import loop, optim, packing  # noqa: E402
 from engine.corpus.token_cache import open_or_build  # noqa: E402
 from engine.flags import ROOT  # noqa: E402
 from engine.generate import decode  # noqa: E402
+from engine.generate.decoder import Decoder  # noqa: E402
 from engine.loss import TokenLoss, count  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
 from engine.options import Output, Training  # noqa: E402
@@ -162,7 +163,7 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
-        slots = decode.Slots(run.model.eval(), count=2, capacity=32)
+        slots = decode.Slots(Decoder(run.model.eval()), count=2, capacity=32)
         requests = [slots.add(decode.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:
             decode.Slots.step.__wrapped__(slots)

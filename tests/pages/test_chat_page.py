@@ -25,6 +25,7 @@ from engine.checkpoint.weights import cpu_weights, load_model, save_weights, sha
 from engine.flags import ROOT
 from engine.generate import sampling
 from engine.generate.decode import complete
+from engine.generate.decoder import Decoder, rounded
 from engine.pages import chat_page
 from engine.serve.conversation import Conversation
 
@@ -110,7 +111,7 @@ def page(folder):
 def on_the_page(folder: Path, name: str = "SFT", kind: str = "int8"):
     """The model with the weights rounded as the page holds them."""
     model, _ = load_model(folder / f"{name}.pth")
-    model.load_state_dict(chat_page.rounded(model.state_dict(), kind))
+    model.load_state_dict({name: rounded(weight, kind) for name, weight in model.state_dict().items()})
     return model.eval()
 
 
@@ -156,7 +157,7 @@ def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kin
 
 @needs_node
 def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
-    conversation = Conversation(on_the_page(folder), tokenizer, True, "短", 64)
+    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
     expected = []
     for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
         prompt = conversation.prompt(question, history).ids
@@ -265,7 +266,7 @@ def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(p
 def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
     rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 5, 50)[:, None]
     rows[3] = 0
-    kept = chat_page.rounded({"w": rows, "norm": rows[0]}, "int8")
+    kept = {name: rounded(weight, "int8") for name, weight in {"w": rows, "norm": rows[0]}.items()}
     step = rows.abs().amax(1, keepdim=True) / 127
     assert ((kept["w"] - rows).abs() <= 0.5001 * step).all() and torch.equal(kept["norm"], rows[0])
     assert torch.equal(kept["w"].abs().amax(1) > 0, rows.abs().amax(1) > 0)
@@ -309,7 +310,7 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
 
 @needs_node
 def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
-    conversation = Conversation(on_the_page(folder), tokenizer, True, None, 64)
+    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
       const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>

@@ -32,7 +32,7 @@ def api(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for seed, name in enumerate(("SFT", "distill", "pretrain")):
         save(tiny(seed), folder / f"{name}.pth", stage=name)
-    words = "--save_dir X --device cpu --dtype float32 --slots 4 --queue 40 --max_kilobytes 20".replace(
+    words = "--save_dir X --device cpu --weights float32 --slots 4 --queue 40 --max_kilobytes 20".replace(
         "X", str(folder)
     )
     return serve.api_of(serve.choose(words.split()))
@@ -366,7 +366,7 @@ FLAGS = {
     "--save_dir other": lambda api: [*api.models.paths()],
     "--ckpt other/x.pth": lambda api: api.models.default,
     "--max_seq_len 64": lambda api: api.models.get("SFT").conversation.context,
-    "--dtype float16": lambda api: api.models.get("SFT").slots.cache.k.dtype,
+    "--weights float32": lambda api: api.models.get("SFT").conversation.decoder.dtype,
 }
 
 

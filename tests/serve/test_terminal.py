@@ -9,6 +9,7 @@ from making import TOKENIZER, greedy
 
 import eval_model
 from dataset import SFTDataset
+from engine.generate.decoder import Decoder
 from engine.generate.sampling import Sampling
 from engine.serve import conversation, terminal
 
@@ -108,7 +109,7 @@ def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 32)
+    speaker = conversation.Conversation(Decoder(model), TOKENIZER, True, None, 32)
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
     ids, left_out = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
@@ -126,7 +127,7 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = conversation.Conversation(model, TOKENIZER, True, None, 512, Sampling(temperature=0))
+    speaker = conversation.Conversation(Decoder(model), TOKENIZER, True, None, 512, Sampling(temperature=0))
     ids = speaker.prompt("你好").ids
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
     requests = [speaker.request(ids), speaker.request([*ids, 5, 6, 7])]

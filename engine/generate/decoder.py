@@ -1,0 +1,173 @@
+"""The next token of every row: the mathematics of model.py in fewer and larger operations, on weights made small.
+
+With one token a row, most of the time goes into reading the weights and into starting operations. So the weights are
+kept as --weights says; matrices that read the same vector are one; queries and keys are rotated together, in place; and
+a group of query heads is read as several queries of the head whose keys they share.
+
+Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S positions that are looked at, V vocabulary
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import Block, SpongeBob, product_dtype, rope_table
+
+Matrix = Callable[[Tensor], Tensor]  # (B, columns) -> (B, rows)
+FEW = 8  # rows up to which a product is limited by reading its matrix
+
+
+def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes (rows, columns) and one fp32 scale for each row (rows, 1); the largest of a row gets the code 127."""
+    scales = matrix.abs().amax(dim=1, keepdim=True) / 127
+    return (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8), scales
+
+
+def rounded(weight: Tensor, kind: str) -> Tensor:
+    """A weight with the values that `kind` keeps of it, in its own dtype; vectors are kept whole."""
+    if weight.dim() == 1:
+        return weight
+    if kind != "int8":
+        return weight.to(getattr(torch, kind)).to(weight.dtype)
+    codes, scales = round_rows(weight)
+    return codes.to(weight.dtype) * scales
+
+
+def chosen_weights(kind: str, device: torch.device) -> str:
+    """What --weights means here; "auto": int8 on a CPU, elsewhere half precision."""
+    if kind == "int8" and device.type != "cpu":
+        raise ValueError(f"--weights int8 is for the CPU; on {device.type} bfloat16 or float16 is as fast")
+    if kind != "auto":
+        return kind
+    if device.type == "cpu":
+        return "int8"
+    return "float16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bfloat16"
+
+
+def ready(model: SpongeBob, kind: str, device: torch.device) -> "Decoder":
+    """The model on its device, its weights rounded to what `kind` keeps, and the decoder that reads them.
+
+    On a CPU the model itself stays in fp32: prompts, of many tokens, are computed faster and exactly so.
+    """
+    kind = chosen_weights(kind, device)
+    model.eval().to(device, torch.float32 if device.type == "cpu" else getattr(torch, kind))  # pyright: ignore
+    if device.type == "cpu" and kind != "float32":
+        for name, parameter in model.named_parameters():
+            parameter.data = rounded(parameter.data, kind)
+            if not parameter.data.isfinite().all():
+                raise ValueError(f"--weights {kind}: {name} holds values that {kind} cannot keep; choose another")
+    return Decoder(model, kind)
+
+
+class Cache(Protocol):
+    """What is needed of engine/generate/kv_cache.py."""
+
+    kv: Tensor
+    length: int
+
+    def append(self, layer: int, kv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Layer(NamedTuple):
+    attention_norm: Tensor
+    wqkv: Matrix
+    wo: Matrix
+    ffn_norm: Tensor
+    w13: Matrix
+    w2: Matrix
+
+
+class Decoder:
+    """What a step of engine/generate/decode.py computes with. `kind`: int8 or a dtype; None is that of the products.
+
+    It holds copies of most weights: one that is trained on needs a new one.
+    """
+
+    def __init__(self, model: SpongeBob, kind: str | None = None):
+        self.model, self.config = model, model.config
+        weight = model.tok_embeddings.weight
+        self.dtype = getattr(torch, "bfloat16" if kind == "int8" else kind) if kind else product_dtype(weight)
+
+        def matrix(first: Tensor, *others: Tensor) -> Matrix:
+            whole = (torch.cat([first, *others]) if others else first).detach()
+            return Int8(whole) if kind == "int8" else Plain(whole.to(self.dtype))
+
+        self.layers = []
+        for block in cast(list[Block], list(model.layers)):
+            attention, feed_forward = block.attention, block.feed_forward
+            self.layers.append(
+                Layer(
+                    self._norm(block.attention_norm.weight),
+                    matrix(attention.wq.weight, attention.wk.weight, attention.wv.weight),
+                    matrix(attention.wo.weight),
+                    self._norm(block.ffn_norm.weight),
+                    matrix(feed_forward.w1.weight, feed_forward.w3.weight),
+                    matrix(feed_forward.w2.weight),
+                )
+            )
+        self.norm, self.output = self._norm(model.norm.weight), matrix(model.output.weight)
+        self.least = torch.full((), (self.config.dim * self.config.norm_eps) ** 0.5, device=weight.device)
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, V) in fp32 after `ids` (B,), which stand at `positions` (B,) of the cache's first B rows."""
+        config, rows = self.config, len(ids)
+        wide, groups = config.dim, config.n_heads // config.n_kv_heads
+        turned = (config.n_heads + config.n_kv_heads) * config.head_dim
+        cos, sin = rope_table(config, positions[:, None])
+        turn = torch.complex(cos[:, 0], sin[:, 0])  # (B, 1, D/2)
+        mask = None
+        if rows > 1:
+            unseen = torch.arange(cache.length, device=ids.device) > positions[:, None]
+            mask = torch.zeros(unseen.shape, device=ids.device, dtype=cache.kv.dtype).masked_fill_(unseen, -torch.inf)
+            mask = mask[:, None, None]  # (B, 1, 1, S)
+        x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
+        for number, layer in enumerate(self.layers):
+            qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float()
+            torch.view_as_complex(qkv[:, :turned].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(turn)
+            q, kv = qkv.split([wide, qkv.shape[1] - wide], dim=-1)
+            k, v = cache.append(number, kv, positions)  # (B, K, S, D)
+            q = q.unflatten(-1, (-1, groups, config.head_dim)).to(k.dtype)  # (B, K, H/K, D)
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x += layer.wo(seen.reshape(rows, wide).to(self.dtype))
+            gate, up = layer.w13(self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
+            x += layer.w2(F.silu(gate).mul_(up))
+        return self.output(self._normed(x, self.norm)).float()
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        """Times sqrt(C), which `_normed` leaves out."""
+        return weight.detach().float() * self.config.dim**0.5
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm by the vector's length: sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(C eps)) / sqrt(C)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self.least)).mul_(weight).to(self.dtype)
+
+
+class Plain:
+    """A matrix in a floating-point dtype, its longer side contiguous in fp32 on a CPU: read faster so, up to twice."""
+
+    def __init__(self, weight: Tensor):
+        self.transposed = weight.t()  # (columns, rows)
+        self.on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        if self.on_cpu and weight.shape[0] > weight.shape[1]:
+            self.transposed = self.transposed.contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.on_cpu and len(x) > FEW:
+            return (self.transposed.t() @ x.t()).t().contiguous()
+        return x @ self.transposed
+
+
+class Int8:
+    """A matrix as codes and a scale for each row, times bfloat16 vectors."""
+
+    def __init__(self, weight: Tensor):
+        codes, scales = round_rows(weight.float())
+        self.missing = -codes.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
+        self.codes, self.scales = F.pad(codes, (0, self.missing)), scales.flatten().bfloat16()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(F.pad(x, (0, self.missing)) if self.missing else x, self.codes, self.scales)
