@@ -1,46 +1,62 @@
-"""Decoding: engine/generate against transformers' generate on the exported model, in turn.
+"""Decoding: engine/generate against transformers' generate and llama.cpp on the exported model, in turn.
 
     python -m benchmarks.decode                                       # fresh weights of the default shape
     python -m benchmarks.decode --ckpt results/pretrain.pth --batch_size 1 8 --new_tokens 256
+    python -m benchmarks.decode --dim 128 --n_layers 4 --n_heads 4    # the demo's shape
 
-Both continue the same prompts greedily with fp32 weights and a cache, always to the full length. The table says whether
-they gave the same ids, and how long the first token took.
+All continue the same prompts greedily with a cache, always to the full length; each with float32 weights and with what
+else it has. The table says how long the first token took, and how many bytes of weights were read a second, beside a
+plain product of a matrix and a vector. llama.cpp takes part where it is installed (pip install xllamacpp).
 """
 
 import hashlib
+import importlib.util
+import json
+import os
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks import compare, ours
 from dataset import load_tokenizer
 from engine.flags import ROOT
 from engine.machine import runtime
-from engine.options import DTYPES
 
+PRODUCT = "a matrix times a vector"
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "
 
 
-def engine_generate(job: dict):
-    from engine.checkpoint.weights import load_model
-    from engine.generate.decode import complete
+def engine_generate(job: dict, kind: str):
+    import torch
 
-    model, _ = load_model(Path(job["ckpt"]))
-    model.eval().to(job["device"], job["dtype"])
+    from engine.checkpoint.weights import load_model
+    from engine.generate.decode import Request, Slots
+    from engine.generate.decoder import ready
+    from engine.generate.sampling import Sampling
+
+    decoder = ready(load_model(Path(job["ckpt"]))[0], kind, torch.device(job["device"]))
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        return complete(model, prompts, max_new_tokens=count, end_id=None, temperature=0)
+        slots = Slots(decoder, len(prompts), len(prompts[0]) + count)
+        requests = [slots.add(Request(prompt, count, sampling=Sampling(temperature=0))) for prompt in prompts]
+        while slots.busy:
+            slots.step()
+        return [request.ids for request in requests]
 
     return answer
 
 
-def transformers_generate(job: dict):
+def transformers_generate(job: dict, kind: str):
     import torch
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(job["exported"], dtype=job["dtype"]).eval().to(job["device"])
-    model.generation_config.eos_token_id = None  # both go on to the full length
+    model = LlamaForCausalLM.from_pretrained(job["exported"], dtype=getattr(torch, kind)).eval().to(job["device"])
+    model.generation_config.eos_token_id = None  # all go on to the full length
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         ids = torch.tensor(prompts, device=job["device"])
@@ -51,37 +67,101 @@ def transformers_generate(job: dict):
     return answer
 
 
-CONTENDERS = {"ours": engine_generate, "transformers generate": transformers_generate}
+def llama_cpp(job: dict, kind: str):
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel = f"{job['exported']}/{kind}.gguf", len(job["prompts"])
+    params.n_ctx = 512 * params.n_parallel
+    params.n_gpu_layers = 0 if job["device"] == "cpu" else 99
+    params.cpuparams.n_threads, params.verbosity = job["threads"] or len(os.sched_getaffinity(0)), -1
+    server = xllamacpp.Server(params)
+
+    def ask(prompt: list[int], count: int) -> list[int]:
+        fields = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "ignore_eos": True,
+                  "cache_prompt": False}  # fmt: skip
+        headers, url = {"Content-Type": "application/json"}, f"{server.listening_address}/completion"
+        asked = urllib.request.Request(url, json.dumps(fields).encode(), headers)
+        return json.loads(urllib.request.urlopen(asked).read())["tokens"]
+
+    def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(ask, prompts, [count] * len(prompts)))
+
+    return answer
+
+
+# name: how it is made, of which weights, their bits
+CONTENDERS = {
+    "ours float32": (engine_generate, "float32", 32),
+    "ours bfloat16": (engine_generate, "bfloat16", 16),
+    "ours int8": (engine_generate, "int8", 8),
+    "transformers float32": (transformers_generate, "float32", 32),
+    "transformers bfloat16": (transformers_generate, "bfloat16", 16),
+    "llama.cpp F32": (llama_cpp, "float32", 32),
+    "llama.cpp Q8_0": (llama_cpp, "q8_0", 8.5),
+}
+PAIRS = [("ours float32", "transformers float32"), ("ours bfloat16", "transformers bfloat16"),
+         ("ours int8", "transformers float32"), ("ours float32", "llama.cpp F32"),
+         ("ours int8", "llama.cpp Q8_0")]  # fmt: skip
 
 
 def work(job: dict) -> dict:
     """In a contender's process: new tokens a second of the whole batch, after a short answer to warm up."""
-    import torch
-
-    job["dtype"] = getattr(torch, job["dtype"])
-    answer, taken = CONTENDERS[job["contender"]](job), []
+    if job["contender"] == PRODUCT:
+        return matrix_vector(job["device"])
+    make, kind, bits = CONTENDERS[job["contender"]]
+    answer, taken = make(job, kind), []
     answer(job["prompts"], 4)
     for count in (1, job["new_tokens"]):
         began = time.perf_counter()
         ids = answer(job["prompts"], count)
         taken.append(time.perf_counter() - began)
     made = sum(map(len, ids))
+    speed = made / taken[1]
     return {
-        "tokens_per_second": made / taken[1],
+        "tokens_per_second": speed,
         "first_token_ms": taken[0] * 1e3,
+        "read": speed / len(job["prompts"]) * job["numbers"] * bits / 8 / 1e9,
         "ids": hashlib.blake2b(str(ids).encode(), digest_size=6).hexdigest(),
     }
 
 
-def prepare(args, folder: Path) -> dict[str, str]:
-    """The checkpoint and its export. Without --ckpt its weights are as good as fresh: only their shape matters here."""
+def matrix_vector(device: str) -> dict:
+    """GB read a second by torch's fp32 product of a 64 MB matrix and a vector."""
+    import torch
+
+    matrix, vector = torch.ones(4096, 4096, device=device), torch.ones(4096, device=device)
+    taken = []
+    for _ in range(20):
+        began = time.perf_counter()
+        (matrix @ vector).sum().item()
+        taken.append(time.perf_counter() - began)
+    return {"read": matrix.numel() * 4 / min(taken) / 1e9}
+
+
+def prepare(args, folder: Path) -> dict[str, Any]:
+    """The checkpoint and its exports. Without --ckpt its weights are as good as fresh: only their shape matters."""
     from engine.checkpoint import hugging_face
+    from engine.checkpoint.gguf import to_gguf
     from engine.checkpoint.weights import load_model
 
     shape = compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads")
     ckpt = Path(args.ckpt).resolve() if args.ckpt else ours.one_step(shape, args.tokenizer_dir, folder)
-    hugging_face.to_hf(load_model(ckpt)[0], args.tokenizer_dir, folder / "exported")
-    return {"ckpt": str(ckpt), "exported": str(folder / "exported")}
+    model = load_model(ckpt)[0]
+    hugging_face.to_hf(model, args.tokenizer_dir, folder / "exported")
+    if importlib.util.find_spec("xllamacpp"):
+        for kind in ("float32", "q8_0"):
+            to_gguf(model, args.tokenizer_dir, folder / "exported" / f"{kind}.gguf", kind, {})
+    numbers = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)  # tied: each is read once
+    return {"ckpt": str(ckpt), "exported": str(folder / "exported"), "numbers": numbers}
+
+
+def can_run(make: Callable, kind: str, device: str) -> bool:
+    """Whether a contender is installed and has such weights on this device."""
+    if make is llama_cpp:
+        return importlib.util.find_spec("xllamacpp") is not None
+    return kind != "int8" or device == "cpu"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,12 +172,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--n_layers", type=int, default=8, help="blocks of the fresh model")
     add("--n_heads", type=int, default=8, help="its query heads")
     add("--n_kv_heads", type=int, default=2, help="its key-value heads")
-    add("--batch_size", type=int, nargs="+", default=[1, 8], help="prompts at once; a table for each")
+    add("--batch_size", type=int, nargs="+", default=[1, 16], help="prompts at once; a table for each")
     add("--prompt_tokens", type=int, default=32, help="length of each prompt")
     add("--new_tokens", type=int, default=128, help="length of each answer")
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", choices=list(DTYPES), default="float32", help="of weights and cache")
     add("--threads", type=int, default=0, help="threads of each contender (0: as torch decides)")
     add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
     add("--results", default=compare.RESULTS, help="file the table is appended to")
@@ -106,18 +185,27 @@ def main(argv: list[str] | None = None) -> None:
     device = runtime.pick_device(args.device).type
     before, lines = compare.machine(device), []
     with tempfile.TemporaryDirectory() as folder:
-        job = compare.select(args, "new_tokens", "dtype", "threads") | prepare(args, Path(folder))
+        job = compare.select(args, "new_tokens", "threads") | prepare(args, Path(folder))
         job["device"] = device
+        names = [name for name, (make, kind, _) in CONTENDERS.items() if can_run(make, kind, device)]
         for size in args.batch_size:
             prompts = [ids[row : row + args.prompt_tokens] for row in range(size)]
-            jobs = {name: ("benchmarks.decode", job | {"contender": name, "prompts": prompts}) for name in CONTENDERS}
+            jobs = {name: ("benchmarks.decode", job | {"contender": name, "prompts": prompts})
+                    for name in [*names, PRODUCT]}  # fmt: skip
             results = compare.in_turn(lambda _, jobs=jobs: jobs, args.rounds)
-            columns = {"tokens/s": "tokens_per_second", "ms to the first": "first_token_ms", "MiB": "memory"}
-            answers = {figures.get("ids") for several in results.values() for figures in several}
-            lines += [f"Batch {size}; the ids are {'the same' if len(answers) == 1 else 'NOT the same'}.", ""]
+            product = results.pop(PRODUCT)
+            columns = {"tokens/s": "tokens_per_second", "GB of weights/s": "read", "ms to the first": "first_token_ms",
+                       "MiB": "memory"}  # fmt: skip
+            answers = {figures.get("ids") for name in names if name.endswith("32") for figures in results[name]}
+            same, read = len(answers) == 1, compare.spread([figures["read"] for figures in product])
+            lines += [f"Batch {size}; in float32 the ids are {'the same' if same else 'NOT the same'}. "
+                      f"{PRODUCT.capitalize()} reads {read} GB/s.", ""]  # fmt: skip
             lines += [*compare.compared(results, columns, "tokens_per_second"), ""]
+            lines += [f"- {one} / {other}: {compare.spread(times)}" for one, other in PAIRS if {one, other} <= {*names}
+                      and (times := compare.ratios(results[one], results[other], "tokens_per_second"))]  # fmt: skip
+            lines += [""]
     shape = Path(args.ckpt).name if args.ckpt else f"{args.n_layers} layers x {args.dim}"
-    title = f"decoding, {shape}, {args.dtype} on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
+    title = f"decoding, {shape}, on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
     words = sys.argv[1:] if argv is None else argv
     compare.publish(title, "benchmarks.decode", words, lines[:-1], Path(args.results), before)
 

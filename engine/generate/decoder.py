@@ -125,7 +125,7 @@ class Decoder:
             mask = mask[:, None, None]  # (B, 1, 1, S)
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
         for number, layer in enumerate(self.layers):
-            qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float()
+            qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float().contiguous()
             torch.view_as_complex(qkv[:, :turned].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(turn)
             q, kv = qkv.split([wide, qkv.shape[1] - wide], dim=-1)
             k, v = cache.append(number, kv, positions)  # (B, K, S, D)
@@ -157,7 +157,7 @@ class Plain:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.on_cpu and len(x) > FEW:
-            return (self.transposed.t() @ x.t()).t().contiguous()
+            return (self.transposed.t() @ x.t()).t()
         return x @ self.transposed
 
 
