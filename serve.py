@@ -60,10 +60,10 @@ def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Mode
 
 @lru_cache(maxsize=1)
 def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
-    """The page that holds a model and needs no server, as export.py writes it; `written` is the time of its weights."""
+    """The page of export.py with this server as its engine; `written` is the time of the weights it looks into."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
-        chat_page.write_page({path.stem: path}, tokenizer_dir, target)
+        chat_page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
         return target.read_text(encoding="utf-8")
 
 

@@ -109,7 +109,8 @@ def assemble(data: dict, weights: list[bytes]) -> str:
         "weights": "\n".join(blobs),
         "worker": "\n".join(source[name] for name in ("tokenizer.js", "model.js", "worker.js")),
         "words": source["words.txt"],
-        "view": source["view.js"],
+        "connect": "connect-src 'self'; " if data["served"] else "",
+        "view": source["view.js"] + source["server.js"],
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], source["page.html"])  # one pass: parts stay as are
 
@@ -120,10 +121,12 @@ def write_page(
     target: str | Path,
     weights: str = "int8",
     stage: str | None = None,
+    served: bool = False,
     **shape: Any,
 ) -> None:
     """Write `checkpoints` {name on the page: .pth}, in this order, as one page.
 
+    `served`: the server that sends the page answers (serve.py).
     A checkpoint without .json is of `stage`, else of the stage its name says; `shape` goes to `open_checkpoint`.
     ValueError: `target` does not end in .html, so that a slip of the keyboard replaces no weights.
     """
@@ -133,7 +136,7 @@ def write_page(
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r} must be one of {', '.join(WEIGHTS)}")
     tokenizer = load_tokenizer(tokenizer_dir)
-    data, contents = {"tokenizer": describe_tokenizer(tokenizer, tokenizer_dir), "models": []}, []
+    data, contents = {"tokenizer": describe_tokenizer(tokenizer, tokenizer_dir), "models": [], "served": served}, []
     for name, path in checkpoints.items():
         model, meta = open_checkpoint(Path(path), tokenizer, tokenizer_dir, **shape)
         about, content = describe_model(name, model, meta, meta.get("stage") or stage or name, weights)

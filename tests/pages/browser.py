@@ -16,7 +16,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next((found for name in NAMES if (found
 class Browser:
     """A page at a width. Commands and answers are JSON, a zero byte after each, on descriptors 3 and 4."""
 
-    def __init__(self, page: Path, width: int, height: int, profile: Path, dark: bool = False):
+    def __init__(self, page: Path | str, width: int, height: int, profile: Path, dark: bool = False):
         (read_there, self.to), (self.back, write_there) = os.pipe(), os.pipe()
         command = [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
@@ -38,7 +38,7 @@ class Browser:
             self.close()
             raise
 
-    def open(self, page: Path, width: int, height: int, dark: bool) -> None:
+    def open(self, page: Path | str, width: int, height: int, dark: bool) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(one["targetId"] for one in targets if one["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -48,8 +48,8 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", **shape)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
-        self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
+        self.wait("location.protocol !== 'about:' && document.readyState === 'complete'")
 
     def close(self) -> None:
         self.process.terminate()

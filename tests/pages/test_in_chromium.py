@@ -6,10 +6,13 @@ Screenshots lie in the folder that PICTURES names, or with pytest's temporary fi
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 from browser import CHROMIUM, Browser
+from listening import listening
 from test_chat_page import TOKENIZER, leave
 
+import serve
 from engine.pages import chat_page
 
 pytestmark = [
@@ -117,6 +120,34 @@ def test_a_token_can_be_looked_into_and_a_head_and_the_mask_be_switched_off(brow
         browser.wait(f"document.querySelector('#found').textContent !== {whole!r}")
         browser.click(switch)
         browser.wait(f"document.querySelector('#found').textContent === {whole!r}")
+
+
+def test_a_page_that_the_server_sends_shows_what_the_server_answers(page, tmp_path):
+    folder = page.parent
+    api = serve.api_of(serve.choose(["--save_dir", str(folder), "--device", "cpu", "--weights", "float32"]))
+    with listening(api) as (address, _), Browser(f"{address}/", 1280, 900, tmp_path / "profile") as browser:
+        browser.wait(READY)
+        browser.run("document.getElementById('temperature').value = 0")
+        shorten(browser)
+        for question in ("你好", "再说一次"):
+            browser.type("#question", question)
+            browser.click("#send")
+            browser.wait(f"{LOOKED} && turns.at(-1).note.textContent !== ''")
+        told = browser.run("turns.map(({ role, content }) => ({ role, content }))")
+        assert [turn["content"] for turn in told[::2]] == ["你好", "再说一次"]
+        for length in (1, 3):  # both are what the server says when anybody asks
+            asked = {"messages": told[:length], "temperature": 0, "max_tokens": 16}
+            reply = httpx.post(f"{address}/v1/chat/completions", json=asked, timeout=60).json()
+            assert told[length]["content"] == reply["choices"][0]["message"]["content"] != ""
+        assert "16 tokens" in browser.run("turns.at(-1).note.textContent")
+        browser.run("document.getElementById('most').value = 1024; document.getElementById('top_k').value = 50")
+        browser.type("#question", "讲一个很长的故事")
+        browser.click("#send")
+        browser.wait("turns.at(-1).content.length > 20")
+        browser.click("#stop")
+        browser.wait(f"{READY} && turns.at(-1).note.textContent !== ''", seconds=5)
+        assert "Stopped." in browser.run("turns.at(-1).note.textContent")
+        assert browser.complaints() == []
 
 
 def test_it_speaks_chinese_too(browser):

@@ -1,10 +1,7 @@
 """The server as the openai client sees it: answers, streams, errors, limits, and clients that leave."""
 
-import contextlib
 import json
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +9,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from listening import listening
 from making import EOS, TOKENIZER, actions_of, save
 from tiny import tiny
 
@@ -36,21 +34,6 @@ def api(tmp_path_factory):
         "X", str(folder)
     )
     return serve.api_of(serve.choose(words.split()))
-
-
-@contextlib.contextmanager
-def listening(api):
-    """Its address and the server while it runs."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        server = uvicorn.Server(uvicorn.Config(api.app(), log_level="warning", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{door.getsockname()[1]}", server
-        server.should_exit = True  # what SIGTERM does
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

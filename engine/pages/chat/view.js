@@ -86,7 +86,7 @@ async function answer() {
   $("status").textContent = say("working");
   busy(true);
   try {
-    const done = await ask({ ask: "answer", messages, sampling, most, off }, (part) => {
+    const done = await (data.served ? askServer : ask)({ ask: "answer", messages, sampling, most, off }, (part) => {
       const { scrollHeight, scrollTop, clientHeight } = $("turns");
       turn.content += part.text;
       fill(turn, true);
@@ -122,7 +122,7 @@ function send() {
 }
 
 function clear() {
-  post({ ask: "stop" });
+  halt();
   turns = [];
   $("turns").replaceChildren();
   busy(false);
@@ -253,7 +253,7 @@ $("stage").max = data.models.length - 1;
 $("road").hidden = data.models.length < 2;
 $("stage").onchange = () => load(Number($("stage").value));
 $("send").onclick = send;
-$("stop").onclick = () => post({ ask: "stop" });
+$("stop").onclick = halt;
 $("retry").onclick = () => { if (turns.at(-1).role === "assistant") turns.pop().box.remove(); answer(); };
 $("clear").onclick = clear;
 $("question").onkeydown = (event) => {

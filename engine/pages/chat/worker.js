@@ -84,6 +84,18 @@ const asks = {
     return { text: decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
   },
 
+  /** The ids of a prompt and of what was `said` to it, where it was a server that answered. */
+  ids({ messages, said }) {
+    const { eos } = tokenizer.special, prompt = promptFor(messages, 0);
+    let ids = start(messages.at(-1).content + said);
+    if (model.about.chats) {
+      const whole = tokenizer.prompt([...messages.slice(-1), { role: "assistant", content: said }]);
+      const from = tokenizer.prompt(messages.slice(-1)).length;
+      ids = [...prompt, ...whole.slice(from, whole.lastIndexOf(eos))];
+    }
+    return { prompt: prompt.length, ids, ...account(ids) };
+  },
+
   /** Every token with its bytes and what it cost the model to expect it (nats; the first is nobody's guess). */
   async look({ ids, text, off }) {
     const whole = ids ?? start(text), all = whole.slice(0, model.max_seq_len), losses = [null];
