@@ -134,6 +134,7 @@ def main() -> None:
     for name in STAGES:
         score(name, out)
     run(f"eval_model.py --save_dir {out} --report")
+    (ROOT / out / "play.html").unlink(missing_ok=True)  # of an earlier demo
     run(f"export.py --format page {out}/play.html --save_dir {out} --stages pretrain SFT distill")
     answers = {name: ask(name, out) for name in STAGES}
 

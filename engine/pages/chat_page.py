@@ -128,11 +128,13 @@ def write_page(
 
     `served`: the server that sends the page answers (serve.py).
     A checkpoint without .json is of `stage`, else of the stage its name says; `shape` goes to `open_checkpoint`.
-    ValueError: `target` does not end in .html, so that a slip of the keyboard replaces no weights.
+    ValueError: `target` does not end in .html, so that a slip of the keyboard replaces no weights, or is there.
     """
     target = Path(target)
     if target.suffix != ".html":
         raise ValueError(f"{target}: a page must end in .html")
+    if target.exists():
+        raise ValueError(f"{target}: there already; name another, nothing is overwritten")
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r} must be one of {', '.join(WEIGHTS)}")
     tokenizer = load_tokenizer(tokenizer_dir)

@@ -409,6 +409,7 @@ def test_every_word_of_the_view_is_there_in_both_languages():
 
 def exported(folder: Path, *flags: str) -> list[dict]:
     """The models on the page that export.py writes."""
+    (folder / "page.html").unlink(missing_ok=True)
     export.main(["--format", "page", str(folder / "page.html"), "--save_dir", str(folder), *flags])
     content = (folder / "page.html").read_text(encoding="utf-8")
     return json.loads(re.search(r'id="data">(.*?)</script>', content, re.DOTALL)[1])["models"]
@@ -458,6 +459,13 @@ def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch)
     with pytest.raises(ValueError, match=words):
         export.main([*flags] if "--save_dir" in flags else ["--save_dir", str(folder), *flags])
     assert not (folder / "x.html").exists()
+
+
+def test_a_page_that_is_there_is_not_overwritten(folder):
+    before = (folder / "SFT_int8.html").stat()
+    with pytest.raises(ValueError, match="SFT_int8.html: there already"):
+        chat_page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
+    assert (folder / "SFT_int8.html").stat() == before
 
 
 def test_weights_that_a_page_cannot_hold_are_refused(folder, tmp_path):
