@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         say(f"http://{serve.host}:{door.getsockname()[1]} (Ctrl-C or SIGTERM: finish what runs and stop)")
         # uvicorn finishes what runs, then raises the signal again for whoever had it before.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).run(sockets=[door])
+        # A client that uses its connection again after some seconds must not meet its end.
+        config = uvicorn.Config(app, log_level="warning", ws="none", timeout_keep_alive=60)
+        uvicorn.Server(config).run(sockets=[door])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import uvicorn
 def listening(api):
     """Its address and the server while it runs."""
     with socket.create_server(("127.0.0.1", 0)) as door:
-        server = uvicorn.Server(uvicorn.Config(api.app(), log_level="warning", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(api.app(), log_level="warning", ws="none", timeout_keep_alive=60))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
         thread.start()
         while not server.started:

@@ -155,9 +155,13 @@ def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
         "stage": "pretrain", "config": shape_json(model.config)})  # fmt: skip
     hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
-           "prompts": [[1, 300, 301], [1, 400, 401]], "dtype": "float32"}  # fmt: skip
-    figures = [decode.work(job | {"contender": name}) for name in decode.CONTENDERS]
-    assert figures[0]["ids"] == figures[1]["ids"]
+           "prompts": [[1, 300, 301], [1, 400, 401]], "numbers": 1000}  # fmt: skip
+    names = ["ours float32", "transformers float32", "ours int8", "ours bfloat16"]
+    figures = {name: decode.work(job | {"contender": name}) for name in names}
+    assert figures["ours float32"]["ids"] == figures["transformers float32"]["ids"]
+    for name, width in zip(names, (4, 4, 1, 2), strict=True):  # a step of two prompts reads the weights once
+        read = figures[name]["tokens_per_second"] / 2 * 1000 * width / 1e9
+        assert figures[name]["read"] == pytest.approx(read)
 
 
 def test_the_profile_finds_matmuls_attention_and_the_optimizer(job):
