@@ -184,7 +184,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.products, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    decoder = ready(model, chosen.weights.weights, rt.device)
+    decoder = ready(model, chosen.weights.on(rt.device), rt.device)
     limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
     conversation = Conversation(decoder, tokenizer, chats, talk.system, limit, settings)
     if talk.prompts:

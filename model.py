@@ -20,15 +20,10 @@ from Config import LLMConfig
 
 
 class Cache(Protocol):
-    """What the model needs of a key-value cache; engine/generate/kv_cache.py owns the real one."""
+    """What keeps keys and values for the tokens to come; engine/generate/kv_cache.py owns the real one."""
 
-    length: int  # S, positions that may be looked at
-
-    def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, T, K, D) at `positions` (B, T) and return what is looked at: the layer's as (B, S, K, D).
-
-        Packed documents look at themselves alone: k and v come back as they are.
-        """
+    def store(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """Keep k and v (B, T, K, D), which stand at `positions` (B or 1, T)."""
         ...
 
 
@@ -37,10 +32,10 @@ class Context(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None = None  # (B, 1, T, S)
+    positions: Tensor  # (B or 1, T)
+    mask: Tensor | None = None  # (B, 1, T, T)
     cu_seqlens: Tensor | None = None  # (N + 1,)
     cache: Cache | None = None
-    positions: Tensor | None = None  # (B or 1, T)
     longest: int = 0  # no document of cu_seqlens has more positions
 
 
@@ -185,8 +180,7 @@ class Attention(nn.Module):
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
         if context.cache is not None:
-            # All that was said so far: (B, S, K, D).
-            k, v = context.cache.update(self.layer, k.type_as(v), v, context.positions)  # pyright: ignore[reportArgumentType]
+            context.cache.store(self.layer, k, v, context.positions)
         return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.longest).flatten(2))
 
 
@@ -255,27 +249,19 @@ class SpongeBob(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Linear:
         return self.output
 
-    def hidden_states(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
-        `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. With `cache`,
-        `positions` (B, T) says where each token stands in its row; every earlier position is visible, every later one
-        is not, also inside a chunk of several tokens.
-        With both, packed documents are read and stored in the cache.
+        `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. `cache` keeps
+        the keys and values, for a decoder that goes on from here (engine/generate/decoder.py).
         """
         x = self.tok_embeddings(input_ids)  # (B, T, C)
-        context = self._context(x, cu_seqlens, positions, cache)
+        context = self._context(x, cu_seqlens, cache)
         for layer in self.layers:
             x = checkpoint(layer, x, context, use_reentrant=False) if self.recompute else layer(x, context)
         return self.norm(x)
 
-    def _context(self, x: Tensor, cu_seqlens: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Context:
+    def _context(self, x: Tensor, cu_seqlens: Tensor | None, cache: Cache | None) -> Context:
         """Where each token of x (B, T, C) stands and what it may look at."""
         rows, length, mask = x.shape[0], x.shape[1], None
         if cu_seqlens is not None:  # packed documents: each counts its own positions
@@ -284,23 +270,16 @@ class SpongeBob(PreTrainedModel):
             if not can_attend_by_document(x.device, product_dtype(x), self.config.head_dim):
                 mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
                 cu_seqlens = None
-        else:
-            if positions is None:  # whole rows
-                positions = torch.arange(length, device=x.device)[None]  # (1, T)
-            if cache is not None:  # the next tokens of rows that were begun before
-                mask = torch.arange(cache.length, device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        else:  # whole rows
+            positions = torch.arange(length, device=x.device)[None]  # (1, T)
         longest = min(length, self.config.max_seq_len)
-        return Context(*rope_table(self.config, positions), mask, cu_seqlens, cache, positions, longest)
+        return Context(*rope_table(self.config, positions), positions, mask, cu_seqlens, cache, longest)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
+        self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) of the token after each position; the arguments are those of `hidden_states`."""
-        return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, cu_seqlens, positions, cache)))
+        return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, cu_seqlens, cache)))
 
 
 AutoConfig.register("spongebob", LLMConfig, exist_ok=True)

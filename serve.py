@@ -51,7 +51,7 @@ def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Mode
 
     def open_one(path: Path) -> Conversation:
         model, meta = open_chosen(checkpoint, tokenizer, path)
-        decoder = ready(model, chosen.weights.weights, rt.device)
+        decoder = ready(model, chosen.weights.on(rt.device), rt.device)
         chats = (meta.get("stage") or path.stem) != "pretrain"
         return Conversation(decoder, tokenizer, chats, None, model.config.max_seq_len)
 

@@ -36,23 +36,11 @@ def rounded(weight: Tensor, kind: str) -> Tensor:
     return codes.to(weight.dtype) * scales
 
 
-def chosen_weights(kind: str, device: torch.device) -> str:
-    """What --weights means here; "auto": int8 on a CPU, elsewhere half precision."""
-    if kind == "int8" and device.type != "cpu":
-        raise ValueError(f"--weights int8 is for the CPU; on {device.type} bfloat16 or float16 is as fast")
-    if kind != "auto":
-        return kind
-    if device.type == "cpu":
-        return "int8"
-    return "float16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bfloat16"
-
-
 def ready(model: SpongeBob, kind: str, device: torch.device) -> "Decoder":
     """The model on its device, its weights rounded to what `kind` keeps, and the decoder that reads them.
 
     On a CPU the model itself stays in fp32: prompts, of many tokens, are computed faster and exactly so.
     """
-    kind = chosen_weights(kind, device)
     model.eval().to(device, torch.float32 if device.type == "cpu" else getattr(torch, kind))  # pyright: ignore
     if device.type == "cpu" and kind != "float32":
         for name, parameter in model.named_parameters():
@@ -68,7 +56,9 @@ class Cache(Protocol):
     kv: Tensor
     length: int
 
-    def append(self, layer: int, kv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    def places(self, positions: Tensor) -> Tensor: ...
+
+    def append(self, layer: int, kv: Tensor, places: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Layer(NamedTuple):
@@ -117,7 +107,7 @@ class Decoder:
         wide, groups = config.dim, config.n_heads // config.n_kv_heads
         turned = (config.n_heads + config.n_kv_heads) * config.head_dim
         cos, sin = rope_table(config, positions[:, None])
-        turn = torch.complex(cos[:, 0], sin[:, 0])  # (B, 1, D/2)
+        turn, places = torch.complex(cos[:, 0], sin[:, 0]), cache.places(positions)  # (B, 1, D/2), (B,)
         mask = None
         if rows > 1:
             unseen = torch.arange(cache.length, device=ids.device) > positions[:, None]
@@ -128,7 +118,7 @@ class Decoder:
             qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float().contiguous()
             torch.view_as_complex(qkv[:, :turned].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(turn)
             q, kv = qkv.split([wide, qkv.shape[1] - wide], dim=-1)
-            k, v = cache.append(number, kv, positions)  # (B, K, S, D)
+            k, v = cache.append(number, kv, places)  # (B, K, S, D)
             q = q.unflatten(-1, (-1, groups, config.head_dim)).to(k.dtype)  # (B, K, H/K, D)
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             x += layer.wo(seen.reshape(rows, wide).to(self.dtype))
@@ -151,12 +141,12 @@ class Plain:
 
     def __init__(self, weight: Tensor):
         self.transposed = weight.t()  # (columns, rows)
-        self.on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if self.on_cpu and weight.shape[0] > weight.shape[1]:
+        self.fp32_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        if self.fp32_on_cpu and weight.shape[0] > weight.shape[1]:
             self.transposed = self.transposed.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.on_cpu and len(x) > FEW:
+        if self.fp32_on_cpu and len(x) > FEW:
             return (self.transposed.t() @ x.t()).t()
         return x @ self.transposed
 

@@ -146,12 +146,12 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bf16 where the hardware multiplies it, fp16 on older CUDA cards, else fp32."""
     if name != "auto" and name not in DTYPES:
-        raise ValueError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+        raise ValueError(f"{name}: expected auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
         if name == "bfloat16" and not has_bf16:
             raise ValueError(
-                f"--dtype bfloat16: {torch.cuda.get_device_name(device)} has no bf16 units; use float16 or float32"
+                f"bfloat16: {torch.cuda.get_device_name(device)} has no bf16 units; use float16 or float32"
             )
         return getattr(torch, name) if name != "auto" else torch.bfloat16 if has_bf16 else torch.float16
     if name != "auto":

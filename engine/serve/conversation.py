@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 from dataset import EOS, PretrainDataset, SFTDataset
@@ -12,6 +13,7 @@ from engine.generate.decode import Request, Slots
 from engine.generate.decoder import Decoder
 from engine.generate.sampling import Sampling
 from engine.generate.text import TextStream
+from engine.machine.runtime import pick_dtype
 from engine.options import DTYPES
 from model import SpongeBob
 
@@ -30,8 +32,18 @@ class Weights(Flags):
     """weights"""
 
     weights: str = flag(
-        "auto", "what they are rounded to; auto: int8 on a CPU, else half precision", choices=("auto", *DTYPES, "int8")
+        "auto",
+        "what they are rounded to; auto: int8 on a CPU, half precision on CUDA",
+        choices=("auto", *DTYPES, "int8"),
     )
+
+    def on(self, device: torch.device) -> str:
+        """What is meant on this device."""
+        if self.weights == "int8" and device.type != "cpu":
+            raise ValueError(f"--weights int8 is for the CPU; on {device.type} leave it out, or name a dtype")
+        if device.type == "cpu" and self.weights == "auto":
+            return "int8"
+        return self.weights if self.weights == "int8" else str(pick_dtype(self.weights, device)).removeprefix("torch.")
 
 
 class Conversation(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from engine.generate.decoder import Decoder, chosen_weights, ready, rounded
+from engine.generate.decoder import Decoder, ready, rounded
 from engine.generate.kv_cache import KVCache
 
 CPU = torch.device("cpu")
@@ -62,16 +62,6 @@ def test_a_row_of_codes_is_off_by_half_a_step_at_most_and_rounds_to_itself():
     torch.testing.assert_close(rounded(kept, "int8"), kept, rtol=1e-6, atol=0)
     vector = weight[0]
     assert rounded(vector, "int8") is vector and not rounded(torch.zeros(2, 3), "int8").any()
-
-
-def test_what_auto_means_is_decided_by_the_device(monkeypatch):
-    assert chosen_weights("auto", CPU) == "int8"
-    assert chosen_weights("auto", torch.device("mps")) == "bfloat16"
-    for capability, kind in [((7, 5), "float16"), ((8, 0), "bfloat16")]:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
-        assert chosen_weights("auto", torch.device("cuda")) == kind
-    with pytest.raises(ValueError, match="--weights int8 is for the CPU"):
-        chosen_weights("int8", torch.device("cuda"))
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():

@@ -1,21 +1,29 @@
-"""The key-value cache is what the model asks for."""
+"""The key-value cache is what the model and the decoder ask for."""
 
 import ast
 import inspect
 
+import pytest
 import torch
 
 import model as model_module
 from Config import LLMConfig
-from engine.generate.kv_cache import KVCache
-from model import Cache
+from engine.generate import decoder as decoder_module
+from engine.generate.kv_cache import KVCache, PackedPrompts
+
+CACHE = KVCache(LLMConfig(), 1, 1, torch.device("cpu"), torch.float32)
 
 
-def test_the_protocol_names_all_that_the_model_reads_of_a_cache():
+@pytest.mark.parametrize(
+    "module, real, names",
+    [(model_module, PackedPrompts(CACHE, torch.zeros(1, 1, dtype=torch.long)), {"store"}),
+     (decoder_module, CACHE, {"kv", "length", "places", "append"})],
+)  # fmt: skip
+def test_the_protocol_names_all_that_is_read_of_a_cache(module, real, names):
     read = {
-        node.attr for node in ast.walk(ast.parse(inspect.getsource(model_module)))
+        node.attr for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cache", "context.cache")
     }  # fmt: skip
-    assert read == {"length", "update"}
-    assert read <= Cache.__annotations__.keys() | vars(Cache).keys()
-    assert all(hasattr(KVCache(LLMConfig(), 1, 1, torch.device("cpu"), torch.float32), name) for name in read)
+    assert read == names
+    assert read <= module.Cache.__annotations__.keys() | vars(module.Cache).keys()
+    assert all(hasattr(real, name) for name in read)
