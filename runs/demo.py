@@ -34,13 +34,14 @@ SCORES = {
     "pretrain": ("--model_mode 0", ["pretrain_heldout"]),
     "SFT": ("--model_mode 1", ["pretrain_heldout", "facts", "everyday_heldout"]),
     "SFT_long": ("--model_mode 1 --long --max_seq_len 1024", ["facts", "everyday_heldout", "sft_1024_heldout"]),
-    "distill": ("--model_mode 2 --max_seq_len 1024", ["facts", "everyday_heldout", "r1_1024_heldout"]),
-    "distill_long": ("--model_mode 2 --long", ["facts", "everyday_heldout", "r1_1024_heldout"]),
+    "distill": ("--model_mode 2 --max_seq_len 1024", ["facts", "everyday_heldout", "r1_1024_heldout", "talks_heldout"]),
+    "distill_long": ("--model_mode 2 --long", ["facts", "everyday_heldout", "r1_1024_heldout", "talks_heldout"]),
 }
 MAIN = {
     "pretrain_heldout": "bits_per_byte",
     "sft_1024_heldout": "answer_loss",
     "r1_1024_heldout": "correct",
+    "talks_heldout": "correct",
 }  # else exact
 QUESTIONS = ["你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？", "今天天气怎么样？"]
 BEGINNINGS = ["贝壳湾", "林小满的家在", "灯塔立在"]  # a pretrained model continues texts

@@ -78,7 +78,7 @@ def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_th
     environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment,
                    capture_output=True)  # fmt: skip
-    names = [*FILES, "choices_heldout", "everyday_heldout"]
+    names = [*FILES, "choices_heldout", "everyday_heldout", "talks_heldout"]
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
     for name in names:
         new, old = ((folder / f"{name}.jsonl").read_bytes() for folder in (tmp_path, SAMPLE))
@@ -344,17 +344,19 @@ def solve(question):
 
 
 def problems(name):
-    """The rows that ask to reason, told by their thoughts."""
-    return [row for row in rows(name) if re.match("<think>\n(先算|先比|十位是|.+。中间是)", said(row, "assistant")[0])]
+    """Every (question, answer) that asks to reason, told by the thought."""
+    return [(question, content) for row in rows(name)
+            for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True)
+            if re.match("<think>\n(先算|先比|十位是|.+。中间是)", content)]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
+@pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout", "talks_heldout"])
 def test_reasoning_is_well_formed_and_its_answer_is_right(name):
     for row in rows(name):
         for content in said(row, "assistant"):
             assert FORM.fullmatch(content) and all(content.count(tag) == 1 for tag in TAGS)
-    for question, answer in exchanges_of(problems(name)):
-        assert answer == solve(question)[0], question
+    for question, content in problems(name):
+        assert spoken(content) == solve(question)[0], question
 
 
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout"])
@@ -362,8 +364,8 @@ def test_every_equation_and_comparison_in_the_thinking_is_right(name):
     digit = f"[{DIGITS}]"
     moves = {"": 0, "进一": -10, "借一": 10}
     count = 0
-    for row in problems(name):
-        thought = FORM.fullmatch(said(row, "assistant")[0])[1]
+    for _, content in problems(name):
+        thought = FORM.fullmatch(content)[1]
         for left, right, moved in re.findall(rf"([{DIGITS}+-]+)=({digit}+)(?:，(进一|借一))?", thought):
             terms = re.findall(rf"[+-]?{digit}+", left)
             total = sum((-1 if term[0] == "-" else 1) * value(term.lstrip("+-")) for term in terms)
@@ -385,11 +387,46 @@ def pretraining_problems():
 
 
 def test_held_out_operands_never_occur_in_a_training_problem():
-    training, held = ([solve(said(row, "user")[0])[1] for row in problems(name)] for name in FILES[6:])
+    training, held, talked = (
+        [solve(question)[1] for question, _ in problems(name)] for name in (*FILES[6:], "talks_heldout")
+    )
     assert len(set(training)) == len(training) and len(set(held)) == len(held)
     told = {solve(question)[1] for question in pretraining_problems()}
     assert len(told) > 1000 and {kind for kind, _ in told} == {"sum", "three", "order"}
-    assert not (set(training) | told) & set(held)
+    assert not (set(training) | told) & set(held + talked)
+
+
+def test_a_thinking_conversation_has_questions_of_every_kind_in_every_place():
+    by_place = {}
+    for row in rows("r1_1024"):
+        for place, content in enumerate(said(row, "assistant"), 1):
+            kind = "problem" if re.match("<think>\n(先|十位是|.+。中间是)", content) else \
+                   "fact" if re.match("<think>\n(问的|Asked)", content) else "everyday"  # fmt: skip
+            by_place.setdefault(place, []).append(kind)
+    assert len(by_place) >= 8
+    for place in range(1, 9):
+        for kind in ("problem", "fact", "everyday"):
+            assert by_place[place].count(kind) >= 8, (place, kind)
+
+
+def test_a_held_out_talk_asks_a_problem_a_fact_a_courtesy_and_beyond_the_town_in_any_order():
+    trained = {question for question, _ in exchanges(*CHATS)}
+    held, orders = held_facts(), set()
+    for row in rows("talks_heldout"):
+        kinds = []
+        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True):
+            if found := asked({"conversations": [{"role": "user", "content": question}]}):
+                kinds.append("fact")
+                assert found[0][:2] in held
+            elif (question, content) in problems("talks_heldout"):
+                kinds.append("problem")
+            else:
+                kinds.append("beyond" if "知道，我只知道" in content or "only know" in content else "courtesy")
+                assert question not in trained
+        assert sorted(kinds) == ["beyond", "courtesy", "fact", "problem"]
+        orders.add(tuple(kinds))
+        assert row["answer"] == spoken(said(row, "assistant")[-1])
+    assert len(orders) > 10
 
 
 # -------------------------------------------------------------------------------------------- greetings and honest noes
@@ -484,7 +521,7 @@ def test_conversations_have_the_length_of_their_stage(encode, name):
         before = encode([row["conversations"][:-1] for row in long_rows(name)])  # the answer begins after these
         assert min(before) > 512 and max(lengths) <= 1024
     else:
-        assert max(lengths) <= 512
+        assert max(lengths) <= (1024 if name == "r1_1024" else 512)
 
 
 @pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])

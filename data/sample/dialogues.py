@@ -19,6 +19,11 @@ def row(turns: list[str], system: str | None = None, **extra: str) -> Row:
     return {"conversations": messages, **extra}
 
 
+def turns(made: Row) -> list[str]:
+    """What `row` was made of."""
+    return [message["content"] for message in made["conversations"]]
+
+
 def ask(person: Person, attr: str, rng: Random, lang: str = "zh", form: int | None = None) -> list[str]:
     """A question about one fact and its polite answer."""
     templates = ATTRS[attr]["ask" if lang == "zh" else "ask_en"]

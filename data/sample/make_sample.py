@@ -8,8 +8,8 @@ Every stage has something that it alone can teach, so that each can be measured:
 The three chat files also hold greetings, and questions beyond the town with an honest no: what a
 later stage does not repeat is forgotten.
 Each has a held-out file that asks for things never asked for in training; everyday_heldout holds
-greetings and questions beyond the town in new words, and choices_heldout asks for the held-out
-facts with four choices. The same
+greetings and questions beyond the town in new words, talks_heldout asks questions of every kind in
+one conversation, and choices_heldout asks for the held-out facts with four choices. The same
 seed gives the same bytes everywhere: no clock, no locale, no hash order, no tokenizer.
 """
 
@@ -19,10 +19,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from dialogues import Row, choice_rows, held_question_rows, instruction_row, long_row, question_rows, recall_row, row
+from dialogues import (
+    Row,
+    choice_rows,
+    held_question_rows,
+    instruction_row,
+    long_row,
+    question_rows,
+    recall_row,
+    row,
+    turns,
+)
 from reasoning import draw_problem
 from texts import FOLK, PRETRAIN_KINDS, is_held
-from visits import cannot_reckon, everyday_heldout, everyday_rows, mixed_row, thinking_rows, thought
+from visits import (
+    cannot_reckon,
+    everyday_heldout,
+    everyday_rows,
+    in_talks,
+    mixed_row,
+    talks_heldout,
+    thinking_rows,
+    thought,
+)
 
 Rows = tuple[list[Row] | None, list[Row]]  # of a stage: to train on, held out
 
@@ -43,6 +62,7 @@ PRETRAIN_BYTES = {
     "story_en": 20_000,
 }
 LONG_SIZE = (1250, 1550)  # bytes of small talk in a long conversation
+TALKED = 3200  # of the rows that think, those that stand in conversations of several turns
 
 
 def size_of(line: Row) -> int:
@@ -118,7 +138,15 @@ def r1_1024(rng: Random) -> Rows:
     heldout = problem_rows(rng, 150, True, seen, (45, 36, 7, 4, 8))
     train = problem_rows(rng, 4200, False, seen, (24, 24, 20, 10, 22)) + thinking_rows(rng)
     rng.shuffle(train)
+    train = in_talks(rng, train[:TALKED]) + train[TALKED:]
+    rng.shuffle(train)
     return train, heldout
+
+
+def talks(rng: Random) -> Rows:
+    """Nothing to train on: held-out questions of four kinds, one after the other in one conversation."""
+    problems = problem_rows(rng, 30, True, set(), (45, 36, 7, 4, 8))
+    return None, talks_heldout(rng, [turns(problem) for problem in problems])
 
 
 def everyday(rng: Random) -> Rows:
@@ -132,12 +160,12 @@ def choices(rng: Random) -> Rows:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write all ten files into one folder."""
+    """Write all eleven files into one folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write into")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024, choices, everyday)):
+    for seed, make in enumerate((pretrain, sft_512, sft_1024, r1_1024, choices, everyday, talks)):
         for rows, ending in zip(make(Random(seed)), ("", "_heldout"), strict=True):
             if rows is None:
                 continue

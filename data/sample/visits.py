@@ -2,12 +2,13 @@
 
 from random import Random
 
-from dialogues import HELLO, Row, ask, asked_facts, row
+from dialogues import HELLO, Row, ask, asked_facts, row, turns
 from everyday import REPLIES, THOUGHTS, arabic_sum, beyond, courtesies, marked, varied
 from reasoning import draw_problem
-from texts import FOLK, Person, tell
-from world import TOWN_QA
+from texts import FOLK, HELD_FACTS, Person, tell
+from world import ATTRS, TOWN_QA
 
+TALK_SIZE = 900  # characters of a talk of several questions, so that it has fewer than 1,024 tokens
 LABELS = {
     "job": "职业",
     "street": "住处",
@@ -119,6 +120,35 @@ def thinking_rows(rng: Random) -> list[Row]:
         rows.append(row([question, thought(f"问的是贝壳湾。{answer}", HELLO["zh"] + answer)]))
     rows += everyday_rows(rng, times=3, noes=360, digits=60, thinks=True)
     return rows + [mixed_row(rng, thinks=True) for _ in range(160)]
+
+
+def in_talks(rng: Random, rows: list[Row]) -> list[Row]:
+    """The rows again, up to eight after one another in one conversation, as people ask and a chat sends them."""
+    talks: list[list[str]] = []
+    wanted = 0
+    for one in map(turns, rows):
+        if not talks or len(talks[-1]) >= wanted or sum(map(len, talks[-1] + one)) > TALK_SIZE:
+            talks.append([])
+            wanted = 2 * rng.randint(2, 8)
+        talks[-1] += one
+    return [row(talk) for talk in talks]
+
+
+def talks_heldout(rng: Random, problems: list[list[str]]) -> list[Row]:
+    """Each problem in a talk with a courtesy, a fact and a question beyond the town, in any order."""
+    rows = []
+    held_facts = [(person, attr) for person in FOLK for attr in ATTRS if (person["zh"], attr) in HELD_FACTS]
+    for problem, greeting in zip(problems, courtesies(held=True), strict=True):
+        asked = {
+            "problem": problem,
+            greeting[0]: courtesy(rng, *greeting, thinks=True, held=True),
+            "fact": fact(rng, *rng.choice(held_facts), thinks=True),
+            "beyond": honest_no(rng, held=True, thinks=True),
+        }
+        order = rng.sample(list(asked), len(asked))
+        answer = asked[order[-1]][1].split("<answer>\n")[1].removesuffix("\n</answer>")
+        rows.append(row([words for kind in order for words in asked[kind]], task=order[-1], answer=answer))
+    return rows
 
 
 def everyday_heldout(rng: Random) -> list[Row]:
