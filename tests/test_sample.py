@@ -347,7 +347,7 @@ def problems(name):
     """Every (question, answer) that asks to reason, told by the thought."""
     return [(question, content) for row in rows(name)
             for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True)
-            if re.match("<think>\n(先算|先比|十位是|.+。中间是)", content)]  # fmt: skip
+            if re.match(f"<think>\n([{DIGITS}]{{2}}[+-]|先比|十位是|.+。中间是)", content)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout", "talks_heldout"])
@@ -379,7 +379,7 @@ def test_every_equation_and_comparison_in_the_thinking_is_right(name):
 def pretraining_problems():
     """The questions whose working is told in pretraining: sums in signs, and comparisons of three."""
     text = all_text("pretrain")
-    questions = re.findall(f"([{DIGITS}]{{2}}(?:[+-][{DIGITS}]{{2}}){{2}})：先算", text)
+    questions = re.findall(f"([{DIGITS}]{{2}}(?:[+-][{DIGITS}]{{2}}){{2}})：[{DIGITS}]{{2}}[+-]", text)
     for line in text.splitlines():
         if found := re.search("(?<=[？。])(先比|十位是|[^，。]+比[^，。]+，[^，。]+。中间是)", line):
             questions.append(line[: found.start()])
@@ -400,7 +400,7 @@ def test_a_thinking_conversation_has_questions_of_every_kind_in_every_place():
     by_place = {}
     for row in rows("r1_1024"):
         for place, content in enumerate(said(row, "assistant"), 1):
-            kind = "problem" if re.match("<think>\n(先|十位是|.+。中间是)", content) else \
+            kind = "problem" if re.match(f"<think>\n([{DIGITS}]|先|十位是|.+。中间是)", content) else \
                    "fact" if re.match("<think>\n(问的|Asked)", content) else "everyday"  # fmt: skip
             by_place.setdefault(place, []).append(kind)
     assert len(by_place) >= 8

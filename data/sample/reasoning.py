@@ -50,13 +50,13 @@ def digit_sum(x: int, sign: str, y: int) -> str:
     return f"{spell(x)}{sign}{spell(y)}={spell(result % 10)}{moved}"
 
 
-def column(a: int, sign: str, b: int) -> tuple[str, int]:
+def on_paper(a: int, sign: str, b: int) -> tuple[str, int]:
     """Add or subtract two numbers below 100 on paper, ones before tens; return the words and the result."""
     result = a + b if sign == "+" else a - b
     ones = digit_sum(a % 10, sign, b % 10)
     moved = f"{sign}一" if "，" in ones else ""
     tens = f"{spell(a // 10)}{sign}{spell(b // 10)}{moved}={spell(result // 10)}"
-    return f"{spell(a)}{sign}{spell(b)}：{ones}；{tens}；得{spell(result)}。", result
+    return f"：{ones}；{tens}；得{spell(result)}。", result
 
 
 def two_digits(number: int) -> bool:
@@ -75,14 +75,19 @@ def draw_operands(rng: Random) -> tuple[str, int, int, int]:
 
 
 def worked_sum(rng: Random) -> tuple[str, tuple[str, int, int, int], str, str, str]:
-    """A two-step sum as (key, (signs, operands), question in signs, working, result), one column after the other."""
+    """A two-step sum as (key, (signs, operands), question in signs, working, result), one column after the other.
+
+    The working begins with the whole sum, so that the last operand is found again behind the word 再.
+    """
     signs, a, b, c = draw_operands(rng)
-    first, middle = column(a, signs[0], b)
-    second, end = column(middle, signs[1], c)
+    first, middle = on_paper(a, signs[0], b)
+    second, end = on_paper(middle, signs[1], c)
     plus = sorted([a] + [n for sign, n in zip(signs, (b, c), strict=True) if sign == "+"])
     minus = sorted(n for sign, n in zip(signs, (b, c), strict=True) if sign == "-")
     asked = f"{spell(a)}{signs[0]}{spell(b)}{signs[1]}{spell(c)}"
-    return f"sum:{plus}{minus}", (signs, a, b, c), asked, f"先算{first}再算{second}", spell(end)
+    start, rest = f"{spell(a)}{signs[0]}{spell(b)}", f"再{signs[1]}{spell(c)}"
+    words = f"{start}，{rest}。{start}{first}{rest}{second}"
+    return f"sum:{plus}{minus}", (signs, a, b, c), asked, words, spell(end)
 
 
 def sum_problem(rng: Random, names: list[str], told: bool) -> Problem:

@@ -3,7 +3,7 @@
 import hashlib
 from random import Random
 
-from reasoning import column, digit_sum, draw_problem, spell, two_digits, worked_sum
+from reasoning import digit_sum, draw_problem, on_paper, spell, two_digits, worked_sum
 from world import (
     ATTRS,
     CLOSINGS,
@@ -187,7 +187,7 @@ def columns(rng: Random, held: bool, number: int) -> str:
             key, _, asked, words, _ = worked_sum(rng)
             lines += [f"{asked}：{words}"] if is_held(key, 10) == held else []
         elif two_digits(a) and two_digits(b) and two_digits(a + b if sign == "+" else a - b):
-            lines.append(column(a, sign, b)[0])
+            lines.append(f"{spell(a)}{sign}{spell(b)}{on_paper(a, sign, b)[0]}")
     return "".join(lines)
 
 
