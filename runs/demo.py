@@ -1,6 +1,6 @@
 """The whole road on the bundled sample with a small model: every stage, its scores, and what it can do now.
 
-    python runs/demo.py                 # writes demo/, in about a quarter of an hour on two CPU cores
+    python runs/demo.py                 # writes demo/, in a quarter to half an hour on two CPU cores
     python runs/demo.py --seed 1 --save_dir demo1
 
 It runs the scripts as you would type them; each command is shown before it starts. At its end it asks every stage the
@@ -25,8 +25,8 @@ STAGES = {  # name: script, data, steps, rate, rows per step
     "pretrain": (f"pretrain.py {SHAPE}", "pretrain.jsonl", 1400, 1e-2, 2),
     "SFT": ("SFT.py", "sft_512.jsonl", 450, 2e-3, 2),
     "SFT_long": ("SFT.py --long", "sft_1024.jsonl", 150, 1e-3, 1),
-    "distill": ("distill.py", "r1_1024.jsonl", 2000, 7e-4, 1),
-    "distill_long": ("distill.py --long", "r1_1024.jsonl", 1800, 7e-4, 1),
+    "distill": ("distill.py", "r1_1024.jsonl", 2600, 7e-4, 1),
+    "distill_long": ("distill.py --long", "r1_1024.jsonl", 2400, 7e-4, 1),
 }
 PARENTS = {"SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT", "distill_long": "SFT_long"}
 # Each checkpoint's mode, and the held-out rows it is scored on: of what it teaches, and of what was taught before it.
