@@ -86,6 +86,7 @@ def weights(folder: Path, name: str = "pretrain") -> list[bytes]:
 def _child(stage: str, argv: list[str], cwd: str, log: str, output: str, prepare: str) -> None:
     os.chdir(cwd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests themselves run under nohup
     sys.stdout, sys.stderr = _streams(log, output)
     torch.set_num_threads(1)
     tracker.draw = lambda rows, path: None  # half a second each time
