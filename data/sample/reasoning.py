@@ -13,7 +13,20 @@ from random import Random
 
 Problem = tuple[str, str, str, str]  # key, question, thought, answer
 DIGITS = "零一二三四五六七八九"
-SUMS = ["计算{sum}。", "请算一算{sum}等于多少？", "{sum}的结果是多少？"]
+SUMS = [  # pretraining asks in them too: beside a word it never saw, a distilled model copies the digit wrongly
+    "计算{sum}。",
+    "请算一算{sum}等于多少？",
+    "{sum}的结果是多少？",
+    "{sum}等于多少？",
+    "{sum}是多少？",
+    "{sum}=？",
+    "请算{sum}。",
+    "请问，{sum}等于多少？",
+    "帮我算一下{sum}。",
+    "我想知道{sum}是多少。",
+    "算一算，{sum}得多少？",
+    "求{sum}的结果。",
+]
 STORIES = {  # operations on a, b, c: what happened in town
     "++": [
         "{p}捡到{a}枚贝壳，{q}捡到{b}枚，{r}捡到{c}枚，一共多少枚？",

@@ -3,7 +3,7 @@
 import hashlib
 from random import Random
 
-from reasoning import digit_sum, draw_problem, on_paper, spell, two_digits, worked_sum
+from reasoning import SUMS, digit_sum, draw_problem, on_paper, spell, two_digits, worked_sum
 from world import (
     ATTRS,
     CLOSINGS,
@@ -179,13 +179,17 @@ def sums(rng: Random, held: bool, number: int) -> str:
 
 
 def columns(rng: Random, held: bool, number: int) -> str:
-    """A page of sums worked out one column after the other: of two numbers, and of three in two steps."""
+    """A page of sums worked out one column after the other: of two numbers, and of three in two steps.
+
+    Half of the latter are asked as people ask: beside a word never seen before, a digit is not copied.
+    """
     lines = []
     while len(lines) < 4:
         a, b, sign = rng.randint(10, 89), rng.randint(10, 89), rng.choice("+-")
         if rng.random() < 0.7:
             key, _, asked, words, _ = worked_sum(rng)
-            lines += [f"{asked}：{words}"] if is_held(key, 10) == held else []
+            title = rng.choice(SUMS).format(sum=asked) if rng.random() < 0.5 else f"{asked}："
+            lines += [title + words] if is_held(key, 10) == held else []
         elif two_digits(a) and two_digits(b) and two_digits(a + b if sign == "+" else a - b):
             lines.append(f"{spell(a)}{sign}{spell(b)}{on_paper(a, sign, b)[0]}")
     return "".join(lines)

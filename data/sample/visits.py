@@ -119,7 +119,7 @@ def thinking_rows(rng: Random) -> list[Row]:
     for question, answer in (entry.split("|") for entry in TOWN_QA):
         rows.append(row([question, thought(f"问的是贝壳湾。{answer}", HELLO["zh"] + answer)]))
     rows += everyday_rows(rng, times=3, noes=360, digits=60, thinks=True)
-    return rows + [mixed_row(rng, thinks=True) for _ in range(160)]
+    return rows + [mixed_row(rng, thinks=True) for _ in range(300)]
 
 
 def in_talks(rng: Random, rows: list[Row]) -> list[Row]:
