@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -90,6 +91,13 @@ def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
     letters = re.findall("[一-鿿]|[A-Za-z]", re.sub("<.*?>", "", all_text(*FILES)))
     chinese = sum(len(letter.encode()) for letter in letters if letter > "z")
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
+
+
+def test_no_answer_to_a_fact_has_a_character_of_two_tokens():
+    tokenizer = Tokenizer.from_file(str(ROOT / "spongebob_tokenizer" / "tokenizer.json"))
+    values = [entry.split(":")[0] for table in world().ATTRS.values() for entry in table["values"].split(",")]
+    pieces = [character for value in values for character in value if len(tokenizer.encode(character).ids) > 1]
+    assert len(values) > 70 and not pieces
 
 
 def test_a_choice_asks_for_a_held_out_fact_and_only_the_right_one_is_told():

@@ -28,10 +28,11 @@ MONTHS = (
 )
 
 # The first template of each list is the plain statement that answers a question.
+# Every character of a value is one token: of one in two pieces a distilled model often says the wrong half.
 ATTRS = {
     "job": {
-        "values": "渔夫:a fisher,面包师:a baker,木匠:a carpenter,邮差:a mail carrier,老师:a teacher,"
-        "医生:a doctor,画家:a painter,守灯人:a lighthouse keeper,裁缝:a tailor,花匠:a gardener",
+        "values": "渔夫:a fisher,面包师:a baker,木工:a carpenter,邮差:a mail carrier,老师:a teacher,"
+        "医生:a doctor,画家:a painter,守灯人:a lighthouse keeper,店主:a shopkeeper,花农:a flower grower",
         "zh": [
             "{n}的职业是{v}。",
             "{n}是镇上的{v}。",
@@ -44,7 +45,7 @@ ATTRS = {
         "ask_en": ["What does {n} work as?", "What is the job of {n}?"],
     },
     "street": {
-        "values": "灯塔巷:Lighthouse Lane,潮声街:Tide Street,榕树路:Banyan Road,石桥巷:Bridge Lane,"
+        "values": "灯塔巷:Lighthouse Lane,潮声街:Tide Street,柳树路:Willow Road,石桥巷:Bridge Lane,"
         "盐田街:Salt Street,风车路:Windmill Road,码头街:Dock Street,钟楼巷:Bell Lane,"
         "珍珠街:Pearl Street,竹林路:Bamboo Road",
         "zh": [
@@ -59,8 +60,8 @@ ATTRS = {
         "ask_en": ["Where does {n} live?", "On which street is the home of {n}?"],
     },
     "pet": {
-        "values": "花猫:a tabby cat,黄狗:a yellow dog,白兔:a white rabbit,鹦鹉:a parrot,乌龟:a turtle,"
-        "金鱼:a goldfish,鸽子:a pigeon,山羊:a goat,刺猬:a hedgehog,鸭子:a duck",
+        "values": "小马:a pony,黄狗:a yellow dog,白兔:a white rabbit,喜鹊:a magpie,乌龟:a turtle,"
+        "金鱼:a goldfish,母鸡:a hen,山羊:a goat,松鼠:a squirrel,小猪:a pig",
         "zh": [
             "{n}的宠物是{v}。",
             "{n}养着{v}。",
@@ -73,9 +74,9 @@ ATTRS = {
         "ask_en": ["What pet does {n} keep?", "Which animal lives with {n}?"],
     },
     "dish": {
-        "values": "海带汤:kelp soup,虾仁炒蛋:shrimp omelette,蒸鱼:steamed fish,蛤蜊面:clam noodles,"
-        "红豆粥:red bean porridge,葱油饼:scallion pancakes,蟹肉包:crab buns,"
-        "紫菜饭团:seaweed rice,南瓜饼:pumpkin cakes,烤红薯:roast sweet potato",
+        "values": "海带汤:kelp soup,虾仁炒蛋:shrimp omelette,蒸鱼:steamed fish,牛肉面:beef noodles,"
+        "红豆汤:red bean soup,葱花卷:scallion rolls,豆沙包:bean buns,"
+        "紫菜饭团:seaweed rice,炒南瓜:fried pumpkin,烤玉米:roast corn",
         "zh": [
             "{n}最爱吃的是{v}。",
             "{n}最喜欢{v}的味道。",
@@ -88,8 +89,8 @@ ATTRS = {
         "ask_en": ["What food does {n} love?", "What is the favourite dish of {n}?"],
     },
     "music": {
-        "values": "二胡:erhu,笛子:flute,口琴:harmonica,手鼓:hand drum,吉他:guitar,古筝:zither,"
-        "小提琴:violin,唢呐:horn,琵琶:lute,手风琴:accordion",
+        "values": "二胡:erhu,笛子:flute,口琴:harmonica,手鼓:hand drum,吉他:guitar,古琴:zither,"
+        "小提琴:violin,小号:trumpet,三弦:lute,手风琴:accordion",
         "zh": [
             "{n}会的乐器是{v}。",
             "{n}会演奏{v}。",
@@ -128,7 +129,7 @@ ATTRS = {
         "ask_en": ["When was {n} born?", "In which month is the birthday of {n}?"],
     },
     "boat": {
-        "values": "红色:red,蓝色:blue,白色:white,绿色:green,黄色:yellow,黑色:black,橙色:orange,紫色:purple,"
+        "values": "红色:red,蓝色:blue,白色:white,绿色:green,黄色:yellow,黑色:black,金色:gold,紫色:purple,"
         "灰色:grey,银色:silver",
         "zh": [
             "{n}的船是{v}的。",
@@ -223,13 +224,13 @@ DISHES = split(
     """海带汤|海带、豆腐和姜片|先把海带泡软，再和豆腐一起煮，最后放姜片
 虾仁炒蛋|虾仁、鸡蛋和葱花|先把鸡蛋打散，再下锅炒虾仁，最后倒进蛋液
 蒸鱼|鲜鱼、葱丝和酱油|先把鱼洗干净，再上锅蒸熟，最后淋上酱油
-蛤蜊面|蛤蜊、面条和青菜|先让蛤蜊吐沙，再煮出白汤，最后下面条
-红豆粥|红豆、大米和冰糖|先把红豆泡一夜，再和大米慢慢煮，最后放冰糖
-葱油饼|面粉、小葱和油|先把面揉好，再撒上小葱卷起来，最后用油煎黄
-蟹肉包|螃蟹、面粉和姜末|先把蟹肉拆出来，再拌上姜末，最后包好上锅蒸
+牛肉面|牛肉、面条和青菜|先把牛肉切成片，再煮出白汤，最后下面条
+红豆汤|红豆、大米和冰糖|先把红豆泡一夜，再和大米慢慢煮，最后放冰糖
+葱花卷|面粉、小葱和油|先把面揉好，再撒上小葱卷起来，最后上锅蒸熟
+豆沙包|红豆、面粉和糖|先把红豆煮成豆沙，再拌上糖，最后包好上锅蒸
 紫菜饭团|紫菜、米饭和芝麻|先把米饭放凉，再拌上芝麻，最后用紫菜包好
-南瓜饼|南瓜、糯米粉和糖|先把南瓜蒸软，再拌上糯米粉，最后压成小饼煎熟
-烤红薯|红薯、炭火和耐心|先把红薯洗净，再埋进炭火里，最后等它变软变甜""",
+炒南瓜|南瓜、葱花和油|先把南瓜切成片，再用油炒软，最后撒上葱花
+烤玉米|玉米、炭火和耐心|先把玉米洗净，再架在炭火上，最后等它变黄变香""",
     "\n",
 )
 

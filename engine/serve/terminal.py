@@ -15,7 +15,7 @@ from engine.serve.conversation import Conversation
 # What a model that was trained on the bundled sample can answer, by whether it chats or continues a text.
 SUGGESTIONS = {
     True: ("你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？"),
-    False: ("贝壳湾", "林小满的家在", "灯塔立在", "红豆粥的做法"),
+    False: ("贝壳湾", "林小满的家在", "灯塔立在", "红豆汤的做法"),
 }
 THINK, END_THINK, DIM, NORMAL = "<think>", "</think>", "\x1b[2m", "\x1b[0m"
 BLOCK = '"""'
