@@ -26,13 +26,14 @@ class Sampling:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        # Beyond these fp32 overflows, and one request would stop those that are answered beside it.
         holds = {
-            "temperature": (self.temperature >= 0, "not be negative"),
+            "temperature": (0 <= self.temperature <= 100, "lie between 0 and 100"),
             "top_p": (0 < self.top_p <= 1, "be more than 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "not be negative"),
+            "top_k": (0 <= self.top_k < 2**31, "lie between 0 and 2**31"),
             "min_p": (0 <= self.min_p <= 1, "lie between 0 and 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "be more than 0"),
-            "presence_penalty": (True, ""),
+            "repetition_penalty": (1e-6 <= self.repetition_penalty <= 1e6, "lie between 1e-6 and 1e6"),
+            "presence_penalty": (-1e6 <= self.presence_penalty <= 1e6, "lie between -1e6 and 1e6"),
             "seed": (0 <= self.seed < 2**64, "lie between 0 and 2**64"),
         }
         for name, (right, words) in holds.items():

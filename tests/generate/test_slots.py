@@ -226,8 +226,10 @@ def test_a_character_spread_over_tokens_is_never_split_and_a_cut_one_is_marked(t
     assert cut.written == "\ufffd"
 
 
-@pytest.mark.parametrize("wrong", ["temperature -1", "top_p 0", "top_p 1.5", "top_k -1", "min_p 2", "seed -1",
-                                   "repetition_penalty 0", "presence_penalty inf", "temperature nan"])  # fmt: skip
+@pytest.mark.parametrize("wrong", ["temperature -1", "temperature nan", "temperature 1e308", "top_p 0", "top_p 1.5",
+                                   "top_k -1", "top_k 1e20", "min_p 2", "repetition_penalty 0",
+                                   "repetition_penalty 1e-320", "presence_penalty inf", "presence_penalty -1e39",
+                                   "seed -1"])  # fmt: skip
 def test_settings_that_mean_nothing_are_refused_by_name(wrong):
     name, value = wrong.split()
     with pytest.raises(ValueError, match=f"^{name} .* must "):
