@@ -126,13 +126,11 @@ class Slots:
     def step(self) -> list[Request]:
         """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
         cancelled = self._let_cancelled_go()
-        older = len(self.seated)
-        joined = self._seat()
-        if not older and not joined:
+        older, joined = list(self.seated), self._seat()
+        if not self.seated:
             return cancelled
-        parts = [self._read_last_tokens()] if older else []
-        parts += [self._read_prompts(joined, older)] if joined else []
-        self.seated += joined
+        parts = [self._read_last_tokens(older)] if older else []
+        parts += [self._read_prompts(joined, len(older))] if joined else []
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
         logits = torch.cat(parts).cpu()  # (B, V)
         logits[:, self.model.known_tokens :] = -torch.inf
@@ -143,13 +141,14 @@ class Slots:
         return concerned
 
     def _seat(self) -> list[Request]:
-        """Those of the waiting that join in this step: as many as there are slots for, within PREFILL tokens."""
+        """Let as many of the waiting sit down as there are slots for, within PREFILL tokens; returns them."""
         joined, tokens = [], 0
-        while self.waiting and len(self.seated) + len(joined) < self.count:
+        while self.waiting and len(self.seated) < self.count:
             tokens += len(self.waiting[0].prompt)
             if joined and tokens > PREFILL:
                 break
             joined.append(self.waiting.popleft())
+            self.seated.append(joined[-1])
         return joined
 
     def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
@@ -162,10 +161,10 @@ class Slots:
         hidden = self.model.hidden_states(ids, cu_seqlens, cache=PackedPrompts(self.cache, rows))
         return self.model.output(hidden[0, cu_seqlens[1:] - 1]).float()
 
-    def _read_last_tokens(self) -> Tensor:
-        """Decode: the newest token of every request that sits -> logits (B, V)."""
-        places = [len(request.prompt) + len(request.ids) - 1 for request in self.seated]
-        newest = [request.ids[-1] for request in self.seated]
+    def _read_last_tokens(self, older: list[Request]) -> Tensor:
+        """Decode: the newest token of every request that sat before -> logits (older, V)."""
+        places = [len(request.prompt) + len(request.ids) - 1 for request in older]
+        newest = [request.ids[-1] for request in older]
         self.cache.length = max(places) + 1
         ids, positions = self._send(torch.tensor([newest, places]))
         return self.decoder(ids, positions, self.cache)
