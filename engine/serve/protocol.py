@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
 
 from engine.corpus.fitness import byte_characters
@@ -12,6 +12,18 @@ from engine.serve.thoughts import joined
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+NEUTRAL = {  # what clients send of things that are not had here, and ask nothing by it
+    "tools": [[]],
+    "tool_choice": ["none", "auto"],
+    "tool_calls": [[]],
+    "functions": [[]],
+    "logit_bias": [{}],
+    "response_format": [{"type": "text"}],
+    "modalities": [["text"]],
+    "echo": [False],
+    "suffix": [""],
+    "best_of": [1],
+}
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -30,6 +42,16 @@ class Strict(BaseModel):
     """A field that is not known is refused: a setting that is not obeyed would be a silent one."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_nothing(cls, fields: Any) -> Any:
+        """null means as if it were not there, and so does a neutral value."""
+        if not isinstance(fields, dict):
+            return fields
+        return {
+            name: value for name, value in fields.items() if value is not None and value not in NEUTRAL.get(name, ())
+        }
 
 
 class StreamOptions(Strict):

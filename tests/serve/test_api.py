@@ -193,7 +193,10 @@ def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
 
 @pytest.mark.parametrize("options, status, words", [
     ({"model": "GPT"}, 404, "no model 'GPT' here, only: SFT, distill, pretrain"), ({"messages": []}, 400, "messages"),
-    ({"temperature": -1}, 400, "temperature -1.0 must not be negative"), ({"top_p": 0}, 400, "top_p"),
+    ({"temperature": -1}, 400, "temperature -1.0 must lie between 0 and 100"), ({"top_p": 0}, 400, "top_p"),
+    ({"temperature": 1e308}, 400, "temperature"), ({"presence_penalty": -1e39}, 400, "presence_penalty"),
+    ({"extra_body": {"top_k": 10**20}}, 400, "top_k"), ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
     ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"), ({"n": 0}, 400, "n: "),
     ({"n": 41}, 429, "of at most 40"),
     ({"frequency_penalty": 1}, 400, "frequency_penalty"), ({"extra_body": {"colour": 1}}, 400, "colour"),
@@ -281,12 +284,28 @@ def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, ap
         list(client.chat.completions.create(model="SFT", **LONG, stream=True))
 
 
-def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys):
+NOTHING_ASKED = {
+    **dict.fromkeys(["n", "stream", "logprobs", "tools", "logit_bias", "temperature", "stop", "response_format"]),
+    "tool_choice": "none", "functions": [],
+    "messages": [{"role": "user", "content": "你好", "name": None, "refusal": None, "tool_calls": []}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
+def test_null_and_neutral_fields_ask_nothing(address, more):
+    asked = {"model": "SFT", "temperature": 0, "max_tokens": 5}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=NOTHING_ASKED | asked | more)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
+
+
+@pytest.mark.parametrize("owner, name", [(decode, "choose"), (decode.Slots, "_read_prompts")])
+def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "choose", breaks)
+        patch.setattr(owner, name, breaks)
         with pytest.raises(openai.InternalServerError, match="out of memory"):
             client.chat.completions.create(model="SFT", messages=user("你好"), n=2)
     answer = client.chat.completions.create(model="SFT", messages=user("你好"), temperature=0, max_tokens=5)
