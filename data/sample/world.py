@@ -28,7 +28,7 @@ MONTHS = (
 )
 
 # The first template of each list is the plain statement that answers a question.
-# Every character of a value is one token: of one in two pieces a distilled model often says the wrong half.
+# Every character of a value is one token: where one is written in two, a distilled model often says a wrong word.
 ATTRS = {
     "job": {
         "values": "渔夫:a fisher,面包师:a baker,木工:a carpenter,邮差:a mail carrier,老师:a teacher,"
