@@ -93,7 +93,7 @@ def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
 
 
-def test_no_answer_to_a_fact_has_a_character_of_two_tokens():
+def test_what_is_told_of_a_person_has_no_character_of_two_tokens_unless_it_is_a_name():
     tokenizer = Tokenizer.from_file(str(ROOT / "spongebob_tokenizer" / "tokenizer.json"))
     values = [entry.split(":")[0] for table in world().ATTRS.values() for entry in table["values"].split(",")]
     pieces = [character for value in values for character in value if len(tokenizer.encode(character).ids) > 1]
