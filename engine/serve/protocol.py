@@ -23,6 +23,8 @@ NEUTRAL = {  # what clients send of things that are not had here, and ask nothin
     "echo": [False],
     "suffix": [""],
     "best_of": [1],
+    "frequency_penalty": [0],
+    "store": [False],
 }
 T = TypeVar("T", bound=BaseModel)
 
@@ -75,10 +77,8 @@ class Asked(Strict):
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
-    frequency_penalty: Literal[0] | None = None
     user: Any = None  # it changes no answer
     metadata: Any = None
-    store: Literal[False] | None = None
 
     @property
     def stops(self) -> list[str]:
