@@ -126,11 +126,12 @@ class Slots:
     def step(self) -> list[Request]:
         """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
         cancelled = self._let_cancelled_go()
-        older, joined = list(self.seated), self._seat()
+        older = len(self.seated)
+        self._seat()  # before anything is computed: where that fails, all whom it concerns are found in `seated`
         if not self.seated:
             return cancelled
-        parts = [self._read_last_tokens(older)] if older else []
-        parts += [self._read_prompts(joined, len(older))] if joined else []
+        parts = [self._read_last_tokens(self.seated[:older])] if older else []
+        parts += [self._read_prompts(self.seated[older:], older)] if older < len(self.seated) else []
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
         logits = torch.cat(parts).cpu()  # (B, V)
         logits[:, self.model.known_tokens :] = -torch.inf
@@ -140,16 +141,14 @@ class Slots:
         self._let_go()
         return concerned
 
-    def _seat(self) -> list[Request]:
-        """Let as many of the waiting sit down as there are slots for, within PREFILL tokens; returns them."""
-        joined, tokens = [], 0
+    def _seat(self) -> None:
+        """Let as many of the waiting sit down as there are slots for, within PREFILL tokens."""
+        first, tokens = len(self.seated), 0
         while self.waiting and len(self.seated) < self.count:
             tokens += len(self.waiting[0].prompt)
-            if joined and tokens > PREFILL:
+            if len(self.seated) > first and tokens > PREFILL:
                 break
-            joined.append(self.waiting.popleft())
-            self.seated.append(joined[-1])
-        return joined
+            self.seated.append(self.waiting.popleft())
 
     def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
         """Prefill: the prompts packed in one row (1, T), stored from `first_row` on -> logits (joined, V)."""
