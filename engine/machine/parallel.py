@@ -49,6 +49,7 @@ def wrap(
             f"dropout {dropout} with --activation_checkpointing gives wrong gradients on mps; leave out one of them"
         )
     if compile:
+        keep_compiled_code_by_cpu()
         if device.type == "cpu" and module.model.recompute:
             for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
                 layer.compile(dynamic=False)
@@ -78,6 +79,17 @@ def wrap(
     for layer in module.model.layers:
         fully_shard(layer, mp_policy=policy)
     return fully_shard(module)
+
+
+def keep_compiled_code_by_cpu() -> None:
+    """A folder of compiled code for each kind of CPU: torch's own hands what it made for one to all, where it crashes.
+
+    ATEN_CPU_CAPABILITY changes the kind, and so does a folder that is copied or shared. Never over what the user set.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a second
+
+    kind = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{default_cache_dir()}_{kind}")
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -1,12 +1,14 @@
 """Several processes compute what one does; compiling reaches all of the model."""
 
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from making import OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, torchrun
 from tiny import tiny
+from torch._inductor.runtime import cache_dir_utils
 
 import pretrain
 from engine import loop
@@ -54,6 +56,21 @@ def test_every_chunk_of_logits_is_compiled_however_many_there_are(counted):
         assert sum(runs) == 7 + 2 * math.ceil(learned / 200), learned  # each once forth, once again on the way back
         graphs.append(len(made))
     assert graphs[-1] == graphs[1]
+
+
+def test_compiled_code_of_one_kind_of_cpu_is_not_handed_to_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set below is taken back
+    folders = []
+    for kind in ("AVX2", "AVX512"):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
+        parallel.wrap(TokenLoss(tiny()), torch.device("cpu"), torch.float32, 1, compile=True)
+        folders.append(cache_dir_utils.cache_dir())
+    assert folders[0] != folders[1]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", typed := folders[0] + "_mine")
+    parallel.wrap(TokenLoss(tiny()), torch.device("cpu"), torch.float32, 1, compile=True)
+    assert cache_dir_utils.cache_dir() == typed
 
 
 def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
