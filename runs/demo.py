@@ -3,9 +3,9 @@
     python runs/demo.py                 # writes demo/, in a quarter to half an hour on two CPU cores
     python runs/demo.py --seed 1 --save_dir demo1
 
-It runs the scripts as you would type them; each command is shown before it starts. At its end it asks every stage the
-same questions and leaves demo/report.html (all figures), demo/demo.json (the same as data) and demo/play.html (three of
-the models in one web page).
+It runs the scripts as you would type them; each command is shown before it starts. What does not need each other
+runs beside each other, on half of the cores each. At its end it asks every stage the same questions and leaves
+demo/report.html (all figures), demo/demo.json (the same as data) and demo/play.html (three of the models in one page).
 """
 
 import argparse
@@ -14,7 +14,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = "data/sample"
@@ -28,6 +31,7 @@ STAGES = {  # name: script, data, steps, rate, rows per step
     "distill": ("distill.py", "r1_1024.jsonl", 2600, 7e-4, 1),
     "distill_long": ("distill.py --long", "r1_1024.jsonl", 2400, 7e-4, 1),
 }
+BRANCHES = [["distill"], ["SFT_long", "distill_long"]]  # from SFT on, beside each other
 PARENTS = {"SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT", "distill_long": "SFT_long"}
 # Each checkpoint's mode, and the held-out rows it is scored on: of what it teaches, and of what was taught before it.
 SCORES = {
@@ -47,22 +51,33 @@ QUESTIONS = ["你好！", "你是谁？", "请问，林小满的家在哪里？"
 BEGINNINGS = ["贝壳湾", "林小满的家在", "灯塔立在"]  # a pretrained model continues texts
 
 
-def run(words: str, *more: str) -> str:
-    """A script with its flags, shown and run; what it says."""
+def run(words: str, *more: str, label: str = "") -> str:
+    """A script with its flags, shown and run; what it says. One with a label runs beside another: its lines begin with
+    the label, and it takes half of the cores.
+    """
     command = [*words.split(), *more]
-    print(f"\n$ python {' '.join(command)}", flush=True)
-    # Two threads that spin at each other's barriers starve when another program runs beside them; a short spin keeps
-    # most of the speed alone, and much more of it in company. GNU's OpenMP reads this before torch is loaded.
-    environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1", **os.environ}
-    done = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
-                            encoding="utf-8", errors="replace")  # fmt: skip
+    label = label and f"{label:12} | "
+    print(f"\n{label}$ python {' '.join(command)}", flush=True)
+    # Threads that spin at each other's barriers starve when another program runs beside them; a short spin keeps most
+    # of the speed alone, and much more of it in company. GNU's OpenMP reads this before torch is loaded.
+    environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1"}
+    if label:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+    done = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment | os.environ, text=True,
+                            stdout=subprocess.PIPE, encoding="utf-8", errors="replace")  # fmt: skip
     said = []
     for line in done.stdout or ():
         said.append(line)
-        print(line, end="", flush=True)
+        print(label + line, end="", flush=True)
     if done.wait():
         sys.exit(f"error: python {' '.join(command)} ended with code {done.returncode}")
     return "".join(said)
+
+
+def two_at_a_time(do: Callable[[Any], Any], items: Iterable) -> list:
+    """[do(item), ...]. With matrices as small as these, two programs of one core each do more than one of two cores."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(do, items))
 
 
 def write_facts(folder: Path) -> None:
@@ -87,14 +102,15 @@ def figures_of(folder: Path, name: str) -> dict:
     return dict(sorted(found.items()))
 
 
-def train(name: str, out: str, seed: int, dtype: str) -> float:
+def train(name: str, out: str, seed: int, dtype: str, label: str = "") -> float:
     """One stage; the minutes it took."""
     script, data, steps, rate, batch = STAGES[name]
     began = time.time()
     run(
         f"{script} --data_path {SAMPLE}/{data} --save_dir {out} --overwrite --max_steps {steps} --batch_size {batch} "
         f"--accumulation_steps 1 --optimizer muon --schedule linear --learning_rate {rate} --warmup_iters 20 "
-        f"--eval_step {steps // 12} --save_step 0 --seed {seed} --dtype {dtype}"
+        f"--eval_step {steps // 12} --save_step 0 --seed {seed} --dtype {dtype}",
+        label=label,
     )
     return round((time.time() - began) / 60, 2)
 
@@ -106,7 +122,8 @@ def score(name: str, out: str) -> None:
     for file in files:
         path = f"{out}/facts.jsonl" if file == "facts" else f"{SAMPLE}/{file}.jsonl"
         rows = 24 if file == "sft_1024_heldout" else 0  # 17 answers in each of them
-        run(f"eval_model.py {mode} --save_dir {out} --score {path} --score_rows {rows} --max_new_tokens 160{baseline}")
+        flags = f"--score {path} --score_rows {rows} --max_new_tokens 160{baseline}"
+        run(f"eval_model.py {mode} --save_dir {out} {flags}", label=name)
 
 
 def ask(name: str, out: str) -> dict[str, str]:
@@ -131,9 +148,11 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     write_facts(folder)
 
-    minutes = {name: train(name, out, chosen.seed, chosen.dtype) for name in STAGES}
-    for name in STAGES:
-        score(name, out)
+    minutes = {name: train(name, out, chosen.seed, chosen.dtype) for name in ("pretrain", "SFT")}
+    branch = lambda names: [train(name, out, chosen.seed, chosen.dtype, label=name) for name in names]
+    for names, taken in zip(BRANCHES, two_at_a_time(branch, BRANCHES), strict=True):
+        minutes |= zip(names, taken, strict=True)
+    two_at_a_time(lambda name: score(name, out), STAGES)
     run(f"eval_model.py --save_dir {out} --report")
     (ROOT / out / "play.html").unlink(missing_ok=True)  # of an earlier demo
     run(f"export.py --format page {out}/play.html --save_dir {out} --stages pretrain SFT distill")
@@ -141,6 +160,7 @@ def main() -> None:
 
     found = {name: figures_of(folder, name) for name in STAGES}
     total = round((time.time() - began) / 60, 1)
+    minutes = {name: minutes[name] for name in STAGES}
     about = {"minutes": total, "stage_minutes": minutes, "cores": os.cpu_count(), "seed": chosen.seed}
     text = json.dumps(about | {"figures": found, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
     (folder / "demo.json").write_text(text, encoding="utf-8")

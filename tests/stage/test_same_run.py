@@ -38,6 +38,14 @@ def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path
     assert refused.code == 2 and "held_out was" in refused.said, refused.said
 
 
+def test_micro_batches_that_lay_documents_out_in_another_way_are_refused(home, tmp_path):
+    """On the CPU the rows of a micro-batch are joined into one line, which documents fill."""
+    here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
+    assert go(home, *here).code == 75
+    refused = go(home, *here, "--resume", "--batch_size", "4", "--accumulation_steps", "1")
+    assert refused.code == 2 and "row_len was 128, is 256" in refused.said, refused.said
+
+
 def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_path):
     (home / "there").unlink(missing_ok=True)
     process = begin(home, "--save_dir", str(tmp_path), "--save_step", "0", "--eval_step", "0", prepare="in_step")
