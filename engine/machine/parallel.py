@@ -88,8 +88,9 @@ def keep_compiled_code_by_cpu() -> None:
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a second
 
-    kind = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{default_cache_dir()}_{kind}")
+    shared, kind = default_cache_dir(), torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared) == shared:  # torch itself puts it there sooner or later
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{shared}_{kind}"
 
 
 def is_sharded(module: nn.Module) -> bool:

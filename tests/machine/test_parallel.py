@@ -1,6 +1,7 @@
 """Several processes compute what one does; compiling reaches all of the model."""
 
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def test_compiled_code_of_one_kind_of_cpu_is_not_handed_to_another(monkeypatch, 
     folders = []
     for kind in ("AVX2", "AVX512"):
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        assert cache_dir_utils.cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]  # as when torch was asked before
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
         parallel.wrap(TokenLoss(tiny()), torch.device("cpu"), torch.float32, 1, compile=True)
         folders.append(cache_dir_utils.cache_dir())
