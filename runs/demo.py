@@ -25,8 +25,8 @@ SAMPLE = "data/sample"
 # Muon and about a thousand tokens per step; docs/experiments.md says what else was tried.
 SHAPE = "--dim 128 --n_layers 4 --n_heads 4 --rope_theta 10000"
 STAGES = {  # name: script, data, steps, rate, rows per step
-    "pretrain": (f"pretrain.py {SHAPE}", "pretrain.jsonl", 1400, 1e-2, 2),
-    "SFT": ("SFT.py", "sft_512.jsonl", 450, 2e-3, 2),
+    "pretrain": (f"pretrain.py {SHAPE}", "pretrain.jsonl", 1800, 1e-2, 2),
+    "SFT": ("SFT.py", "sft_512.jsonl", 600, 2e-3, 2),
     "SFT_long": ("SFT.py --long", "sft_1024.jsonl", 150, 1e-3, 1),
     "distill": ("distill.py", "r1_1024.jsonl", 2600, 7e-4, 1),
     "distill_long": ("distill.py --long", "r1_1024.jsonl", 2400, 7e-4, 1),

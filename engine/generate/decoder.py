@@ -17,7 +17,8 @@ from torch import Tensor
 from model import Block, SpongeBob, product_dtype, rope_table
 
 Matrix = Callable[[Tensor], Tensor]  # (B, columns) -> (B, rows)
-LARGE = 2**18  # numbers of a matrix that takes longer to read than to start two threads
+LARGE = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
+ROWS = 64  # that a layout is chosen for: it serves fewer as well
 
 
 def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,10 @@ class Decoder:
 
         def matrix(first: Tensor, *others: Tensor) -> Matrix:
             whole = (torch.cat([first, *others]) if others else first).detach()
-            return Int8(whole) if kind == "int8" else Plain(whole.to(self.dtype))
+            if kind == "int8":
+                return Int8(whole)
+            weight = whole.to(self.dtype)
+            return LaidOut(weight) if LaidOut.serves(weight) else Plain(weight)
 
         self.layers = []
         for block in cast(list[Block], list(model.layers)):
@@ -141,17 +145,33 @@ class Plain:
 
     def __init__(self, weight: Tensor):
         self.weight = weight
-        self.fp32_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.large = weight.numel() >= LARGE
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.fp32_on_cpu:
-            return x @ self.weight.t()
-        # The matrix times the vectors, not the other way round; and one vector times a matrix takes only one of MKL's
-        # threads, at half the time of two vectors.
-        if len(x) > 1 or not self.large:
-            return (self.weight @ x.t()).t()
-        return (self.weight @ torch.cat([x, x]).t())[:, :1].t()
+        return x @ self.weight.t()
+
+
+class LaidOut:
+    """A large matrix on a CPU, laid out as oneDNN likes it, which then reads it up to twice as fast."""
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.laid_out = weight, None
+        self.linear = torch.ops.mkldnn._linear_pointwise.default
+
+    @staticmethod
+    def serves(weight: Tensor) -> bool:
+        """Whether there is something to gain, and oneDNN has products of this dtype on this CPU."""
+        if weight.device.type != "cpu" or weight.numel() < LARGE or not torch.backends.mkldnn.is_available():
+            return False
+        has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bf16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= 2 and x.dtype == torch.float32:
+            # MKL is faster here, but takes one thread for one vector: two come in half the time.
+            return (self.weight @ torch.cat([x, x])[:2].t())[:, : len(x)].t()
+        if self.laid_out is None:  # when it is first needed: a chat has one row
+            self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS)
+        return self.linear(x, self.laid_out, None, "none", [], "")
 
 
 class Int8:

@@ -29,7 +29,7 @@ def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack(logits, dim=1)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("rows", [1, 2, 20])
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.inference_mode()
