@@ -27,7 +27,7 @@ test-pages: .venv/installed-dev
 	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m pages tests/pages
 
 test-runtimes: .venv/installed-dev
-	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint
+	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint tests/generate
 
 test-planted: .venv/installed-dev
 	$(BIN)/python tests/plant/run.py $(PLANTED)

@@ -23,7 +23,6 @@ from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
 from engine.generate import sampling
-from engine.generate.decoder import ready
 from engine.machine import runtime
 from engine.options import MODES, Checkpoint, Device, Products
 from engine.pages import report
@@ -184,7 +183,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     rt = runtime.start(chosen.products, chosen.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    decoder = ready(model, chosen.weights.on(rt.device), rt.device)
+    decoder = chosen.weights.decoder(model, rt.device)
     limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
     conversation = Conversation(decoder, tokenizer, chats, talk.system, limit, settings)
     if talk.prompts:

@@ -22,7 +22,6 @@ from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, parse
-from engine.generate.decoder import ready
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
 from engine.pages import chat_page
@@ -51,7 +50,7 @@ def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Mode
 
     def open_one(path: Path) -> Conversation:
         model, meta = open_chosen(checkpoint, tokenizer, path)
-        decoder = ready(model, chosen.weights.on(rt.device), rt.device)
+        decoder = chosen.weights.decoder(model, rt.device)
         chats = (meta.get("stage") or path.stem) != "pretrain"
         return Conversation(decoder, tokenizer, chats, None, model.config.max_seq_len)
 

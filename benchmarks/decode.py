@@ -5,8 +5,9 @@
     python -m benchmarks.decode --dim 128 --n_layers 4 --n_heads 4    # the demo's shape
 
 All continue the same prompts greedily with a cache, always to the full length; each with float32 weights and with what
-else it has. The table says how long the first token took, and how many bytes of weights were read a second, beside a
-plain product of a matrix and a vector. llama.cpp takes part where it is installed (pip install xllamacpp).
+else it has, ours with --compile too. The table says how long the first token took, and how many bytes of weights were
+read a second, beside a plain product of a matrix and a vector. llama.cpp takes part where it is installed (pip install
+xllamacpp).
 """
 
 import hashlib
@@ -31,15 +32,17 @@ PRODUCT = "a matrix times a vector"
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "
 
 
-def engine_generate(job: dict, kind: str):
+def engine_generate(job: dict, kind: str, compile: bool = False):
     import torch
 
     from engine.checkpoint.weights import load_model
+    from engine.generate.compiled import Compiled
     from engine.generate.decode import Request, Slots
-    from engine.generate.decoder import ready
+    from engine.generate.decoder import Decoder
     from engine.generate.sampling import Sampling
 
-    decoder = ready(load_model(Path(job["ckpt"]))[0], kind, torch.device(job["device"]))
+    make, device = Compiled if compile else Decoder, torch.device(job["device"])
+    decoder = make.ready(load_model(Path(job["ckpt"]))[0], kind, device)
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         slots = Slots(decoder, len(prompts), len(prompts[0]) + count)
@@ -49,6 +52,10 @@ def engine_generate(job: dict, kind: str):
         return [request.ids for request in requests]
 
     return answer
+
+
+def engine_compiled(job: dict, kind: str):
+    return engine_generate(job, kind, compile=True)
 
 
 def transformers_generate(job: dict, kind: str):
@@ -96,14 +103,17 @@ CONTENDERS = {
     "ours float32": (engine_generate, "float32", 32),
     "ours bfloat16": (engine_generate, "bfloat16", 16),
     "ours int8": (engine_generate, "int8", 8),
+    "compiled float32": (engine_compiled, "float32", 32),
+    "compiled bfloat16": (engine_compiled, "bfloat16", 16),
+    "compiled int8": (engine_compiled, "int8", 8),
     "transformers float32": (transformers_generate, "float32", 32),
     "transformers bfloat16": (transformers_generate, "bfloat16", 16),
     "llama.cpp F32": (llama_cpp, "float32", 32),
     "llama.cpp Q8_0": (llama_cpp, "q8_0", 8.5),
 }
 PAIRS = [("ours float32", "transformers float32"), ("ours bfloat16", "transformers bfloat16"),
-         ("ours int8", "transformers float32"), ("ours float32", "llama.cpp F32"),
-         ("ours int8", "llama.cpp Q8_0")]  # fmt: skip
+         ("ours int8", "transformers float32"), ("ours float32", "llama.cpp F32"), ("ours int8", "llama.cpp Q8_0"),
+         ("compiled float32", "llama.cpp F32"), ("compiled int8", "llama.cpp Q8_0")]  # fmt: skip
 
 
 def work(job: dict) -> dict:
@@ -161,7 +171,7 @@ def can_run(make: Callable, kind: str, device: str) -> bool:
     """Whether a contender is installed and has such weights on this device."""
     if make is llama_cpp:
         return importlib.util.find_spec("xllamacpp") is not None
-    return kind != "int8" or device == "cpu"
+    return device == "cpu" or (kind != "int8" and make is not engine_compiled)
 
 
 def main(argv: list[str] | None = None) -> None:

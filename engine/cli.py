@@ -14,7 +14,7 @@ ADVICE = {
     "Cannot find a working triton": "pip install triton (Windows: triton-windows), or use --no-compile",
     "too old to be supported by the triton": "use --no-compile",
     "can't allocate memory": "try a smaller model or --batch_size",
-    "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or use --no-compile",
+    "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or go without --compile",
 }
 
 

@@ -1,6 +1,7 @@
 """What several files of tests share: the committed tokenizer, a working folder with data, checkpoints to talk to."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ from tiny import tiny
 import eval_model
 from dataset import load_tokenizer
 from engine.flags import ROOT
+
+
+def pytest_collection_modifyitems(items):
+    """The tests that need other programs (llama.cpp, trl, a compiler) run only when they are asked for."""
+    if not os.environ.get("RUNTIMES"):
+        items[:] = [item for item in items if not item.get_closest_marker("runtimes")]
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ a group of query heads is read as several queries of the head whose keys they sh
 Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S positions that are looked at, V vocabulary
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from model import Block, SpongeBob, product_dtype, rope_table
 
-Matrix = Callable[[Tensor], Tensor]  # (B, columns) -> (B, rows)
 LARGE = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
 ROWS = 64  # that a layout is chosen for: it serves fewer as well
+FEW = 4  # rows for which the int8 kernel is faster than products of bfloat16, which read twice as much
 
 
 def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,20 +36,6 @@ def rounded(weight: Tensor, kind: str) -> Tensor:
     return codes.to(weight.dtype) * scales
 
 
-def ready(model: SpongeBob, kind: str, device: torch.device) -> "Decoder":
-    """The model on its device, its weights rounded to what `kind` keeps, and the decoder that reads them.
-
-    On a CPU the model itself stays in fp32: prompts, of many tokens, are computed faster and exactly so.
-    """
-    model.eval().to(device, torch.float32 if device.type == "cpu" else getattr(torch, kind))  # pyright: ignore
-    if device.type == "cpu" and kind != "float32":
-        for name, parameter in model.named_parameters():
-            parameter.data = rounded(parameter.data, kind)
-            if not parameter.data.isfinite().all():
-                raise ValueError(f"--weights {kind}: {name} holds values that {kind} cannot keep; choose another")
-    return Decoder(model, kind)
-
-
 class Cache(Protocol):
     """What is needed of engine/generate/kv_cache.py."""
 
@@ -60,6 +45,18 @@ class Cache(Protocol):
     def places(self, positions: Tensor) -> Tensor: ...
 
     def append(self, layer: int, kv: Tensor, places: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Matrix(Protocol):
+    """A weight as it is kept, and its products with vectors of any dtype."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """x (B, columns) -> (B, rows)."""
+        ...
+
+    def dot(self, x: Tensor, /) -> Tensor:
+        """x (columns,) -> (rows,), in fp32: a sum that a compiler can join with what stands around it."""
+        ...
 
 
 class Layer(NamedTuple):
@@ -87,7 +84,7 @@ class Decoder:
             if kind == "int8":
                 return Int8(whole)
             weight = whole.to(self.dtype)
-            return LaidOut(weight) if LaidOut.serves(weight) else Plain(weight)
+            return LaidOut(weight) if LaidOut.serves(weight, self.dtype) else Plain(weight)
 
         self.layers = []
         for block in cast(list[Block], list(model.layers)):
@@ -104,6 +101,20 @@ class Decoder:
             )
         self.norm, self.output = self._norm(model.norm.weight), matrix(model.output.weight)
         self.least = torch.full((), (self.config.dim * self.config.norm_eps) ** 0.5, device=weight.device)
+
+    @classmethod
+    def ready(cls, model: SpongeBob, kind: str, device: torch.device) -> Self:
+        """The model on its device, its weights rounded to what `kind` keeps, and the decoder that reads them.
+
+        On a CPU the model itself stays in fp32: prompts, of many tokens, are computed faster and exactly so.
+        """
+        model.eval().to(device, torch.float32 if device.type == "cpu" else getattr(torch, kind))  # pyright: ignore
+        if device.type == "cpu" and kind != "float32":
+            for name, parameter in model.named_parameters():
+                parameter.data = rounded(parameter.data, kind)
+                if not parameter.data.isfinite().all():
+                    raise ValueError(f"--weights {kind}: {name} holds values that {kind} cannot keep; choose another")
+        return cls(model, kind)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Logits (B, V) in fp32 after `ids` (B,), which stand at `positions` (B,) of the cache's first B rows."""
@@ -125,7 +136,7 @@ class Decoder:
             k, v = cache.append(number, kv, places)  # (B, K, S, D)
             q = q.unflatten(-1, (-1, groups, config.head_dim)).to(k.dtype)  # (B, K, H/K, D)
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x += layer.wo(seen.reshape(rows, wide).to(self.dtype))
+            x += layer.wo(seen.reshape(rows, wide))
             gate, up = layer.w13(self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
             x += layer.w2(F.silu(gate).mul_(up))
         return self.output(self._normed(x, self.norm)).float()
@@ -137,7 +148,7 @@ class Decoder:
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm by the vector's length: sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(C eps)) / sqrt(C)."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x / torch.hypot(length, self.least)).mul_(weight).to(self.dtype)
+        return (x / torch.hypot(length, self.least)).mul_(weight)
 
 
 class Plain:
@@ -147,31 +158,43 @@ class Plain:
         self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x @ self.weight.t()
+        return x.to(self.weight.dtype) @ self.weight.t()
+
+    def dot(self, x: Tensor) -> Tensor:
+        # fp32 waits for memory, which answers sooner where four rows are read at once.
+        return torch.cat([(rows * x).sum(-1) for rows in self.weight.chunk(4 if self.weight.dtype == x.dtype else 1)])
 
 
-class LaidOut:
+class LaidOut(Plain):
     """A large matrix on a CPU, laid out as oneDNN likes it, which then reads it up to twice as fast."""
 
     def __init__(self, weight: Tensor):
-        self.weight, self.laid_out = weight, None
-        self.linear = torch.ops.mkldnn._linear_pointwise.default
+        super().__init__(weight)
+        self.laid_out = None
 
     @staticmethod
-    def serves(weight: Tensor) -> bool:
+    def serves(weight: Tensor, dtype: torch.dtype) -> bool:
         """Whether there is something to gain, and oneDNN has products of this dtype on this CPU."""
         if weight.device.type != "cpu" or weight.numel() < LARGE or not torch.backends.mkldnn.is_available():
             return False
-        has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bf16)
+        return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
         if len(x) <= 2 and x.dtype == torch.float32:
             # MKL is faster here, but takes one thread for one vector: two come in half the time.
             return (self.weight @ torch.cat([x, x])[:2].t())[:, : len(x)].t()
         if self.laid_out is None:  # when it is first needed: a chat has one row
-            self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS)
-        return self.linear(x, self.laid_out, None, "none", [], "")
+            self.laid_out = lay_out(self.weight)
+        return times_laid_out(x, self.laid_out)
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+
+def times_laid_out(x: Tensor, matrix: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
 
 
 class Int8:
@@ -181,6 +204,15 @@ class Int8:
         codes, scales = round_rows(weight.float())
         self.missing = -codes.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
         self.codes, self.scales = F.pad(codes, (0, self.missing)), scales.flatten().bfloat16()
+        self.has_bf16, self.laid_out = LaidOut.serves(codes, torch.bfloat16), None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(F.pad(x, (0, self.missing)) if self.missing else x, self.codes, self.scales)
+        x = F.pad(x.bfloat16(), (0, self.missing)) if self.missing else x.bfloat16()
+        if len(x) <= FEW or not self.has_bf16:
+            return torch._weight_int8pack_mm(x, self.codes, self.scales)
+        if self.laid_out is None:
+            self.laid_out = lay_out(self.codes.bfloat16())  # which holds every code exactly
+        return times_laid_out(x, self.laid_out).mul_(self.scales)
+
+    def dot(self, x: Tensor) -> Tensor:
+        return (self.codes[:, : len(x)] * x).sum(-1) * self.scales

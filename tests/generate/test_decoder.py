@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from engine.generate.decoder import Decoder, ready, rounded
+from engine.generate.decoder import Decoder, rounded
 from engine.generate.kv_cache import KVCache
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weights(shape, kind, rows):
     model = tiny(3, **shape)
-    decoder = ready(model, kind, CPU)
+    decoder = Decoder.ready(model, kind, CPU)
     ids = torch.randint(3, 300, (rows, 12), generator=torch.Generator().manual_seed(rows))
     expected = model(ids).logits
     assert expected.abs().max() > 0.5
@@ -68,4 +68,4 @@ def test_weights_that_do_not_fit_are_refused_by_name():
     model = tiny()
     model.layers[0].attention.wo.weight.data[0, 0] = 1e6
     with pytest.raises(ValueError, match="float16: layers.0.attention.wo.weight .* choose another"):
-        ready(model, "float16", CPU)
+        Decoder.ready(model, "float16", CPU)
