@@ -1,9 +1,9 @@
-"""The step of a single answer as one function of machine code: the mathematics of decoder.py, written for a compiler.
+"""A step as one function of machine code (--compile): the mathematics of decoder.py, written for a compiler.
 
-Started operation by operation, a step of one row spends half of its time between the products. Here a product is a sum,
-which torch.compile joins with what stands around it.
+Started operation by operation, a step spends half of its time between the products. Here torch.compile joins what
+stands between them; for one row, whose product with a matrix is a sum like others, the whole step is a single function.
 
-Shapes: C dim, H query heads, K key-value heads, D head dim, L layers, S positions that are looked at, V vocabulary
+Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S positions that are looked at
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.generate.decoder import Cache, Decoder
+from engine.generate.decoder import Cache, Decoder, Matrix
 from engine.generate.kv_cache import KVCache
 from engine.machine.parallel import keep_compiled_code_by_cpu
 from model import SpongeBob, rope_table, rotate
 
 OPTIONS = {
-    # Of all that the function reads, only the number of positions ever changes: to look at each weight again takes
-    # 0.2 ms a step.
+    # Of all that the function reads, only the number of rows and positions ever changes, and it may: to look at each
+    # weight again would take 0.2 ms a step.
     "guard_filter_fn": lambda guards: [False] * len(guards),
+    "compile_threads": 1,  # others would stay, as processes, while the server runs
     "cpp.enable_floating_point_contract_flag": "fast",  # a product and its sum in one instruction, rounded once
 }
 
@@ -30,54 +31,75 @@ def once(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, x.stride())  # a view, and only what is stored can have one
 
 
+def times(matrix: Matrix, x: Tensor) -> Tensor:
+    """x (B, columns) -> (B, rows) in fp32."""
+    x = once(x)
+    return matrix.dot(x[0])[None] if len(x) == 1 else matrix(x).float()
+
+
 class Compiled(Decoder):
-    """A Decoder on a CPU that has compiled the step of one row; several rows are read as it reads them."""
+    """A Decoder on a CPU whose steps were compiled when it was made.
+
+    Several rows of a model with large matrices are read as a Decoder reads them: the compiler cannot look into oneDNN's
+    layouts.
+    """
 
     def __init__(self, model: SpongeBob, kind: str | None = None):
         super().__init__(model, kind)
         keep_compiled_code_by_cpu()
-        self._compiled = torch.compile(
-            self._one_row,
-            fullgraph=True,
-            dynamic=False,
-            isolate_recompiles=True,
-            options=OPTIONS,  # pyright: ignore
+        matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
+        self.joins_rows = not any(matrix.opaque for matrix in matrices)
+        self.one, self.more = (  # each has a set of compiled code of its own, so that nothing has to choose
+            torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options=OPTIONS)  # pyright: ignore
+            for _ in range(2)
         )
-        empty = KVCache(self.config, 1, self.config.max_seq_len, model.device, model.dtype)
-        empty.length = 2
+        empty = KVCache(self.config, 2, 3, model.device, model.dtype)
+        empty.length = 3
         with torch.inference_mode():
-            self(torch.tensor([0]), torch.tensor([1]), empty)
+            for rows in (1, 2):
+                self(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 2), empty)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        if len(ids) > 1:
+        rows = len(ids)
+        if rows > 1 and not self.joins_rows:
             return super().__call__(ids, positions, cache)
-        kept = cache.kv[:, 0, : cache.length]
-        layers = kept.unbind()
-        for layer in layers:
-            torch._dynamo.mark_dynamic(layer, 0)
-        logits, kv = self._compiled(ids, positions, layers)
-        kept[:, -1] = kv
+        kept = cache.kv[:, :rows, : cache.length].unbind()
+        for layer in kept:
+            torch._dynamo.mark_dynamic(layer, 1)
+        if rows == 1:
+            logits, kv = self.one(ids, positions, kept)
+        else:
+            for part in (ids, positions, *kept):
+                torch._dynamo.mark_dynamic(part, 0)
+            x, kv = self.more(ids, positions, kept)
+            logits = self.output(x).float()
+        cache.kv.flatten(1, 2).index_copy_(1, cache.places(positions), kv)
         return logits
 
-    def _one_row(self, ids: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (1, V) after the token `ids` (1,), which stands at the last of S `positions` (1,).
+    def _step(self, ids: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """For one row its logits (1, V), for more what the output matrix is multiplied by (B, C).
 
-        Also its keys and values (L, 2, K, D), for which each layer's `kept` (S, 2, K, D) has room at its end.
+        Also the keys and values of `ids` (B,), which stand at `positions` (B,): (L, B, 2, K, D). `kept`: those of each
+        layer (B, S, 2, K, D), with room for these.
         """
         config, stored = self.config, []
-        heads, shared = config.n_heads, config.n_kv_heads
-        cos, sin = (once(table) for table in rope_table(config, positions[None]))
-        new = (torch.arange(len(kept[0])) == positions)[:, None, None]  # (S, 1, 1)
-        x = F.embedding(ids, self.model.tok_embeddings.weight)[0].float()  # (C,)
+        heads, shared, rows = config.n_heads, config.n_kv_heads, len(ids)
+        places = torch.arange(kept[0].shape[1])
+        new = (places == positions[:, None])[..., None, None]  # (B, S, 1, 1)
+        unseen = (places > positions[:, None])[..., None, None]
+        cos, sin = (once(table) for table in rope_table(config, positions[:, None]))
+        x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
         for layer, past in zip(self.layers, kept, strict=True):
-            qkv = layer.wqkv.dot(once(self._normed(x, layer.attention_norm))).view(1, 1, -1, config.head_dim)
-            q, k = once(rotate(qkv[:, :, : heads + shared], cos, sin))[0, 0].split([heads, shared])  # (H, D), (K, D)
-            kv = once(torch.stack([k, qkv[0, 0, heads + shared :]]))
-            k, v = (torch.where(new, kv[part], past[:, part]) for part in (0, 1))  # (S, K, D)
-            q = once(q * config.head_dim**-0.5).view(shared, -1, config.head_dim)  # (K, H/K, D)
-            seen = (q * k[:, :, None]).sum(-1).softmax(0)  # (S, K, H/K): how much each position counts
-            x = x + layer.wo.dot(once((seen[..., None] * v[:, :, None]).sum(0).flatten()))
-            gate, up = layer.w13.dot(once(self._normed(x, layer.ffn_norm))).chunk(2)
-            x = x + layer.w2.dot(once(F.silu(gate) * up))
+            qkv = times(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
+            q, k = once(rotate(qkv[:, :, : heads + shared], cos, sin))[:, 0].split([heads, shared], dim=1)
+            kv = once(torch.stack([k, qkv[:, 0, heads + shared :]], dim=1))  # (B, 2, K, D)
+            k, v = (torch.where(new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
+            q = once(q * config.head_dim**-0.5).view(rows, 1, shared, -1, config.head_dim)  # (B, 1, K, H/K, D)
+            scores = (q * k[:, :, :, None]).sum(-1).masked_fill(unseen, -torch.inf)  # (B, S, K, H/K)
+            seen = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
+            x = x + times(layer.wo, seen.view(rows, -1))
+            gate, up = times(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
+            x = x + times(layer.w2, F.silu(gate) * up)
             stored.append(kv)
-        return self.output.dot(once(self._normed(x, self.norm)))[None], torch.stack(stored)
+        x = self._normed(x, self.norm)
+        return (times(self.output, x) if rows == 1 else x), torch.stack(stored)

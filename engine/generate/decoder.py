@@ -50,6 +50,8 @@ class Cache(Protocol):
 class Matrix(Protocol):
     """A weight as it is kept, and its products with vectors of any dtype."""
 
+    opaque: bool  # whether a compiler can look into products with several vectors
+
     def __call__(self, x: Tensor, /) -> Tensor:
         """x (B, columns) -> (B, rows)."""
         ...
@@ -154,6 +156,8 @@ class Decoder:
 class Plain:
     """A matrix in a floating-point dtype."""
 
+    opaque = False
+
     def __init__(self, weight: Tensor):
         self.weight = weight
 
@@ -167,6 +171,8 @@ class Plain:
 
 class LaidOut(Plain):
     """A large matrix on a CPU, laid out as oneDNN likes it, which then reads it up to twice as fast."""
+
+    opaque = True
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)
@@ -204,11 +210,11 @@ class Int8:
         codes, scales = round_rows(weight.float())
         self.missing = -codes.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
         self.codes, self.scales = F.pad(codes, (0, self.missing)), scales.flatten().bfloat16()
-        self.has_bf16, self.laid_out = LaidOut.serves(codes, torch.bfloat16), None
+        self.opaque, self.laid_out = LaidOut.serves(codes, torch.bfloat16), None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = F.pad(x.bfloat16(), (0, self.missing)) if self.missing else x.bfloat16()
-        if len(x) <= FEW or not self.has_bf16:
+        if len(x) <= FEW or not self.opaque:
             return torch._weight_int8pack_mm(x, self.codes, self.scales)
         if self.laid_out is None:
             self.laid_out = lay_out(self.codes.bfloat16())  # which holds every code exactly

@@ -36,7 +36,7 @@ class Weights(Flags):
         "what they are rounded to; auto: int8 on a CPU, half precision on CUDA",
         choices=("auto", *DTYPES, "int8"),
     )
-    compile: bool = flag(False, "answer a single question up to twice as fast on a CPU; it starts in 20 s, later in 4")
+    compile: bool = flag(False, "answer up to twice as fast on a CPU; the first start takes half a minute more")
 
     def decoder(self, model: SpongeBob, device: torch.device) -> Decoder:
         """What answers with this model."""
