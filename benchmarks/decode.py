@@ -10,6 +10,7 @@ read a second, beside a plain product of a matrix and a vector. llama.cpp takes 
 xllamacpp).
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -167,6 +168,22 @@ def prepare(args, folder: Path) -> dict[str, Any]:
     return {"ckpt": str(ckpt), "exported": str(folder / "exported"), "numbers": numbers}
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags that `prepare` reads."""
+    add = parser.add_argument
+    add("--ckpt", help="checkpoint to decode with; default: fresh weights")
+    add("--dim", type=int, default=512, help="width of the fresh model")
+    add("--n_layers", type=int, default=8, help="blocks of the fresh model")
+    add("--n_heads", type=int, default=8, help="its query heads")
+    add("--n_kv_heads", type=int, default=2, help="its key-value heads")
+    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
+
+
+def shape_of(args: argparse.Namespace) -> str:
+    """What decodes, in words."""
+    return Path(args.ckpt).name if args.ckpt else f"{args.n_layers} layers x {args.dim}"
+
+
 def can_run(make: Callable, kind: str, device: str) -> bool:
     """Whether a contender is installed and has such weights on this device."""
     if make is llama_cpp:
@@ -176,19 +193,14 @@ def can_run(make: Callable, kind: str, device: str) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     parser = compare.parser(__doc__)
+    add_model(parser)
     add = parser.add_argument
-    add("--ckpt", help="checkpoint to decode with; default: fresh weights")
-    add("--dim", type=int, default=512, help="width of the fresh model")
-    add("--n_layers", type=int, default=8, help="blocks of the fresh model")
-    add("--n_heads", type=int, default=8, help="its query heads")
-    add("--n_kv_heads", type=int, default=2, help="its key-value heads")
     add("--batch_size", type=int, nargs="+", default=[1, 16], help="prompts at once; a table for each")
     add("--prompt_tokens", type=int, default=32, help="length of each prompt")
     add("--new_tokens", type=int, default=128, help="length of each answer")
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--threads", type=int, default=0, help="threads of each contender (0: as torch decides)")
-    add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
     add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
     ids = load_tokenizer(args.tokenizer_dir).encode(TEXT * args.prompt_tokens, add_special_tokens=False).ids
@@ -214,8 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             lines += [f"- {one} / {other}: {compare.spread(times)}" for one, other in PAIRS if {one, other} <= {*names}
                       and (times := compare.ratios(results[one], results[other], "tokens_per_second"))]  # fmt: skip
             lines += [""]
-    shape = Path(args.ckpt).name if args.ckpt else f"{args.n_layers} layers x {args.dim}"
-    title = f"decoding, {shape}, on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
+    title = f"decoding, {shape_of(args)}, on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
     words = sys.argv[1:] if argv is None else argv
     compare.publish(title, "benchmarks.decode", words, lines[:-1], Path(args.results), before)
 
