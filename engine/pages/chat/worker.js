@@ -68,7 +68,7 @@ const asks = {
   async answer({ messages, sampling, off, most }, tell) {
     const ids = promptFor(messages, most), prompt = ids.length, limit = Math.min(model.max_seq_len, prompt + most);
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true }), cached = keepShared(talk, ids, off);
-    let why = "limit", began, x;
+    let why = "limit", text = "", told = 0, began, x;
     stopped = false;
     while (ids.length < limit) {
       if (off.ahead) keepShared(talk, [], off); // a new token changes what all earlier ones saw
@@ -78,10 +78,14 @@ const asks = {
       if (next === tokenizer.special.eos) { why = "end"; break; }
       ids.push(next);
       began ??= performance.now(); // the prompt is read
-      tell({ text: decoder.decode(Uint8Array.from(tokenizer.bytes(next)), { stream: true }), ...account(talk) });
+      text += decoder.decode(Uint8Array.from(tokenizer.bytes(next)), { stream: true });
+      if (performance.now() - told < 50) continue; // what the page shows takes time of the same core
+      tell({ text, ...account(talk) });
+      text = "";
+      told = performance.now();
     }
     const count = ids.length - prompt, speed = count > 1 ? 1000 * (count - 1) / (performance.now() - began) : 0;
-    return { text: decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
+    return { text: text + decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
   },
 
   /** The ids of a prompt and of what was `said` to it, where it was a server that answered. */
