@@ -173,11 +173,11 @@ class Model {
   }
 }
 
-function softmax(logits) {
+function softmax(logits, temperature = 1) {
   const p = new Float64Array(logits.length);
   let most = -Infinity, sum = 0;
   for (let i = 0; i < p.length; i++) most = Math.max(most, logits[i]);
-  for (let i = 0; i < p.length; i++) sum += p[i] = Math.exp(logits[i] - most);
+  for (let i = 0; i < p.length; i++) sum += p[i] = Math.exp((logits[i] - most) / temperature);
   for (let i = 0; i < p.length; i++) p[i] /= sum;
   return p;
 }
@@ -185,14 +185,14 @@ function softmax(logits) {
 /** The next id. Temperature 0 is greedy; top_k 0 and top_p 1 are off; `random` gives numbers in [0, 1). */
 function choose(logits, { temperature, top_k, top_p }, random = Math.random) {
   if (!temperature) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
-  const p = softmax(logits.map((value) => value / temperature)), least = top_k ? 0 : (1 - top_p) / p.length;
-  const ordered = p.filter((value) => value >= least).sort(); // the smallest first; what is left out is beyond top_p
-  const first = top_k ? Math.max(p.length - top_k, 0) : 0;
-  const total = top_k ? ordered.subarray(first).reduce((a, b) => a + b) : 1;
-  let last = ordered.length - 1, kept = 0;
+  const p = softmax(logits, temperature), n = p.length, least = top_k ? 0 : (1 - top_p) / n; // below is beyond top_p
+  const some = new Float64Array(n), first = top_k ? Math.max(n - top_k, 0) : 0;
+  let count = 0, kept = 0, whole = 0;
+  for (let i = 0; i < n; i++) if (p[i] >= least) some[count++] = p[i];
+  const ordered = some.subarray(0, count).sort(); // the smallest first
+  let last = count - 1, total = top_k ? ordered.subarray(first).reduce((a, b) => a + b) : 1;
   while (last > first && (kept += ordered[last]) <= top_p * total) last--; // the token that crosses top_p is kept
-  const left = p.map((value) => (value >= ordered[last] ? value : 0));
-  let mark = random() * left.reduce((a, b) => a + b);
-  const id = left.findIndex((value) => (mark -= value) < 0);
-  return id < 0 ? left.indexOf(ordered.at(-1)) : id; // rounding left nothing
+  for (let i = 0; i < n; i++) if (p[i] >= ordered[last]) whole += p[i];
+  for (let i = 0, mark = random() * whole; i < n; i++) if (p[i] >= ordered[last] && (mark -= p[i]) < 0) return i;
+  return p.indexOf(ordered.at(-1)); // rounding left nothing
 }
