@@ -166,6 +166,7 @@ CASES = {
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--score sft_512.jsonl --dtype float32"),
         "--weights": Case("float32", "answer", given="--max_new_tokens 32"),
+        "--compile": Case("", "compiled"),
         "--prompt": Case("hi", "answer"),
         "--prompts": Case("lines.txt", "answer"),
         "--score": Case("sft_512.jsonl", "files"),
@@ -285,6 +286,10 @@ def record_arrivals(monkeypatch, arrived):
         arrived.setdefault("prompts", []).append(len(prompts))
         return real_complete(model, prompts, **options)
 
+    def compiled(function, **_):
+        arrived["compiled"] = True
+        return function
+
     def note(door):
         return lambda *arguments, **_: arrived.__setitem__(door, arguments[-1] if arguments else True)
 
@@ -297,6 +302,7 @@ def record_arrivals(monkeypatch, arrived):
         patch.setattr(loss, "checkpoint", chunk)
         patch.setattr("model.checkpoint", recompute)
         patch.setattr(loss.TokenLoss, "compile", note("compiled"))
+        patch.setattr(torch, "compile", compiled)
         patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
         patch.setattr(answers, "complete", complete)
         patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))

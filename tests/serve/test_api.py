@@ -369,11 +369,13 @@ FLAGS = {
     "--ckpt other/x.pth": lambda api: api.models.default,
     "--max_seq_len 64": lambda api: api.models.get("SFT").conversation.context,
     "--weights float32": lambda api: api.models.get("SFT").conversation.decoder.dtype,
+    "--compile": lambda api: type(api.models.get("SFT").conversation.decoder),
 }
 
 
 def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.compile", lambda function, **_: function)
     for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
         save(tiny(), tmp_path / path)
     plain = serve.api_of(serve.choose(["--device", "cpu"]))
