@@ -49,11 +49,12 @@ class Compiled(Decoder):
         keep_compiled_code_by_cpu()
         matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
         self.joins_rows = not any(matrix.opaque for matrix in matrices)
-        self.one, self.more = (  # each has a set of compiled code of its own, so that nothing has to choose
-            torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options=OPTIONS)  # pyright: ignore
+        self.one, self.more = (  # each with compiled code of its own; torch.compile takes things out of its options
+            torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options={**OPTIONS})  # pyright: ignore
             for _ in range(2)
         )
-        empty = KVCache(self.config, 2, 3, model.device, model.dtype)
+        # Of different sizes: what is equal here would be taken to be equal always. A place more than is looked at, too.
+        empty = KVCache(self.config, 2, 4, model.device, model.dtype)
         empty.length = 3
         with torch.inference_mode():
             for rows in (1, 2):
@@ -69,6 +70,7 @@ class Compiled(Decoder):
         if rows == 1:
             logits, kv = self.one(ids, positions, kept)
         else:
+            ids, positions = ids.contiguous(), positions.contiguous()
             for part in (ids, positions, *kept):
                 torch._dynamo.mark_dynamic(part, 0)
             x, kv = self.more(ids, positions, kept)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_decoder import EXACT, SHAPES, step_by_step
 from tiny import tiny
+from torch._dynamo.utils import counters
 
 from engine.generate import decoder as decoder_module
 from engine.generate.compiled import Compiled
@@ -68,10 +69,12 @@ def test_many_rows_of_large_matrices_are_read_as_without_the_flag(kind, as_writt
 def test_every_model_has_compiled_code_of_its_own_for_any_number_of_rows_and_positions():
     models = [tiny(3), tiny(3, rope_theta=100.0, n_heads=4, n_kv_heads=1)]
     decoders = [Compiled.ready(model, "float32", CPU) for model in models]
+    made = counters["stats"]["unique_graphs"]
     for ids in (some_ids(1, 9), some_ids(5, 9)):
         for decoder in decoders:
             logits = step_by_step(decoder, ids)[:, 1:]  # no answer is compiled for one position: a prompt has one
             torch.testing.assert_close(logits, decoder.model(ids).logits[:, 1:], atol=1e-5, rtol=0)
+    assert counters["stats"]["unique_graphs"] == made  # nothing was compiled after the start
 
 
 def test_the_flag_compiles_what_answers(as_written):
