@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dataset import EOS, PretrainDataset, SFTDataset
+from engine.console import warn
 from engine.flags import Flags, flag
 from engine.generate.decode import Request, Slots
 from engine.generate.decoder import Decoder
@@ -45,6 +46,8 @@ class Weights(Flags):
             if device.type != "cpu":
                 raise ValueError(f"--compile is for answers on a CPU; on {device.type} leave it out")
             from engine.generate.compiled import Compiled as make  # takes a second
+
+            warn("--compile: half a minute the first time, then seconds ...")
         return make.ready(model, kind, device)
 
     def on(self, device: torch.device) -> str:
