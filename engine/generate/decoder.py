@@ -50,7 +50,7 @@ class Cache(Protocol):
 class Matrix(Protocol):
     """A weight as it is kept, and its products with vectors of any dtype."""
 
-    opaque: bool  # whether a compiler can look into products with several vectors
+    opaque: bool  # products with several vectors are closed to a compiler
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """x (B, columns) -> (B, rows)."""
