@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
-import shutil
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from compiler import needs_compiler
 from making import (
     OPTION_NAMES,
     OPTIONS,
@@ -64,12 +62,6 @@ def test_the_log_does_not_depend_on_how_a_step_is_split(folder):
         assert log["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-4)
 
 
-COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-
-
-HEADERS = Path(sysconfig.get_path("include"), "Python.h")
-
-
 @pytest.fixture
 def losses(folder, monkeypatch):
     """losses(name, flag, ...) -> the logged loss of each of 40 steps."""
@@ -89,7 +81,7 @@ def distance(curve: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(curve, other, strict=True))
 
 
-@pytest.mark.skipif(not COMPILER or not HEADERS.is_file(), reason="torch.compile wants a C++ compiler and Python.h")
+@needs_compiler
 def test_forty_compiled_steps_give_the_same_losses(losses, monkeypatch):
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # others would wait for the other test's core
     assert distance(losses("compiled", "--compile"), losses("plain")) < 1e-2

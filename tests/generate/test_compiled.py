@@ -1,29 +1,25 @@
 """A compiled step computes what the full forward computes with the same weights."""
 
-import sysconfig
-from pathlib import Path
-from shutil import which
-
+import compiler
 import pytest
 import torch
-from test_decoder import EXACT, SHAPES, step_by_step
+from compiler import needs_compiler
+from test_decoder import EXACT, SHAPES, look_at_rows_apart, step_by_step
 from tiny import tiny
 from torch._dynamo.utils import counters
 
 from engine.generate import decoder as decoder_module
 from engine.generate.compiled import Compiled
 from engine.generate.decoder import Decoder
-from engine.generate.kv_cache import KVCache
 from engine.serve.conversation import Weights
 
 CPU = torch.device("cpu")
-COMPILER = which("c++") and Path(sysconfig.get_paths()["include"], "Python.h").is_file()
 
 
 @pytest.fixture
 def as_written(monkeypatch):
     """What would be compiled runs operation by operation."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch, "compile", compiler.as_written)
 
 
 def some_ids(rows: int, length: int) -> torch.Tensor:
@@ -42,14 +38,7 @@ def test_what_is_compiled_gives_the_logits_of_the_full_forward(shape, kind, rows
 
 @torch.inference_mode()
 def test_rows_stand_at_places_of_their_own(as_written):
-    decoder, ids = Compiled(tiny(4)), some_ids(2, 9)
-    cache = KVCache(decoder.config, 2, 16, CPU, torch.float32)
-    for place in range(9):
-        cache.length = 9
-        late = min(place, 4)  # the second row waits at its fifth token
-        logits = decoder(torch.stack([ids[0, place], ids[1, late]]), torch.tensor([place, late]), cache)
-    torch.testing.assert_close(logits[0], decoder.model(ids[:1]).logits[0, -1], atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits[1], decoder.model(ids[1:, :5]).logits[0, -1], atol=1e-5, rtol=0)
+    look_at_rows_apart(Compiled(tiny(4)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
@@ -64,7 +53,7 @@ def test_many_rows_of_large_matrices_are_read_as_without_the_flag(kind, as_writt
 
 
 @pytest.mark.runtimes
-@pytest.mark.skipif(not COMPILER, reason="torch.compile wants a C++ compiler and Python.h")
+@needs_compiler
 @torch.inference_mode()
 def test_every_model_has_compiled_code_of_its_own_for_any_number_of_rows_and_positions():
     models = [tiny(3), tiny(3, rope_theta=100.0, n_heads=4, n_kv_heads=1)]

@@ -44,8 +44,11 @@ def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weigh
 
 @torch.inference_mode()
 def test_rows_stand_at_places_of_their_own():
-    model = tiny(4)
-    decoder, ids = Decoder(model), torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    look_at_rows_apart(Decoder(tiny(4)))
+
+
+def look_at_rows_apart(decoder: Decoder) -> None:
+    model, ids = decoder.model, torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     cache = KVCache(model.config, 2, 16, CPU, torch.float32)
     for place in range(9):
         cache.length = 9

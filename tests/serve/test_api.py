@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from compiler import as_written
 from listening import listening
 from making import EOS, TOKENIZER, actions_of, save
 from tiny import tiny
@@ -375,7 +376,7 @@ FLAGS = {
 
 def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.compile", lambda function, **_: function)
+    monkeypatch.setattr("torch.compile", as_written)
     for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
         save(tiny(), tmp_path / path)
     plain = serve.api_of(serve.choose(["--device", "cpu"]))
