@@ -81,10 +81,6 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
 def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
     """What the page needs of a model beside the bytes, and the bytes."""
     config = model.config
-    widths = {"dim": config.dim, "n_kv_heads x head size": config.n_kv_heads * config.head_dim,
-              "hidden_dim": config.hidden_dim, "vocab_size": config.vocab_size}  # fmt: skip
-    if odd := [f"{field} {width}" for field, width in widths.items() if width % 4]:
-        raise ValueError(f"{name}: {', '.join(odd)} must be a multiple of 4: the page computes four rows at once")
     weights = cpu_weights(model)
     del weights["output.weight"]  # the embedding
     content, tensors, floats = pack(weights, kind)

@@ -34,7 +34,7 @@ needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev
 TOKENIZER = ROOT / "spongebob_tokenizer"
 SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
-ODD = {"dim": 36, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 52, "n_layers": 3, "rope_scaling": SCALED}
+ODD = {"dim": 36, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
 
 # The worker of a page, with its first model loaded; what it says is gathered in a list.
 START = """
@@ -468,17 +468,11 @@ def test_a_page_that_is_there_is_not_overwritten(folder):
     assert (folder / "SFT_int8.html").stat() == before
 
 
-def test_weights_that_a_page_cannot_hold_are_refused(folder, tmp_path):
-    target = tmp_path / "page.html"
-    narrow = {"dim": 6, "n_heads": 3, "n_kv_heads": 1}
-    for shape, words in ({"hidden_dim": 50}, "SFT: hidden_dim 50 must be"), (narrow, "dim 6, n_kv_heads x head size 2"):
-        with pytest.raises(ValueError, match=words):
-            chat_page.write_page({"SFT": leave(tmp_path, "SFT", **shape)}, TOKENIZER, target)
+def test_weights_that_a_page_cannot_hold_are_refused():
     with pytest.raises(ValueError, match="w: holds values that float16 cannot keep"):
         chat_page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
     with pytest.raises(ValueError, match="w: holds values that int8 cannot keep"):
         chat_page.pack({"w": torch.full((4, 4), float("nan"))}, "int8")
-    assert not target.exists()
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):

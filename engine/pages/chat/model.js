@@ -1,31 +1,30 @@
 // The decoder of model.py again: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and a key-value cache.
 // Shapes: T tokens of a chunk, S positions of the cache, C dim, H query heads, D head size, V tokens.
 
-/** A matrix whose rows lie four by four, so that one walk through x feeds four sums: twice as fast as row by row. */
+/** A matrix whose rows lie eight by eight: one walk through x feeds eight sums. */
 class Matrix {
   constructor(rows, columns) {
-    Object.assign(this, { rows, columns, values: new Float32Array(rows * columns) });
+    Object.assign(this, { rows, columns, values: new Float32Array(((rows + 7) & ~7) * columns) });
   }
 
-  /** Where a row begins; its numbers are four places apart. */
+  /** Where a row begins; its numbers are eight places apart. */
   place(row) {
-    return (row >> 2) * 4 * this.columns + (row & 3);
+    return (row & ~7) * this.columns + (row & 7);
   }
 
-  /** x (T, columns) -> (T, rows); two columns a turn halve what the loop itself costs. */
+  /** x (T, columns) -> (T, rows). The last rows first: what they write behind a vector's end is then written over. */
   times(x) {
-    const { rows, columns, values: w } = this, y = new Float32Array(x.length / columns * rows);
-    for (let row = 0; row < rows; row += 4)
-      for (let i = 0, at = row; at < y.length; at += rows) {
-        let a = 0, b = 0, c = 0, d = 0, o = row * columns;
-        for (const end = i + columns; i < end; i += 2, o += 8) {
-          const u = x[i], v = x[i + 1];
-          a += w[o] * u + w[o + 4] * v;
-          b += w[o + 1] * u + w[o + 5] * v;
-          c += w[o + 2] * u + w[o + 6] * v;
-          d += w[o + 3] * u + w[o + 7] * v;
+    const { rows, columns, values: w } = this, y = new Float32Array(x.length / columns * rows), wide = rows + 7 & ~7;
+    for (let next = 0; next < wide; next += 8)
+      for (let i = 0, row = (next || wide) - 8, at = row; at < y.length; at += rows) {
+        let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0, place = row * columns;
+        for (const end = i + columns; i < end; i++, place += 8) {
+          const u = x[i], o = place & 0x3fffffff; // now o + 7 is known to fit in 32 bits, and no sum of them is checked
+          a += w[o] * u; b += w[o + 1] * u; c += w[o + 2] * u; d += w[o + 3] * u;
+          e += w[o + 4] * u; f += w[o + 5] * u; g += w[o + 6] * u; h += w[o + 7] * u;
         }
         y[at] = a; y[at + 1] = b; y[at + 2] = c; y[at + 3] = d;
+        y[at + 4] = e; y[at + 5] = f; y[at + 6] = g; y[at + 7] = h;
       }
     return y;
   }
@@ -47,7 +46,7 @@ function unpack({ buffer }, { tensors, floats, weights }) {
     const matrix = found[name] = new Matrix(rows, columns);
     for (let row = 0; row < rows; row++) {
       const scale = eight ? numbers[number++] : 1;
-      for (let i = 0, at = matrix.place(row); i < columns; i++, at += 4, code++)
+      for (let i = 0, at = matrix.place(row); i < columns; i++, at += 8, code++)
         matrix.values[at] = eight ? codes[code] * scale : decode[codes[code]];
     }
   }
@@ -135,7 +134,7 @@ class Model {
     const start = cache.length, { dim, kv_dim, n_layers } = this, embeddings = this.w["tok_embeddings.weight"];
     const x = new Float32Array(ids.length * dim), add = (y) => { for (let i = 0; i < x.length; i++) x[i] += y[i]; };
     ids.forEach((id, t) => {
-      for (let i = t * dim, at = embeddings.place(id); i < (t + 1) * dim; i++, at += 4) x[i] = embeddings.values[at];
+      for (let i = t * dim, at = embeddings.place(id); i < (t + 1) * dim; i++, at += 8) x[i] = embeddings.values[at];
     });
     for (let l = 0; l < n_layers; l++) {
       const w = (name) => this.w[`layers.${l}.${name}.weight`];
