@@ -7,7 +7,7 @@ Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ OPTIONS = {
     # Of all that the function reads, only the number of rows and positions ever changes, and it may: to look at each
     # weight again would take 0.2 ms a step.
     "guard_filter_fn": lambda guards: [False] * len(guards),
+    "size_asserts": False,  # of what is compiled: 0.05 ms a step of the demo's shape
     "compile_threads": 1,  # others would stay, as processes, while the server runs
     "cpp.enable_floating_point_contract_flag": "fast",  # a product and its sum in one instruction, rounded once
 }
@@ -49,34 +50,35 @@ class Compiled(Decoder):
         super().__init__(model, kind)
         keep_compiled_code_by_cpu()
         matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
-        self.joins_rows = not any(matrix.opaque for matrix in matrices)
-        self.one, self.more = (  # each with compiled code of its own; torch.compile takes things out of its options
-            torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options={**OPTIONS})  # pyright: ignore
-            for _ in range(2)
-        )
-        # Of different sizes: what is equal here would be taken to be equal always. A place more than is looked at, too.
-        empty = KVCache(self.config, 2, 4, model.device, model.dtype)
-        empty.length = 3
-        with torch.inference_mode():
-            for rows in (1, 2):
-                self(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 2), empty)
+        joins_rows = not any(matrix.opaque for matrix in matrices)
+        self.one, self.more = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
         gc.freeze()  # or Python would look through all that the compiler made in the middle of an answer: 0.26 s
+
+    def _compiled(self, rows: int) -> Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]:
+        """`_step`, compiled by a typical call: by its sizes is decided what is shared among cores."""
+        # torch.compile takes things out of its options, so each has its own.
+        step = torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options={**OPTIONS})  # pyright: ignore
+        # All sizes differ: what is equal here would be taken to be equal always. A place more than is looked at, too.
+        kept = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
+        ids, positions = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 100)
+        for part in (ids, positions, *kept) if rows > 1 else ():
+            torch._dynamo.mark_dynamic(part, 0)
+        for layer in kept:
+            torch._dynamo.mark_dynamic(layer, 1)
+        with torch.inference_mode():
+            step(ids, positions, kept)
+        return step
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         rows = len(ids)
-        if rows > 1 and not self.joins_rows:
-            return super().__call__(ids, positions, cache)
         kept = cache.kv[:, :rows, : cache.length].unbind()
-        for layer in kept:
-            torch._dynamo.mark_dynamic(layer, 1)
         if rows == 1:
             logits, kv = self.one(ids, positions, kept)
-        else:
-            ids, positions = ids.contiguous(), positions.contiguous()
-            for part in (ids, positions, *kept):
-                torch._dynamo.mark_dynamic(part, 0)
-            x, kv = self.more(ids, positions, kept)
+        elif self.more:
+            x, kv = self.more(ids.contiguous(), positions.contiguous(), kept)
             logits = self.output(x).float()
+        else:
+            return super().__call__(ids, positions, cache)
         cache.kv.flatten(1, 2).index_copy_(1, cache.places(positions), kv)
         return logits
 

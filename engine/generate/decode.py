@@ -133,7 +133,7 @@ class Slots:
         parts = [self._read_last_tokens(self.seated[:older])] if older else []
         parts += [self._read_prompts(self.seated[older:], older)] if older < len(self.seated) else []
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
-        logits = torch.cat(parts).cpu()  # (B, V)
+        logits = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()  # (B, V)
         logits[:, self.model.known_tokens :] = -torch.inf
         for request, token, logprob in zip(self.seated, *self._choose(logits), strict=True):
             request.take(token, logprob)

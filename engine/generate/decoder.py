@@ -218,7 +218,7 @@ class Int8:
             return torch._weight_int8pack_mm(x, self.codes, self.scales)
         if self.laid_out is None:
             self.laid_out = lay_out(self.codes.bfloat16())  # which holds every code exactly
-        return times_laid_out(x, self.laid_out).mul_(self.scales)
+        return times_laid_out(x, self.laid_out) * self.scales.float()
 
     def dot(self, x: Tensor) -> Tensor:
         return (self.codes[:, : len(x)] * x).sum(-1) * self.scales

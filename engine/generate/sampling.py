@@ -92,6 +92,11 @@ def likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
     return probabilities.sort(stable=True, dim=-1, descending=True)
 
 
+def largest(logits: Tensor) -> Tensor:
+    """The ids (B,) of the largest logits (B, V), or of a NaN. On a CPU by NumPy, in a sixth of the time of torch."""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
+
+
 def draw(probabilities: Tensor, chances: Tensor) -> Tensor:
     """The ids (B,) at which the summed probabilities (B, V) pass `chances` (B, 1), which are uniform in [0, 1)."""
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # which MPS does not have
@@ -102,10 +107,6 @@ def draw(probabilities: Tensor, chances: Tensor) -> Tensor:
 
 def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: Tensor | None = None) -> Tensor:
     """The next ids (B,) from logits (B, V), each row by its own settings and chance (B, 1)."""
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise ValueError(
-            "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
-        )
     logits = logits.float()
 
     def column(name: str) -> Tensor:
@@ -113,7 +114,11 @@ def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: 
 
     if said is not None and any(one.penalises for one in settings):
         logits = penalise(logits, said, column("repetition_penalty"), column("presence_penalty"))
-    best, greedy = logits.argmax(-1), [one.greedy for one in settings]
+    best, greedy = largest(logits), [one.greedy for one in settings]
+    if not torch.isfinite(logits.gather(-1, best[:, None])).all():
+        raise ValueError(
+            "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
+        )
     if all(greedy):
         return best
     likely = distribution(

@@ -46,7 +46,7 @@ def test_rows_stand_at_places_of_their_own(as_written):
 def test_many_rows_of_large_matrices_are_read_as_without_the_flag(kind, as_written, monkeypatch):
     monkeypatch.setattr(decoder_module, "LARGE", 64)
     plain, compiled = (make.ready(tiny(3), kind, CPU) for make in (Decoder, Compiled))
-    assert compiled.joins_rows is not plain.layers[0].wqkv.opaque
+    assert (compiled.more is None) is plain.layers[0].wqkv.opaque
     torch.testing.assert_close(
         step_by_step(compiled, some_ids(6, 5)), step_by_step(plain, some_ids(6, 5)), atol=EXACT[kind], rtol=0
     )

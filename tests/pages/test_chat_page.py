@@ -34,7 +34,7 @@ needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev
 TOKENIZER = ROOT / "spongebob_tokenizer"
 SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
-ODD = {"dim": 36, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
+ODD = {"dim": 18, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
 
 # The worker of a page, with its first model loaded; what it says is gathered in a list.
 START = """
