@@ -115,7 +115,7 @@ def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: 
     if said is not None and any(one.penalises for one in settings):
         logits = penalise(logits, said, column("repetition_penalty"), column("presence_penalty"))
     best, greedy = largest(logits), [one.greedy for one in settings]
-    if not torch.isfinite(logits.gather(-1, best[:, None])).all():
+    if not all(map(isfinite, logits.gather(-1, best[:, None]).flatten().tolist())):
         raise ValueError(
             "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
         )
