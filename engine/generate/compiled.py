@@ -8,6 +8,7 @@ Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S
 
 import gc
 from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +53,16 @@ class Compiled(Decoder):
         matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
         joins_rows = not any(matrix.opaque for matrix in matrices)
         self.one, self.more = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
-        gc.freeze()  # or Python would look through all that the compiler made in the middle of an answer: 0.26 s
+        # Or Python would look through all that the compiler made in the middle of an answer: 0.26 s. Before that the
+        # models that nobody needs any more are let go, which would stay for ever.
+        gc.unfreeze(), gc.collect(), gc.freeze()
 
     def _compiled(self, rows: int) -> Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]:
         """`_step`, compiled by a typical call: by its sizes is decided what is shared among cores."""
-        # torch.compile takes things out of its options, so each has its own.
-        step = torch.compile(self._step, fullgraph=True, dynamic=False, isolate_recompiles=True, options={**OPTIONS})  # pyright: ignore
+        # Compiled code is found by the code object of a function, and without guards nothing would notice another
+        # model's: so each has an object of its own. Options, too: torch.compile takes things out of them.
+        own = FunctionType(Compiled._step.__code__.replace(), Compiled._step.__globals__)
+        step = torch.compile(MethodType(own, self), fullgraph=True, dynamic=False, options={**OPTIONS})  # pyright: ignore
         # All sizes differ: what is equal here would be taken to be equal always. A place more than is looked at, too.
         kept = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
         ids, positions = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 100)

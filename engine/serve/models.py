@@ -27,7 +27,7 @@ class Models:
 
     def paths(self) -> dict[str, Path]:
         """{name: .pth}, as they lie there now."""
-        found = {path.stem: path for path in sorted(self.folder.glob("*.pth"))}
+        found = {path.stem: path for path in sorted(self.folder.glob("*.pth")) if path.is_file()}
         return found | ({self.extra.stem: self.extra} if self.extra.is_file() else {})
 
     @property
@@ -45,9 +45,13 @@ class Models:
         """KeyError: no such model. ValueError: its file is none that can be used."""
         path = self.paths()[name]
         written = path.stat().st_mtime_ns
+        if (served := self._served.get(name)) and served.written == written:
+            return served  # without waiting for another one that is being read
         with self._lock:
             served = self._served.get(name)
-            if served is None or served.written != written:  # requests of the old one are finished with the old one
+            if served is None or served.written != written:
+                self._served.pop(name, None)  # its requests are finished with the old one, which then goes
+                served = None
                 conversation = self.open_one(path)
                 served = Served(written, conversation, Slots(conversation.decoder, self.count, conversation.context))
                 self._served[name] = served

@@ -1,5 +1,8 @@
 """A compiled step computes what the full forward computes with the same weights."""
 
+import threading
+import weakref
+
 import compiler
 import pytest
 import torch
@@ -64,6 +67,41 @@ def test_every_model_has_compiled_code_of_its_own_for_any_number_of_rows_and_pos
             logits = step_by_step(decoder, ids)[:, 1:]  # no answer is compiled for one position: a prompt has one
             torch.testing.assert_close(logits, decoder.model(ids).logits[:, 1:], atol=1e-5, rtol=0)
     assert counters["stats"]["unique_graphs"] == made  # nothing was compiled after the start
+
+
+@pytest.mark.runtimes
+@needs_compiler
+def test_a_model_that_is_compiled_while_another_one_answers_keeps_to_its_own_code():
+    first, last, ids, failed = Compiled.ready(tiny(0), "float32", CPU), threading.Event(), some_ids(3, 30), []
+
+    @torch.inference_mode()
+    def steps(decoder: Decoder) -> list[torch.Tensor]:
+        return [step_by_step(decoder, rows) for rows in (ids[:1], ids)]
+
+    def answer() -> None:
+        while not last.is_set() and not failed:
+            try:
+                steps(first)
+            except Exception as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        others = [Compiled.ready(tiny(seed), "float32", CPU) for seed in range(1, 6)]
+    finally:
+        last.set()
+        thread.join()
+    assert not failed
+    for decoder in (first, *others):
+        for made, wanted in zip(steps(decoder), steps(Decoder(decoder.model, "float32")), strict=True):
+            torch.testing.assert_close(made, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_nobody_needs_leaves_memory_when_another_one_is_compiled(as_written):
+    old = weakref.ref(Compiled(tiny(1)))
+    Compiled(tiny(2))
+    assert old() is None
 
 
 def test_the_flag_compiles_what_answers(as_written):
