@@ -110,7 +110,7 @@ class LLMConfig(PretrainedConfig):
             "max_seq_len",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value} must be a whole number of at least 1")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise ValueError(f"dim={self.dim} / n_heads={self.n_heads} must be an even whole number")

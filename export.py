@@ -17,7 +17,7 @@ from engine.checkpoint.imported import import_folder
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
-from engine.options import MODES, ROAD, Checkpoint
+from engine.options import MODES, ROAD, Checkpoint, weights_of
 from engine.pages import chat_page
 
 
@@ -65,7 +65,7 @@ def checkpoints(chosen: Chosen) -> dict[str, Path]:
     if chosen.page.stages is None:
         return {chosen.checkpoint.path.stem: chosen.checkpoint.path}
     folder = Path(chosen.checkpoint.save_dir)
-    found = {name: folder / f"{name}.pth" for name in chosen.page.stages or ROAD}
+    found = {name: weights_of(chosen.checkpoint.save_dir, name) for name in chosen.page.stages or ROAD}
     if not chosen.page.stages:
         found = {name: path for name, path in found.items() if path.is_file()}
     if not found:

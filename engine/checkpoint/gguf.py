@@ -15,6 +15,7 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import BOS, CHAT_TEMPLATE, DEFAULT_SYSTEM, EOS, UNK, load_tokenizer
+from engine.checkpoint.hugging_face import refuse_overflow
 from engine.checkpoint.weights import cpu_weights
 from engine.files import write_whole
 from model import SpongeBob, rope_frequencies
@@ -77,8 +78,8 @@ def tensor_of(name: str, weight: Tensor, kind: Any) -> np.ndarray:
         raise ValueError(
             f"--dtype q8_0: rows of {name} have {weight.shape[1]} numbers, no multiple of the {BLOCK} of a scale"
         )
-    if kind.name == "F16" and (largest := weight.abs().max().item()) > torch.finfo(torch.float16).max:
-        raise ValueError(f"--dtype float16: {name} holds {largest:g}, more than float16 can; bfloat16 can")
+    if kind.name == "F16":
+        refuse_overflow(name, weight)
     return gguf.quants.quantize(weight.numpy(), kind)
 
 

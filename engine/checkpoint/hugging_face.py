@@ -39,6 +39,12 @@ def half_rotated(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, out // heads // 2, 2, width).transpose(1, 2).reshape(out, width)
 
 
+def refuse_overflow(name: str, weight: Tensor) -> None:
+    """ValueError: a weight that would be infinite in float16."""
+    if (largest := weight.abs().max().item()) > torch.finfo(torch.float16).max:
+        raise ValueError(f"--dtype float16: {name} holds {largest:g}, more than float16 can; bfloat16 can")
+
+
 def side_by_side(weight: Tensor, heads: int) -> Tensor:
     """The inverse of half_rotated."""
     out, width = weight.shape
@@ -66,6 +72,8 @@ def our_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tens
         _, layer, inner = name.split(".", 2) if name.startswith("layers.") else ("", "", name)
         part = ours.get(inner.removesuffix(".weight"), "") if layer else ""
         place = f"layers.{layer}.{part}.weight" if part else outside.get(name, name)
+        if part in heads and weight.shape != (wanted := (heads[part] * config.head_dim, config.dim)):
+            raise ValueError(f"{name} has the shape {tuple(weight.shape)}; by its config.json it is {wanted}")
         converted[place] = side_by_side(weight, heads[part]) if part in heads else weight
     return converted
 
@@ -99,6 +107,8 @@ def to_hf(
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)
+    for name, weight in llama.named_parameters() if dtype == "float16" else ():
+        refuse_overflow(name, weight)
     llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
     llama.save_pretrained(folder)
@@ -166,7 +176,7 @@ def model_card(name: str, model: SpongeBob, dtype: str, meta: dict) -> str:
     figures = "\n".join(["| figure | value |", "|---|---|", *shown, ""]) if shown else ""
     prompt = '[{"role": "user", "content": "你好"}]' if meta.get("stage") != "pretrain" else '"从前"'
     answer = f"talk({prompt}, max_new_tokens=64, return_full_text=False)"
-    use = f'talk = pipeline("text-generation", "{name}")\nprint({answer})'
+    use = f'talk = pipeline("text-generation", {json.dumps(name, ensure_ascii=False)})\nprint({answer})'
     shape = {key: getattr(model.config, key) for key in
              ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")}  # fmt: skip
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

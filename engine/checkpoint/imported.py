@@ -62,9 +62,9 @@ def _config(file: Path, shape: dict) -> LLMConfig:
 def _json(file: Path, sizes: tuple[str, ...]) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict) or (missing := [name for name in sizes if name not in content]):
+    if not isinstance(content, dict) or (missing := [name for name in sizes if not content.get(name)]):
         raise ValueError(f"{file}: says no {', '.join(missing) if isinstance(content, dict) else 'shape'}")
     return content
 
@@ -82,8 +82,6 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
         if content.get(name, value) != value:
             raise ValueError(f"{file}: {name} is {str(content[name])[:60]}; this model has only {value}")
     shape = {ours: content[name] for name, ours in SIZES.items()}
-    if (head := content.get("head_dim")) and head * shape["n_heads"] != shape["dim"]:
-        raise ValueError(f"{file}: heads of {head} numbers; here they are {shape['dim']} / {shape['n_heads']} wide")
     parameters = content.get("rope_parameters")
     theta = content.get("rope_theta", None if "rope_theta" in (parameters or {}) else 1e4)
     shape |= {
@@ -95,11 +93,18 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
         "rope_parameters": parameters,
     }
     config = _config(file, shape)
+    if content.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(
+            f"{file}: heads of {content['head_dim']} numbers; here they are {config.dim} / {config.n_heads} wide"
+        )
     weights = {name.removeprefix("model."): tensor for name, tensor in _safetensors(folder).items()}
     if not content.get("tie_word_embeddings", False) and not any(name.endswith("lm_head.weight") for name in weights):
         raise ValueError(f"{file}: tie_word_embeddings is false and no lm_head.weight is there: half of it is missing")
     weights, _ = plain_weights(weights, folder)
-    return our_weights(weights, config), config
+    try:
+        return our_weights(weights, config), config
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _safetensors(folder: Path) -> dict[str, Tensor]:
@@ -107,7 +112,10 @@ def _safetensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = [folder / "model.safetensors"]
     if index.is_file():
-        names = [folder / Path(name).name for name in sorted(set(_json(index, ("weight_map",))["weight_map"].values()))]
+        places = _json(index, ("weight_map",))["weight_map"]
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"{index}: weight_map names no files")
+        names = [folder / Path(name).name for name in sorted(set(places.values()))]
     weights = {}
     for path in names:
         if not path.is_file():
@@ -135,6 +143,8 @@ def _meta(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tensor], LLM
     sizes = {"vocab_size": "tok_embeddings.weight", "hidden_dim": "layers.0.feed_forward.w1.weight"}
     if missing := [name for name in sizes.values() if name not in weights]:
         raise ValueError(f"{path}: no {' and '.join(missing)} in it")
+    if flat := [name for name in sizes.values() if weights[name].dim() != 2]:
+        raise ValueError(f"{path}: {flat[0]} is no matrix")
     length = max_seq_len or content.get("max_seq_len")
     if not length:
         raise ValueError(f"{file}: says no max_seq_len; give --max_seq_len, the context that it was trained with")

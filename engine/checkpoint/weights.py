@@ -113,8 +113,12 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
             f"{path}: no LLaMA weights with Meta's names in it (no {error}; its names: {names}{hint})"
         ) from None
     heads, theta = n_heads or 8, rope_theta or 1e6
-    say(f"{path}: no .json beside it, the shape is read off the tensors; {heads} heads and RoPE theta {theta:g} are "
-          f"{'given' if n_heads and rope_theta else 'assumed (--n_heads, --rope_theta)'}")  # fmt: skip
+    taken = " and ".join(
+        f"{words} {'given' if given else f'assumed ({name})'}"
+        for words, given, name in ((f"{heads} heads are", n_heads, "--n_heads"),
+                                   (f"RoPE theta {theta:g} is", rope_theta, "--rope_theta"))
+    )  # fmt: skip
+    say(f"{path}: no .json beside it, the shape is read off the tensors; {taken}")
     return {
         "dim": dim, "n_layers": len(layers), "n_heads": heads, "n_kv_heads": kv_dim * heads // dim,
         "vocab_size": vocab_size, "hidden_dim": hidden_dim, "rope_theta": theta,

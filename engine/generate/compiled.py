@@ -55,7 +55,9 @@ class Compiled(Decoder):
         self.one, self.more = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
         # Or Python would look through all that the compiler made in the middle of an answer: 0.26 s. Before that the
         # models that nobody needs any more are let go, which would stay for ever.
-        gc.unfreeze(), gc.collect(), gc.freeze()
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     def _compiled(self, rows: int) -> Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]:
         """`_step`, compiled by a typical call: by its sizes is decided what is shared among cores."""

@@ -37,7 +37,8 @@ def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]
     """
     numbers, codes = [], []
     for name, weight in weights.items():
-        if not (weight.half() if kind == "float16" else weight).isfinite().all():
+        kept = weight.half() if kind == "float16" and weight.dim() > 1 else weight
+        if not kept.isfinite().all():
             raise ValueError(f"{name}: holds values that {kind} cannot keep; a page needs finite weights")
         if weight.dim() == 1:
             numbers.append(weight)
@@ -83,13 +84,15 @@ def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: st
     config = model.config
     weights = cpu_weights(model)
     del weights["output.weight"]  # the embedding
+    known = min(model.known_tokens, config.vocab_size)  # the other rows have no text, and are neither read nor sampled
+    weights["tok_embeddings.weight"] = weights["tok_embeddings.weight"][:known]
     content, tensors, floats = pack(weights, kind)
     chats = stage != "pretrain"
     about = {
         "name": name, "chats": chats, "questions": SUGGESTIONS[chats] if meta.get("on_sample") else [],
         "weights": kind, "tensors": tensors, "floats": floats,
         "parameters": sum(weight.numel() for weight in weights.values()),
-        "shape": {field: getattr(config, field) for field in SHAPE},
+        "shape": {field: getattr(config, field) for field in SHAPE} | {"vocab_size": known},
         "frequencies": rope_frequencies(config, torch.device("cpu")).tolist(),
     }  # fmt: skip
     return about, content
@@ -141,4 +144,5 @@ def write_page(
         data["models"].append(about)
         contents.append(content)
     content = assemble(data, contents)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, lambda temporary: temporary.write_bytes(content.encode("utf-8", "backslashreplace")))

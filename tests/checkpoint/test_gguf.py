@@ -148,6 +148,10 @@ def test_what_would_be_wrong_is_refused_and_leaves_nothing(change, words, reason
     (tmp_path / "there.Modelfile").write_text("mine")
     with pytest.raises(ValueError, match=reason):
         export.main(["--format", "gguf", *words.split(), "--tokenizer_dir", str(small)])
+    if "float16" in words:
+        with pytest.raises(ValueError, match=reason):
+            export.main(["--format", "hf", "theirs", "--dtype", "float16", "--tokenizer_dir", str(small)])
+        assert not Path("theirs").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"results", "there.Modelfile"}
 
 

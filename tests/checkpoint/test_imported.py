@@ -179,7 +179,23 @@ def untied(folder):
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}, folder / "model.safetensors")
 
 
+def cut_a_row(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name][1:].contiguous()}, folder / "model.safetensors")
+
+
+def index_of(folder, content):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
 REFUSED = {
+    "q_proj.weight has the shape \\(63, 64\\); by its config.json it is \\(64, 64\\)": cut_a_row,
+    "weight_map names no files": lambda folder: index_of(folder, {"weight_map": {"a": 1}}),
+    "says no weight_map": lambda folder: index_of(folder, {"weight_map": None}),
+    "n_kv_heads=True must be a whole number": lambda folder: config_of(folder, num_key_value_heads=True),
+    "says no num_attention_heads": lambda folder: config_of(folder, num_attention_heads=0),
+    "config.json: not JSON .maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 100000),
     "output.weight differs from tok_embeddings.weight, but this model ties them": untied,
     "tie_word_embeddings is false and no lm_head": lambda folder: config_of(folder, tie_word_embeddings=False),
     "model_type 'qwen3'": lambda folder: config_of(folder, model_type="qwen3"),

@@ -461,6 +461,25 @@ def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch)
     assert not (folder / "x.html").exists()
 
 
+def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
+    checkpoint, page = leave(tmp_path, "SFT", vocab_size=6410), tmp_path / "a new folder" / "page.html"
+    chat_page.write_page({"SFT": checkpoint}, TOKENIZER, page)
+    logits, error = run(page, """
+        const cache = new (inside("Cache"))(model, 512), asked = [{ role: "user", content: "hi" }];
+        const { error } = await answer(asked, { sampling: { temperature: 100, top_k: 0, top_p: 1 } });
+        return [[...model.logits(model.forward([5], cache, off))], error];
+    """)  # fmt: skip
+    wanted = on_the_page(tmp_path)(torch.tensor([[5]])).logits[0, 0, :6400]
+    torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
+    assert error is None
+
+
+def test_stages_are_found_under_the_names_of_the_original_scripts(folder, tmp_path):
+    for end in (".pth", ".json"):
+        shutil.copy(folder / f"SFT{end}", tmp_path / f"SFT_1024{end}")
+    assert [one["name"] for one in exported(tmp_path, "--stages")] == ["SFT_long"]
+
+
 def test_a_page_that_is_there_is_not_overwritten(folder):
     before = (folder / "SFT_int8.html").stat()
     with pytest.raises(ValueError, match="SFT_int8.html: there already"):
