@@ -186,7 +186,7 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
     decoder = chosen.weights.decoder(model, rt.device)
     limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
     conversation = Conversation(decoder, tokenizer, chats, talk.system, limit, settings)
-    if talk.prompts:
+    if talk.prompts is not None:
         terminal.answer_file(conversation, Path(talk.prompts))
     elif talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)

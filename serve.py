@@ -36,7 +36,7 @@ class Serve(Flags):
     """server"""
 
     host: str = flag("127.0.0.1", "address it listens at; 0.0.0.0: other machines reach it, too")
-    port: int = flag(8000, "port it listens at (0: one that is free)", least=0)
+    port: int = flag(8000, "port it listens at (0: one that is free)", least=0, most=65535)
     api_key: str | None = flag(None, "what clients must send as their API key; default: no key is asked for")
     slots: int = flag(16, "requests of a model that are answered at once; others wait", above=0)
     queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", above=0)
@@ -72,6 +72,8 @@ def api_of(chosen: Chosen):
     from engine.serve.engine_thread import EngineThread
 
     checkpoint, serve = chosen.checkpoint, chosen.serve
+    if serve.api_key == "":
+        raise ValueError("--api_key is empty; leave it out where no key is to be asked for")
     models = models_of(chosen, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(chosen.device, seed=0))
     models.open_default()
     limits = Limits(body=1000 * serve.max_kilobytes, seconds=serve.max_seconds)

@@ -90,7 +90,8 @@ def without_nan(content: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The first line that says something, else what kind of error it is."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def read_log(path: Path) -> list[dict]:

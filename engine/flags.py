@@ -14,9 +14,18 @@ from typing import Any, get_args, get_type_hints
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def flag(default: Any, help: str, *, least: float | None = None, above: float | None = None, **words: Any) -> Any:
-    """A field that is a flag. `least` and `above` bound its value; the other words go to add_argument as they are."""
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "words": words})
+def flag(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    **words: Any,
+) -> Any:
+    """A field that is a flag. The three bound its value; the other words go to add_argument as they are."""
+    bounds = {"least": least, "above": above, "most": most}
+    return field(default=default, metadata={"help": help, "words": words} | bounds)
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Flags:
                 raise ValueError(f"--{one.name} {value} {bound}")
             if above is not None and value <= above:
                 raise ValueError(f"--{one.name} {value} must be more than {above}")
+            if (most := one.metadata.get("most")) is not None and value > most:
+                raise ValueError(f"--{one.name} {value} must be at most {most}")
 
 
 def names_in(*groups: type[Flags]) -> list[str]:

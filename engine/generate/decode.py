@@ -70,7 +70,7 @@ class Request:
         return 0.0 if self.sampling.greedy else torch.rand((), generator=self._chances).item()
 
     def take(self, token: int, logprob: TokenLogprob | None) -> None:
-        """The next token of the answer, and whether it was the last."""
+        """Add the next token; end the answer if it was the last."""
         if token in self.end_ids:
             self.end("stop")
             return

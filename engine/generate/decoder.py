@@ -73,7 +73,7 @@ class Layer(NamedTuple):
 class Decoder:
     """What a step of engine/generate/decode.py computes with. `kind`: int8 or a dtype; None is that of the products.
 
-    It holds copies of most weights: one that is trained on needs a new one.
+    It holds copies of most weights: a model that is trained further needs a new Decoder.
     """
 
     def __init__(self, model: SpongeBob, kind: str | None = None):

@@ -81,7 +81,7 @@ def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tens
 def likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities from the largest down and their ids, (B, FEW) where no row keeps more than that, else (B, V).
 
-    To sort a whole vocabulary takes longer than a small model. Of equals the lower id comes first.
+    To sort a whole vocabulary takes longer than a small model. Of equals that were found the lower id comes first.
     """
     few = min(FEW, probabilities.shape[-1])
     order = probabilities.topk(few, sorted=False).indices.sort(-1).values

@@ -6,6 +6,8 @@ A request is read and checked here, answered by the engine's thread (engine_thre
 import asyncio
 import contextlib
 import hmac
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from engine.serve.conversation import Prompt
 from engine.serve.engine_thread import EngineThread
@@ -59,7 +62,8 @@ class Api:
 
     async def check_key(self, http: Request) -> None:
         given = http.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key is not None and not hmac.compare_digest(given.encode(), self.key.encode()):
+        # Headers are read as Latin-1, whatever bytes they hold; a key is typed in UTF-8.
+        if self.key is not None and not hmac.compare_digest(given.encode("latin-1"), os.fsencode(self.key)):
             raise Problem(401, "a wrong API key, or none: Authorization: Bearer KEY", code="invalid_api_key")
 
     async def health(self) -> dict:
@@ -94,10 +98,11 @@ class Api:
         return await self.reply(http, TextAsked)
 
     async def reply(self, http: Request, kind: type[ChatAsked] | type[TextAsked]) -> Any:
+        deadline = time.monotonic() + self.limits.seconds
         asked = read(kind, await self.body(http))
         name = asked.model or self.models.default
         served, prompts = await asyncio.to_thread(self.prepare, asked, name)
-        reply = Reply(asked, served, prompts, name, self.limits.seconds)
+        reply = Reply(asked, served, prompts, name, deadline)
         reply.submit(self.engine)
         if asked.stream:
             return StreamingResponse(reply.events(http), media_type="text/event-stream")
@@ -105,10 +110,13 @@ class Api:
 
     async def body(self, http: Request) -> bytes:
         content = b""
-        async for chunk in http.stream():
-            content += chunk
-            if len(content) > self.limits.body:
-                raise Problem(413, f"a request may have {self.limits.body} bytes", code="too_large")
+        try:
+            async for chunk in http.stream():
+                content += chunk
+                if len(content) > self.limits.body:
+                    raise Problem(413, f"a request may have {self.limits.body} bytes", code="too_large")
+        except ClientDisconnect:
+            raise Problem(499, "the client has gone") from None
         return content
 
     def prepare(self, asked: ChatAsked | TextAsked, name: str) -> tuple[Served, list[Prompt]]:

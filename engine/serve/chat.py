@@ -1,9 +1,9 @@
 """A chat's memory and its commands: what a line that begins with / does."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 
 from engine.serve.conversation import Conversation
 
@@ -78,6 +78,6 @@ class Chat:
             rows = [{"conversations": [{"role": role, "content": content} for role, content in turns]}]
         else:
             rows = [{"text": asked + answered} for asked, answered in self.said]
-        with open(Path(words).expanduser(), "a", encoding="utf-8") as file:
+        with open(os.path.expanduser(words), "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return f"{len(self.said)} pairs added to {words}"

@@ -86,10 +86,6 @@ class Conversation(NamedTuple):
         """The ids of a text that goes on."""
         return PretrainDataset(self.tokenizer).encode([as_text(text)])[0].ids[:-1].tolist()
 
-    def encode(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[int]:
-        """The ids of a question and the pairs before it."""
-        return self.ids_of(self.messages(question, history)) if self.chats else self.continuation(question)
-
     def messages(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[dict]:
         turns = [] if self.system is None else [("system", as_text(self.system))]  # an empty one means none
         for asked, answered in history:
@@ -128,7 +124,7 @@ class Conversation(NamedTuple):
 
     def request(self, ids: list[int], turn: int = 0) -> Request:
         """The `turn`th question of a chat has a random seed of its own."""
-        sampling = replace(self.sampling, seed=self.sampling.seed + turn)
+        sampling = replace(self.sampling, seed=(self.sampling.seed + turn) % 2**64)
         return Request(ids, self.max_new_tokens, (self.end_id,), sampling, TextStream(self.tokenizer))
 
     def answer(self, requests: list[Request]) -> Iterator[None]:
@@ -147,7 +143,7 @@ def as_text(words: str) -> str:
 
 
 def without_oldest(messages: list[dict]) -> list[dict]:
-    """Without all that stands before the second thing a user says; the system message stays. Empty: there is none."""
+    """Without the oldest turn: all up to the next thing a user says; the system message stays. Empty: there is none."""
     first = int(messages[0]["role"] == "system")
     asked = [at for at in range(first, len(messages)) if messages[at]["role"] == "user" and at > first]
     return [*messages[:first], *messages[asked[0] :]] if asked else []

@@ -17,7 +17,7 @@ Tell = Callable[[], None]
 
 
 class Full(Exception):
-    """As many requests wait as may."""
+    """The server already holds as many requests as it may."""
 
 
 @dataclass(eq=False)
@@ -51,7 +51,9 @@ class EngineThread:
         self._thread.join()
 
     def submit(self, jobs: list[Job]) -> None:
-        """Hand requests in together. Full: none of them was taken."""
+        """Hand requests in together. Full: none of them was taken; ValueError: they are more than it ever takes."""
+        if len(jobs) > self.limit:
+            raise ValueError(f"{len(jobs)} answers at once; this server holds at most {self.limit} (--queue)")
         with self._lock:
             if self.running + len(jobs) > self.limit:
                 raise Full(f"{self.running} requests are being answered or wait, of at most {self.limit}")
@@ -67,7 +69,7 @@ class EngineThread:
                 self._step(slots)
 
     def _take_in(self, wait: bool) -> bool:
-        """Seat what was handed in; False when the thread is asked to end."""
+        """Put what was handed in into the queues of its slots; False when the thread is asked to end."""
         while True:
             try:
                 job = self._inbox.get(block=wait)
@@ -89,12 +91,14 @@ class EngineThread:
             concerned = slots.step()
         except Exception as error:  # whatever it is, those who wait must be told, and the next ones be answered
             warn(f"error: {first_line(error)}")
-            concerned = [*slots.seated, *slots.waiting]
+            concerned = [request for request, job in self._jobs.items() if job.slots is slots]
             slots.seated.clear()
             slots.waiting.clear()
+            slots.cache.kv.zero_()  # what is no number would reach those who sit down next
             for request in concerned:
-                self._jobs[request].error = self._jobs[request].error or first_line(error)
-                request.end("error")
+                if not request.ended:
+                    self._jobs[request].error = self._jobs[request].error or first_line(error)
+                    request.end("error")
         for request in concerned:
             job = self._jobs[request]
             if request.ended:

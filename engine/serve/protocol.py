@@ -1,6 +1,8 @@
 """OpenAI's shapes: what may be asked, what an error looks like, how a choice and its log-probabilities are told."""
 
-from typing import Annotated, Any, Literal, TypeVar
+import codecs
+import re
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
@@ -12,7 +14,7 @@ from engine.serve.thoughts import joined
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
-NEUTRAL = {  # what clients send of things that are not had here, and ask nothing by it
+NEUTRAL = {  # fields that this server does not have, with the values by which a client asks for nothing
     "tools": [[]],
     "tool_choice": ["none", "auto"],
     "tool_calls": [[]],
@@ -26,6 +28,7 @@ NEUTRAL = {  # what clients send of things that are not had here, and ask nothin
     "frequency_penalty": [0],
     "store": [False],
 }
+KINDS = re.compile(r"str|list.*|constrained.*")  # what pydantic puts into the place of a field of several kinds
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -124,6 +127,12 @@ class ChatAsked(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Literal["auto", "disabled"] = "disabled"  # auto: the oldest turns may be left out
 
+    @model_validator(mode="after")
+    def _top_logprobs_are_of_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs asks for logprobs: true beside it")
+        return self
+
 
 class TextAsked(Asked):
     prompt: str | Annotated[list[str], Field(min_length=1)]
@@ -135,9 +144,13 @@ def read(kind: type[T], body: bytes) -> T:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, first["loc"])) or None
-        raise Problem(400, f"{param or 'body'}: {first['msg']}", param=param) from None
+        wrong = error.errors(include_url=False, include_input=False)
+        paths = [[str(part) for part in one["loc"] if not KINDS.fullmatch(str(part))] for one in wrong]
+        # A field that may be a text or a list is wrong in two ways: what was found deeper, or in a list, says more.
+        same = [at for at, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+        deepest = max(same, key=lambda at: (len(paths[at]), "str" not in wrong[at]["loc"]))
+        param = ".".join(paths[deepest]) or None
+        raise Problem(400, f"{param or 'body'}: {wrong[deepest]['msg']}", param=param) from None
 
 
 # ------------------------------------------------------------------------------------------------ what is told
@@ -153,18 +166,25 @@ def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob], offset: int) -> dict:
-    """`offset`: characters of the answer before these tokens."""
-    word = lambda token: bytes_of(tokenizer, token).decode("utf-8", "replace")
-    offsets = []
-    for token in ids:
+def text_logprobs(tokenizer: Tokenizer, before: list[int], ids: list[int], told: list[TokenLogprob]) -> dict:
+    """Of the tokens `ids`, which follow `before`. A part of a character is spelt as OpenAI does: bytes:\\xe6\\x99."""
+    offsets, offset, characters = [], 0, codecs.getincrementaldecoder("utf-8")("replace")
+    for token in (*before, *ids):
         offsets.append(offset)
-        offset += len(word(token))
+        offset += len(characters.decode(bytes_of(tokenizer, token)))
+
+    def word(token: int) -> str:
+        raw = bytes_of(tokenizer, token)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
     return {
         "tokens": [word(token) for token in ids],
         "token_logprobs": [one.chosen for one in told],
         "top_logprobs": [{word(token): value for token, value in one.likeliest} for one in told],
-        "text_offset": offsets,
+        "text_offset": offsets[len(before) :],
     }
 
 

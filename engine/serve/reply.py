@@ -55,7 +55,7 @@ class Choice:
 class Reply:
     """All choices of one HTTP request: computed, waited for, and told in OpenAI's shape."""
 
-    def __init__(self, asked: Asked, served: Served, prompts: list[Prompt], name: str, seconds: float):
+    def __init__(self, asked: Asked, served: Served, prompts: list[Prompt], name: str, deadline: float):
         self.asked, self.conversation, self.chat = asked, served.conversation, isinstance(asked, ChatAsked)
         self.left_out = prompts[0].left_out
         loop, self.event = asyncio.get_running_loop(), asyncio.Event()
@@ -65,7 +65,6 @@ class Reply:
                 loop.call_soon_threadsafe(self.event.set)
 
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
-        deadline = time.monotonic() + seconds
         self.choices = []
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
             request = make_request(asked, self.conversation, prompt.ids, seed + index % asked.n)
@@ -84,6 +83,8 @@ class Reply:
             engine.submit([choice.job for choice in self.choices])
         except Full as error:
             raise Problem(429, str(error), code="queue_full") from None
+        except ValueError as error:
+            raise Problem(400, str(error), param="n") from None
 
     async def steps(self, http: Http) -> AsyncIterator[None]:
         """Comes back when there may be news, until all have ended. When the client goes, its slots become free."""
@@ -120,11 +121,10 @@ class Reply:
         ids, logprobs = request.ids[start : choice.tokens], request.logprobs[start : choice.tokens]
         body: dict[str, Any] = {"index": choice.index, "logprobs": None}
         if not self.chat:
-            text = new.get("content", "")
             if request.top_logprobs is not None:
-                offset = choice.seen - len(text)
-                body["logprobs"] = text_logprobs(self.conversation.tokenizer, ids, logprobs, offset)
-            return body | {"text": text, "finish_reason": request.ended if choice.done else None}
+                before = request.ids[:start]
+                body["logprobs"] = text_logprobs(self.conversation.tokenizer, before, ids, logprobs)
+            return body | {"text": new.get("content", ""), "finish_reason": request.ended if choice.done else None}
         if request.top_logprobs is not None:
             body["logprobs"] = chat_logprobs(self.conversation.tokenizer, ids, logprobs)
         if part == "message":

@@ -32,8 +32,8 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
     chat = Chat(conversation, history_cnt)
     while True:
         try:
-            question = read_question()
-            if question.startswith("/"):
+            question, may_command = read_question()
+            if may_command and question.startswith("/"):
                 print(chat.command(question))
             elif question:
                 answer(chat, question, stream)
@@ -44,15 +44,15 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
             print(error)
 
 
-def read_question() -> str:
-    """A line, or all lines between two times three quotation marks."""
+def read_question() -> tuple[str, bool]:
+    """A line, which may be a command, or all lines between two times three quotation marks, which are a question."""
     question = input("> ").strip()
     if not question.startswith(BLOCK):
-        return question
+        return question, True
     lines = [question.removeprefix(BLOCK)]
     while not lines[-1].rstrip().endswith(BLOCK):
         lines.append(input("... "))
-    return "\n".join(lines).rstrip().removesuffix(BLOCK).strip()
+    return "\n".join(lines).rstrip().removesuffix(BLOCK).strip(), False
 
 
 def answer(chat: Chat, question: str, stream: bool) -> None:
@@ -75,6 +75,8 @@ def answer_once(conversation: Conversation, questions: Sequence[str], stream: bo
     requests = [conversation.request(conversation.prompt(question).ids) for question in questions]
     if len(requests) == 1:
         print_answer(pieces_of(conversation, requests[0]), stream)
+        if not requests[0].ended:
+            raise KeyboardInterrupt
     else:
         for _ in conversation.answer(requests):
             pass
@@ -90,7 +92,11 @@ def answer_file(conversation: Conversation, path: Path) -> None:
     A line of a file that ends in .jsonl is {"prompt": text}.
     """
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
             questions.append(prompt_in(line, f"{path}:{number}") if path.suffix == ".jsonl" else line.strip())
     requests = []
@@ -110,7 +116,7 @@ def answer_file(conversation: Conversation, path: Path) -> None:
 def prompt_in(line: str, place: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not a JSON line ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError(f'{place}: expected {{"prompt": text}}')
@@ -140,14 +146,15 @@ def print_answer(pieces: Iterator[str], stream: bool) -> str:
             said.append(piece)
             yield piece
 
+    stopped, in_colour = "", sys.stdout.isatty()
     try:
-        for words in dimmed(kept()) if sys.stdout.isatty() else kept():
+        for words in dimmed(kept()) if in_colour else kept():
             if stream:
                 print(words, end="", flush=True)
     except KeyboardInterrupt:
-        print(" (stopped)", end="")
+        stopped = f"{NORMAL if in_colour else ''} (stopped)"
     answer = "".join(said)
-    print("" if stream else answer)
+    print(("" if stream else answer) + stopped)
     return answer
 
 

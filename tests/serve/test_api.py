@@ -18,8 +18,9 @@ import serve
 from dataset import SFTDataset
 from engine.generate import decode
 from engine.generate.decode import Slots, complete
+from engine.generate.decoder import Decoder
 from engine.serve.api import Api
-from engine.serve.engine_thread import EngineThread
+from engine.serve.engine_thread import EngineThread, Job
 from engine.serve.thoughts import Thoughts, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,6 +143,24 @@ def test_log_probabilities_are_those_of_the_tokens(client):
     assert len(text.logprobs.tokens) == 4 == len(text.logprobs.token_logprobs) and text.logprobs.text_offset[0] == 0
 
 
+def test_a_token_is_said_to_stand_where_its_character_does(client, monkeypatch):
+    words = "龘a靐b"
+    ids = [*TOKENIZER.encode(words, add_special_tokens=False).ids, EOS]
+    said, asked = [], {"model": "SFT", "prompt": "一", "logprobs": 1}
+
+    def choose(logits, *_):
+        said.append(0)
+        return decode.torch.tensor([ids[(len(said) - 1) % len(ids)]])
+
+    monkeypatch.setattr(decode, "choose", choose)
+    whole = client.completions.create(**asked).choices[0]
+    assert whole.text == words and len(whole.logprobs.tokens) == len(ids) - 1 > len(words)
+    for token, offset in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True):
+        assert words.startswith(token, offset) or (token.startswith("bytes:\\x") and words[offset] in "龘靐")
+    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**asked, stream=True)]
+    assert [at for part in parts if part for at in part.text_offset] == whole.logprobs.text_offset
+
+
 @pytest.fixture
 def thinks(monkeypatch):
     """The model says THOUGHT, whatever it is asked; one client at a time."""
@@ -199,7 +218,10 @@ def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
     ({"extra_body": {"top_k": 10**20}}, 400, "top_k"), ({"tools": [{"type": "function"}]}, 400, "tools"),
     ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
     ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"), ({"n": 0}, 400, "n: "),
-    ({"n": 41}, 429, "of at most 40"),
+    ({"n": 41}, 400, "41 answers at once; this server holds at most 40"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"messages\.0\.content\.0\.type: "),
+    ({"stop": [1]}, 400, r"stop\.0: Input should be a valid string"),
+    ({"top_logprobs": 2}, 400, "top_logprobs asks for logprobs: true"),
     ({"frequency_penalty": 1}, 400, "frequency_penalty"), ({"extra_body": {"colour": 1}}, 400, "colour"),
     ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
     ({"messages": user("长" * 9000)}, 413, "20000 bytes"), ({"max_tokens": 0}, 400, "max_tokens"),
@@ -224,6 +246,12 @@ def test_the_oldest_turns_are_left_out_where_that_is_asked_for_and_it_is_told(cl
     assert left_out % 2 == 0 and answer.usage.prompt_tokens == len(SFTDataset(TOKENIZER).prompt(kept)) <= 128 - 9
 
 
+def test_a_link_to_nothing_and_a_folder_are_no_models(client, api):
+    (api.models.folder / "gone.pth").symlink_to("nowhere")
+    (api.models.folder / "folder.pth").mkdir()
+    assert {model.id for model in client.models.list()} == {"SFT", "distill", "pretrain"}
+
+
 def test_models_health_and_the_page(client, address):
     assert [one.id for one in client.models.list()] == ["SFT", "distill", "pretrain"]
     assert client.models.retrieve("SFT").owned_by == "selfllm-engine"
@@ -244,6 +272,9 @@ def test_without_the_key_there_is_only_health(api, address, client, monkeypatch)
         assert httpx.get(address + path).status_code == 401
     with pytest.raises(openai.AuthenticationError, match="API key"):
         client.chat.completions.create(model="SFT", messages=user("你好"))
+    for given, status in (("秘密", 200), ("秘", 401), ("\x80", 401)):
+        headers = {"Authorization": f"Bearer {given}".encode()}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == status
     monkeypatch.setattr(api, "key", "secret")
     assert client.with_options(api_key="secret").models.list().data
     for wrong in ("secre", "secrets", "Secret"):
@@ -272,6 +303,28 @@ def test_a_client_that_goes_away_frees_its_slot(client, address, api, slow):
         httpx.post(f"{address}/v1/chat/completions", json=body, timeout=0.2)
     assert api.engine.running == 1
     wait_until(lambda: api.engine.running == 0, 1.0)
+
+
+def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
+    with client.chat.completions.create(model="SFT", **LONG, n=40, stream=True) as stream:
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="of at most 40"):
+            client.chat.completions.create(model="SFT", messages=user("你好"))
+    wait_until(lambda: api.engine.running == 0)
+
+
+def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
+    engine, slots = EngineThread(2), Slots(Decoder(tiny()), 2, 64)
+    jobs = [Job(decode.Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
+    engine.submit(jobs)
+    engine._take_in(wait=False)
+    engine._step(slots)
+    jobs[0].request.cancel()
+    slots.cache.kv.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        raise ValueError(engine._step(slots) or jobs[1].error)
+    assert [job.request.ended for job in jobs] == ["cancelled", "error"]
+    assert engine.running == 0 and not engine._jobs and not slots.busy and slots.cache.kv.isfinite().all()
 
 
 def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, api, slow, monkeypatch):
@@ -303,7 +356,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
 @pytest.mark.parametrize("owner, name", [(decode, "choose"), (decode.Slots, "_read_prompts")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("\nout of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, breaks)
@@ -384,6 +437,15 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
         assert found(serve.api_of(serve.choose(["--device", "cpu", *words.split()]))) != found(plain), words
     others = {action.option_strings[-1] for action in actions_of(serve)} - {words.split()[0] for words in FLAGS}
     assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
+
+
+@pytest.mark.parametrize("words, reason", [
+    ("--api_key=", "--api_key is empty"), ("--port 65536", "--port 65536 must be at most 65535"),
+])  # fmt: skip
+def test_what_cannot_be_served_is_refused_at_the_start(words, reason, tmp_path):
+    save(tiny(), tmp_path / "SFT.pth", stage="SFT")
+    with pytest.raises(ValueError, match=reason):
+        serve.api_of(serve.choose([*words.split(), "--save_dir", str(tmp_path), "--device", "cpu"]))
 
 
 def test_it_listens_where_it_is_told_and_sigterm_is_no_error(tmp_path, monkeypatch, capsys):

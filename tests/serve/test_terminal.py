@@ -114,7 +114,7 @@ def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
     ids, left_out = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
     assert kept and kept == list(range(4 - len(kept), 4)) and left_out == 2 * (4 - len(kept)) > 0
-    assert len(ids) + 32 <= 128 < len(speaker.encode("现在呢？", history[kept[0] - 1 :])) + 32
+    assert len(ids) + 32 <= 128 < len(speaker.ids_of(speaker.messages("现在呢？", history[kept[0] - 1 :]))) + 32
 
 
 def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_chat_goes_on(ask, monkeypatch):
@@ -173,6 +173,34 @@ def test_a_command_that_cannot_be_obeyed_says_why_and_the_chat_goes_on(ask, monk
     assert words in out and ask("--temperature", 0, "--prompt", "你好") in out
 
 
+def test_what_stands_between_quotation_marks_is_no_command(ask, monkeypatch):
+    type_in(monkeypatch, '"""/exit"""\n你好\n'.encode())
+    assert "no such command" not in (out := ask("--temperature", 0)) and out.endswith("bye\n")
+    assert ask("--temperature", 0, "--prompt=/exit") in out
+
+
+def test_a_talk_that_was_not_saved_goes_on(ask, monkeypatch):
+    type_in(monkeypatch, "你好\n/save ~nobody-at-all/x.jsonl\n你好\n".encode())
+    assert ask("--temperature", 0).endswith("bye\n")
+
+
+def test_the_largest_seed_serves_every_turn(ask, monkeypatch):
+    type_in(monkeypatch, "你好\n你好\n".encode())
+    assert "must lie" not in ask("--seed", 2**64 - 1)
+
+
+def test_a_thought_that_is_stopped_leaves_the_terminal_bright(monkeypatch, capsys):
+    def interrupted():
+        yield from ("<think>", "\n半")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True)
+    for stream in (True, False):
+        terminal.print_answer(interrupted(), stream)
+        out = capsys.readouterr().out
+        assert out.endswith(f"半{terminal.NORMAL} (stopped)\n") and out.rindex(terminal.NORMAL) > out.find(terminal.DIM)
+
+
 def test_lines_between_three_quotation_marks_are_one_question(ask, monkeypatch):
     type_in(monkeypatch, '"""你好\n/exit\n  再见"""\n'.encode())
     assert ask("--temperature", 0, "--prompt", "你好\n/exit\n  再见") in ask("--temperature", 0)
@@ -193,6 +221,14 @@ def test_every_line_of_a_file_is_answered_in_order_as_alone(ask, tmp_path, monke
     rows.write_text('{"prompt": "a"}\n{"text": "b"}')
     with pytest.raises(ValueError, match=r'lines.jsonl:2: expected {"prompt": text}'):
         ask("--prompts", rows)
+    for content, words in ((b"[" * 100000, "lines.jsonl:1: not a JSON line"), (b"\xff", "lines.jsonl: not UTF-8")):
+        rows.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            ask("--prompts", rows)
+    rows.write_bytes('\ufeff{"prompt": "你好"}\r\n'.encode())
+    assert json.loads(ask("--temperature", 0, "--prompts", rows)) == told[0]
+    with pytest.raises(OSError):
+        ask("--prompts", "")
 
 
 def test_what_was_cut_or_left_out_is_told_beside_the_answer(ask, monkeypatch):
