@@ -127,7 +127,7 @@ class Slots:
         """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
         cancelled = self._let_cancelled_go()
         older = len(self.seated)
-        self._seat()  # before anything is computed: where that fails, all whom it concerns are found in `seated`
+        self._seat()  # before anything is computed: where that fails, none of them is lost
         if not self.seated:
             return cancelled
         parts = [self._read_last_tokens(self.seated[:older])] if older else []
