@@ -94,13 +94,19 @@ class Browser:
             time.sleep(0.05)
 
     def click(self, selector: str) -> None:
-        """A real click, in the middle of what is seen there."""
-        spot = self.run(
+        """A real click, in the middle of what is seen there, when it has come to rest."""
+        find = (
             f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
             " node.scrollIntoView({block: 'center'});"
             " const {x, y, width, height} = node.getBoundingClientRect();"
             " return {x: x + width / 2, y: y + height / 2}; })()"
         )
+        spot = self.run(find)
+        for _ in range(10):  # what grows above it moves it
+            time.sleep(0.02)
+            before, spot = spot, self.run(find)
+            if before == spot:
+                break
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **spot)
 
