@@ -13,7 +13,7 @@ ADVICE = {
     "Failed to find C compiler": "--compile needs one, to start Triton: install gcc or clang, or use --no-compile",
     "Cannot find a working triton": "pip install triton (Windows: triton-windows), or use --no-compile",
     "too old to be supported by the triton": "use --no-compile",
-    "can't allocate memory": "try a smaller model or --batch_size",
+    "can't allocate memory": "try a smaller model, or fewer at once (--batch_size, --slots)",
     "InvalidCxxCompiler": "torch.compile needs a C++ compiler: install g++ or clang++, or go without --compile",
 }
 
