@@ -34,7 +34,8 @@ class Flags:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value, least, above = getattr(self, one.name), one.metadata.get("least"), one.metadata.get("above")
+            value = getattr(self, one.name)
+            least, above, most = (one.metadata.get(bound) for bound in ("least", "above", "most"))
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             if not math.isfinite(value):
@@ -44,7 +45,7 @@ class Flags:
                 raise ValueError(f"--{one.name} {value} {bound}")
             if above is not None and value <= above:
                 raise ValueError(f"--{one.name} {value} must be more than {above}")
-            if (most := one.metadata.get("most")) is not None and value > most:
+            if most is not None and value > most:
                 raise ValueError(f"--{one.name} {value} must be at most {most}")
 
 

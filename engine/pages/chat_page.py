@@ -84,7 +84,7 @@ def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: st
     config = model.config
     weights = cpu_weights(model)
     del weights["output.weight"]  # the embedding
-    known = min(model.known_tokens, config.vocab_size)  # the other rows have no text, and are neither read nor sampled
+    known = model.known_tokens  # the other rows have no text, and are neither read nor sampled
     weights["tok_embeddings.weight"] = weights["tok_embeddings.weight"][:known]
     content, tensors, floats = pack(weights, kind)
     chats = stage != "pretrain"

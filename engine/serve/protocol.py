@@ -166,12 +166,20 @@ def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokenizer: Tokenizer, before: list[int], ids: list[int], told: list[TokenLogprob]) -> dict:
-    """Of the tokens `ids`, which follow `before`. A part of a character is spelt as OpenAI does: bytes:\\xe6\\x99."""
-    offsets, offset, characters = [], 0, codecs.getincrementaldecoder("utf-8")("replace")
-    for token in (*before, *ids):
-        offsets.append(offset)
-        offset += len(characters.decode(bytes_of(tokenizer, token)))
+class Places:
+    """Where the tokens of an answer begin in its text, one after the other: a character may have several tokens."""
+
+    def __init__(self) -> None:
+        self.next, self.characters = 0, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, raw: bytes) -> int:
+        place = self.next
+        self.next += len(self.characters.decode(raw))
+        return place
+
+
+def text_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob], places: Places) -> dict:
+    """A part of a character is spelt as OpenAI does: bytes:\\xe6\\x99."""
 
     def word(token: int) -> str:
         raw = bytes_of(tokenizer, token)
@@ -184,7 +192,7 @@ def text_logprobs(tokenizer: Tokenizer, before: list[int], ids: list[int], told:
         "tokens": [word(token) for token in ids],
         "token_logprobs": [one.chosen for one in told],
         "top_logprobs": [{word(token): value for token, value in one.likeliest} for one in told],
-        "text_offset": offsets[len(before) :],
+        "text_offset": [places.of(bytes_of(tokenizer, token)) for token in ids],
     }
 
 

@@ -17,7 +17,7 @@ from engine.generate.text import TextStream
 from engine.serve.conversation import Conversation, Prompt
 from engine.serve.engine_thread import EngineThread, Full, Job
 from engine.serve.models import Served
-from engine.serve.protocol import Asked, ChatAsked, Problem, TextAsked, chat_logprobs, text_logprobs
+from engine.serve.protocol import Asked, ChatAsked, Places, Problem, TextAsked, chat_logprobs, text_logprobs
 from engine.serve.thoughts import Thoughts
 
 LOOK = 0.25  # seconds between two looks whether the client is still there
@@ -33,6 +33,7 @@ class Choice:
     seen: int = 0  # characters of it
     told: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})
     tokens: int = 0  # whose log-probabilities were told
+    places: Places = field(default_factory=Places)
     done: bool = False
 
     def news(self) -> dict[str, str]:
@@ -122,8 +123,7 @@ class Reply:
         body: dict[str, Any] = {"index": choice.index, "logprobs": None}
         if not self.chat:
             if request.top_logprobs is not None:
-                before = request.ids[:start]
-                body["logprobs"] = text_logprobs(self.conversation.tokenizer, before, ids, logprobs)
+                body["logprobs"] = text_logprobs(self.conversation.tokenizer, ids, logprobs, choice.places)
             return body | {"text": new.get("content", ""), "finish_reason": request.ended if choice.done else None}
         if request.top_logprobs is not None:
             body["logprobs"] = chat_logprobs(self.conversation.tokenizer, ids, logprobs)

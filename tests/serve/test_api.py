@@ -143,16 +143,21 @@ def test_log_probabilities_are_those_of_the_tokens(client):
     assert len(text.logprobs.tokens) == 4 == len(text.logprobs.token_logprobs) and text.logprobs.text_offset[0] == 0
 
 
-def test_a_token_is_said_to_stand_where_its_character_does(client, monkeypatch):
-    words = "龘a靐b"
-    ids = [*TOKENIZER.encode(words, add_special_tokens=False).ids, EOS]
-    said, asked = [], {"model": "SFT", "prompt": "一", "logprobs": 1}
+def let_it_say(words, monkeypatch):
+    """The model says this, whatever it is asked; one client at a time. Returns the ids, and the end's."""
+    ids, said = [*TOKENIZER.encode(words, add_special_tokens=False).ids, EOS], []
 
     def choose(logits, *_):
         said.append(0)
         return decode.torch.tensor([ids[(len(said) - 1) % len(ids)]])
 
     monkeypatch.setattr(decode, "choose", choose)
+    return ids
+
+
+def test_a_token_is_said_to_stand_where_its_character_does(client, monkeypatch):
+    words = "龘a靐b"
+    asked, ids = {"model": "SFT", "prompt": "一", "logprobs": 1}, let_it_say(words, monkeypatch)
     whole = client.completions.create(**asked).choices[0]
     assert whole.text == words and len(whole.logprobs.tokens) == len(ids) - 1 > len(words)
     for token, offset in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True):
@@ -163,14 +168,7 @@ def test_a_token_is_said_to_stand_where_its_character_does(client, monkeypatch):
 
 @pytest.fixture
 def thinks(monkeypatch):
-    """The model says THOUGHT, whatever it is asked; one client at a time."""
-    ids, said = [*TOKENIZER.encode(THOUGHT, add_special_tokens=False).ids, EOS], []
-
-    def choose(logits, *_):
-        said.append(0)
-        return decode.torch.tensor([ids[(len(said) - 1) % len(ids)]])
-
-    monkeypatch.setattr(decode, "choose", choose)
+    let_it_say(THOUGHT, monkeypatch)
 
 
 def test_a_thought_is_told_as_reasoning_content(client, thinks):

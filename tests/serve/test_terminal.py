@@ -90,6 +90,8 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
+    with pytest.raises(KeyboardInterrupt):  # code 130
+        ask("--prompt", "你好")
     monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert ask().endswith("bye\n")
 
