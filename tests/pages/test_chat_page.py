@@ -492,6 +492,7 @@ def test_weights_that_a_page_cannot_hold_are_refused():
         chat_page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
     with pytest.raises(ValueError, match="w: holds values that int8 cannot keep"):
         chat_page.pack({"w": torch.full((4, 4), float("nan"))}, "int8")
+    chat_page.pack({"norm": torch.full((4,), 1e6)}, "float16")  # vectors stay in fp32
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):

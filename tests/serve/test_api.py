@@ -1,7 +1,10 @@
 """The server as the openai client sees it: answers, streams, errors, limits, and clients that leave."""
 
+import asyncio
 import json
+import shutil
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +15,7 @@ import uvicorn
 from compiler import as_written
 from listening import listening
 from making import EOS, TOKENIZER, actions_of, save
+from starlette.requests import ClientDisconnect
 from tiny import tiny
 
 import serve
@@ -21,6 +25,7 @@ from engine.generate.decode import Slots, complete
 from engine.generate.decoder import Decoder
 from engine.serve.api import Api
 from engine.serve.engine_thread import EngineThread, Job
+from engine.serve.protocol import Problem
 from engine.serve.thoughts import Thoughts, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -334,6 +339,47 @@ def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, ap
     assert caught.value.status_code == 503 and api.engine.running == 0
     with pytest.raises(openai.APIError, match="longer than this server allows"):
         list(client.chat.completions.create(model="SFT", **LONG, stream=True))
+
+
+def test_the_time_of_an_answer_counts_from_the_arrival_of_its_question(client, api, monkeypatch):
+    real = api.prepare
+    monkeypatch.setattr(api, "prepare", lambda *asked: (real(*asked), time.sleep(0.2))[0])
+    monkeypatch.setattr(api.limits, "seconds", 0.15)
+    with pytest.raises(openai.InternalServerError, match="longer than this server allows"):
+        client.chat.completions.create(model="SFT", messages=user("你好"), max_tokens=1)
+
+
+def test_a_model_in_memory_does_not_wait_for_one_that_is_being_read(api, monkeypatch):
+    served, late = api.models.get("SFT"), api.models.folder / "late.pth"
+    shutil.copy(api.models.folder / "distill.pth", late)
+    reads, may_go_on, real = threading.Event(), threading.Event(), api.models.open_one
+
+    def slowly(path):
+        reads.set()
+        assert may_go_on.wait(10)
+        return real(path)
+
+    monkeypatch.setattr(api.models, "open_one", slowly)
+    with ThreadPoolExecutor(2) as clients:
+        other = clients.submit(api.models.get, "late")
+        try:
+            assert reads.wait(10)
+            assert clients.submit(api.models.get, "SFT").result(5) is served
+        finally:
+            may_go_on.set()
+        assert other.result(10) is api.models.get("late")
+    late.unlink()
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_server(api):
+    class Http:
+        async def stream(self):
+            yield b"{"
+            raise ClientDisconnect
+
+    with pytest.raises(Problem) as told:
+        asyncio.run(api.body(Http()))
+    assert told.value.status == 499
 
 
 NOTHING_ASKED = {
