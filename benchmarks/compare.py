@@ -45,9 +45,14 @@ def run(module: str, job: dict) -> dict:
             environment["OMP_NUM_THREADS"] = str(job["threads"])
         command = [sys.executable, "-m", module, str(request), str(answer)]
         process = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             errors="replace",
-        )  # fmt: skip
+        )
         if process.returncode or not answer.is_file():
             said = [line.strip() for line in process.stderr.splitlines() if line.strip()]
             return {"failed": said[-1] if said else f"exit code {process.returncode}"}

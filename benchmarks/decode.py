@@ -86,8 +86,14 @@ def llama_cpp(job: dict, kind: str):
     server = xllamacpp.Server(params)
 
     def ask(prompt: list[int], count: int) -> list[int]:
-        fields = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "ignore_eos": True,
-                  "cache_prompt": False}  # fmt: skip
+        fields = {
+            "prompt": prompt,
+            "n_predict": count,
+            "temperature": 0,
+            "return_tokens": True,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
         headers, url = {"Content-Type": "application/json"}, f"{server.listening_address}/completion"
         asked = urllib.request.Request(url, json.dumps(fields).encode(), headers)
         return json.loads(urllib.request.urlopen(asked).read())["tokens"]
@@ -112,9 +118,15 @@ CONTENDERS = {
     "llama.cpp F32": (llama_cpp, "float32", 32),
     "llama.cpp Q8_0": (llama_cpp, "q8_0", 8.5),
 }
-PAIRS = [("ours float32", "transformers float32"), ("ours bfloat16", "transformers bfloat16"),
-         ("ours int8", "transformers float32"), ("ours float32", "llama.cpp F32"), ("ours int8", "llama.cpp Q8_0"),
-         ("compiled float32", "llama.cpp F32"), ("compiled int8", "llama.cpp Q8_0")]  # fmt: skip
+PAIRS = [
+    ("ours float32", "transformers float32"),
+    ("ours bfloat16", "transformers bfloat16"),
+    ("ours int8", "transformers float32"),
+    ("ours float32", "llama.cpp F32"),
+    ("ours int8", "llama.cpp Q8_0"),
+    ("compiled float32", "llama.cpp F32"),
+    ("compiled int8", "llama.cpp Q8_0"),
+]
 
 
 def work(job: dict) -> dict:
@@ -212,19 +224,31 @@ def main(argv: list[str] | None = None) -> None:
         names = [name for name, (make, kind, _) in CONTENDERS.items() if can_run(make, kind, device)]
         for size in args.batch_size:
             prompts = [ids[row : row + args.prompt_tokens] for row in range(size)]
-            jobs = {name: ("benchmarks.decode", job | {"contender": name, "prompts": prompts})
-                    for name in [*names, PRODUCT]}  # fmt: skip
+            jobs = {
+                name: ("benchmarks.decode", job | {"contender": name, "prompts": prompts}) for name in [*names, PRODUCT]
+            }
             results = compare.in_turn(lambda _, jobs=jobs: jobs, args.rounds)
             product = results.pop(PRODUCT)
-            columns = {"tokens/s": "tokens_per_second", "GB of weights/s": "read", "ms to the first": "first_token_ms",
-                       "MiB": "memory"}  # fmt: skip
+            columns = {
+                "tokens/s": "tokens_per_second",
+                "GB of weights/s": "read",
+                "ms to the first": "first_token_ms",
+                "MiB": "memory",
+            }
             answers = {figures.get("ids") for name in names if name.endswith("32") for figures in results[name]}
             same, read = len(answers) == 1, compare.spread([figures["read"] for figures in product])
-            lines += [f"Batch {size}; in float32 the ids are {'the same' if same else 'NOT the same'}. "
-                      f"{PRODUCT.capitalize()} reads {read} GB/s.", ""]  # fmt: skip
+            lines += [
+                f"Batch {size}; in float32 the ids are {'the same' if same else 'NOT the same'}. "
+                f"{PRODUCT.capitalize()} reads {read} GB/s.",
+                "",
+            ]
             lines += [*compare.compared(results, columns, "tokens_per_second"), ""]
-            lines += [f"- {one} / {other}: {compare.spread(times)}" for one, other in PAIRS if {one, other} <= {*names}
-                      and (times := compare.ratios(results[one], results[other], "tokens_per_second"))]  # fmt: skip
+            lines += [
+                f"- {one} / {other}: {compare.spread(times)}"
+                for one, other in PAIRS
+                if {one, other} <= {*names}
+                and (times := compare.ratios(results[one], results[other], "tokens_per_second"))
+            ]
             lines += [""]
     title = f"decoding, {shape_of(args)}, on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
     words = sys.argv[1:] if argv is None else argv

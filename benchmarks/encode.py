@@ -134,8 +134,13 @@ def memory(args: argparse.Namespace, folder: Path) -> list[str]:
     picture = Path(args.results).with_name("cache_memory.png")
     draw(curve, picture)
     half = curve[len(curve) // 2 :]
-    cells = [f"{args.memory_gb:g} GiB", opened[0], f"{max(mib for _, mib in curve):.0f}",
-             f"{max(mib for _, mib in half):.0f}", f"{float(opened[1]):.0f}"]  # fmt: skip
+    cells = [
+        f"{args.memory_gb:g} GiB",
+        opened[0],
+        f"{max(mib for _, mib in curve):.0f}",
+        f"{max(mib for _, mib in half):.0f}",
+        f"{float(opened[1]):.0f}",
+    ]
     heading = ["file", "rows", "MiB at most", "in the second half", "MiB to open"]
     return [*compare.table([heading, cells]), "", f"![memory while the cache is built]({picture.name})"]
 

@@ -110,12 +110,22 @@ def pretend(card: Card) -> None:
     import torch
 
     properties = types.SimpleNamespace(
-        name=card.name, major=card.capability[0], minor=card.capability[1], total_memory=card.memory << 30,
-        multi_processor_count=card.processors, max_threads_per_multi_processor=card.threads, max_threads_per_block=1024,
-        regs_per_multiprocessor=65536, warp_size=32, shared_memory_per_multiprocessor=(card.shared + 1) << 10,
-        shared_memory_per_block_optin=card.shared << 10, shared_memory_per_block=48 << 10, L2_cache_size=50 << 20,
-        gcnArchName="", uuid="fake",
-    )  # fmt: skip
+        name=card.name,
+        major=card.capability[0],
+        minor=card.capability[1],
+        total_memory=card.memory << 30,
+        multi_processor_count=card.processors,
+        max_threads_per_multi_processor=card.threads,
+        max_threads_per_block=1024,
+        regs_per_multiprocessor=65536,
+        warp_size=32,
+        shared_memory_per_multiprocessor=(card.shared + 1) << 10,
+        shared_memory_per_block_optin=card.shared << 10,
+        shared_memory_per_block=48 << 10,
+        L2_cache_size=50 << 20,
+        gcnArchName="",
+        uuid="fake",
+    )
     cuda = torch.cuda
     cuda.get_device_capability = lambda device=None: card.capability
     cuda.get_device_name = lambda device=None: card.name

@@ -98,13 +98,26 @@ def main(job: dict) -> dict:
     collator = Collator()
     clock = Clock(collator, warm, job["seconds"], score)
     arguments = TrainingArguments(
-        output_dir=job["folder"], per_device_train_batch_size=job["batch_size"], max_steps=steps,
-        train_sampling_strategy="group_by_length" if job["grouped"] else "random", seed=job["seed"],
-        learning_rate=job["learning_rate"], lr_scheduler_type="cosine", warmup_steps=job["warmup_iters"],
-        optim="adamw_torch_fused", adam_beta2=0.95, weight_decay=0.1, max_grad_norm=1.0,
-        bf16=job["dtype"] == "bfloat16", fp16=job["dtype"] == "float16", use_cpu=job["device"] == "cpu",
-        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=job["folder"],
+        per_device_train_batch_size=job["batch_size"],
+        max_steps=steps,
+        train_sampling_strategy="group_by_length" if job["grouped"] else "random",
+        seed=job["seed"],
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=job["warmup_iters"],
+        optim="adamw_torch_fused",
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        bf16=job["dtype"] == "bfloat16",
+        fp16=job["dtype"] == "float16",
+        use_cpu=job["device"] == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[clock]).train()
     if "out" in job:
         rows.leave(Path(job["out"]), our_weights(model.state_dict(), config), config, tokenizer)

@@ -20,9 +20,12 @@ import weakref
 from benchmarks import fake_cuda
 
 CARDS = {
-    "T4": fake_cuda.T4, "A100": fake_cuda.A100, "3090": fake_cuda.RTX_3090, "4090": fake_cuda.RTX_4090,
+    "T4": fake_cuda.T4,
+    "A100": fake_cuda.A100,
+    "3090": fake_cuda.RTX_3090,
+    "4090": fake_cuda.RTX_4090,
     "H100": fake_cuda.H100,
-}  # fmt: skip
+}
 PRODUCTS, BANDWIDTH = 0.65, 0.85  # share of the data sheet that products and the other kernels are taken to reach
 SHORTEST = 3e-6  # seconds of a kernel, however small
 
@@ -51,17 +54,30 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
     gpu, number = torch.device("cuda", 0), card.capability[0] * 10 + card.capability[1]
     torch._C._cuda_getCurrentRawStream = lambda device=0: 0
     answers = {
-        "is_available": True, "get_device_properties": torch.cuda.get_device_properties(), "current_device": 0,
-        "device_count": 1, "get_compute_capability": number, "is_triton_capable": True, "synchronize": None,
-        "raise_if_triton_unavailable": None, "set_device": None, "exchange_device": 0, "maybe_exchange_device": 0,
-    }  # fmt: skip
+        "is_available": True,
+        "get_device_properties": torch.cuda.get_device_properties(),
+        "current_device": 0,
+        "device_count": 1,
+        "get_compute_capability": number,
+        "is_triton_capable": True,
+        "synchronize": None,
+        "raise_if_triton_unavailable": None,
+        "set_device": None,
+        "exchange_device": 0,
+        "maybe_exchange_device": 0,
+    }
     for name, value in answers.items():
         setattr(devices.CudaInterface, name, staticmethod(lambda *_, value=value: value))
     for name in ("get_device_properties", "current_device", "set_device"):
         setattr(devices.CudaInterface.Worker, name, staticmethod(lambda *_, value=answers[name]: value))
     quiet = {name: lambda self, *_: None for name in ("set_current_device", "get_benchmarker")}
-    now = {"get_current_device": 0, "get_current_stream": 0, "get_active_torch_device": gpu, "is_active": True,
-           "get_current_target": GPUTarget("cuda", number, 32)}  # fmt: skip
+    now = {
+        "get_current_device": 0,
+        "get_current_stream": 0,
+        "get_active_torch_device": gpu,
+        "is_active": True,
+        "get_current_target": GPUTarget("cuda", number, 32),
+    }
     quiet |= {name: lambda self, *_, value=value: value for name, value in now.items()}
     quiet["map_python_to_cpp_type"] = lambda self, kind: kind
     driver.set_active(type("Driver", (), quiet)())
@@ -146,10 +162,24 @@ def a_step(rows: int, length: int, half: str):
     module = parallel.wrap(loss, gpu, dtype, 1, compile=True)
     optimizers = optim.build(model, Training())
     run = loop.Run(
-        runtime=rt, model=model, loss=module, optimizers=optimizers, scaler=rt.scaler(), rate=None, batches=None,
-        validation=None, tokenizer=None, token_bytes=None, prompt=[], end_id=2, steps=2, warmup=0,
-        compiling=parallel.Compiling(True, ""), training=Training(), output=Output(name="x"),
-    )  # fmt: skip
+        runtime=rt,
+        model=model,
+        loss=module,
+        optimizers=optimizers,
+        scaler=rt.scaler(),
+        rate=None,
+        batches=None,
+        validation=None,
+        tokenizer=None,
+        token_bytes=None,
+        prompt=[],
+        end_id=2,
+        steps=2,
+        warmup=0,
+        compiling=parallel.Compiling(True, ""),
+        training=Training(),
+        output=Output(name="x"),
+    )
     ids = torch.ones(rows, length, dtype=torch.long)
     tables = torch.arange(0, rows * length + 1, 200, dtype=torch.int32)
     batch = Batch(ids, ids, ids.to(torch.uint8), torch.ones(rows, length), tables).to(gpu)
@@ -187,10 +217,17 @@ def row(name, half, compiled, launches, peak, parameters, config, tokens) -> str
     seconds += 3.5 * 4 * config.n_layers * config.dim * 100 * tokens / flops
     moved = sum(one.bytes for one in launches if one.kind == "triton") / 1e9
     cells = [
-        name, "sm_{}{}".format(*CARDS[name].capability), half, f"{len({kernel for kernel, _ in compiled})}",
-        f"{len(compiled)}", f"{kinds['triton']}", f"{kinds['product']}", f"{moved:.1f} GB",
-        f"{(peak + 16 * parameters) / 2**30:.2f} GiB", f"{tokens / seconds / 1e6:.2f} M tokens/s",
-    ]  # fmt: skip
+        name,
+        "sm_{}{}".format(*CARDS[name].capability),
+        half,
+        f"{len({kernel for kernel, _ in compiled})}",
+        f"{len(compiled)}",
+        f"{kinds['triton']}",
+        f"{kinds['product']}",
+        f"{moved:.1f} GB",
+        f"{(peak + 16 * parameters) / 2**30:.2f} GiB",
+        f"{tokens / seconds / 1e6:.2f} M tokens/s",
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

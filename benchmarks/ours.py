@@ -22,12 +22,21 @@ def main(job: dict) -> dict:
     """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
     folder = Path(job["folder"])
     argv = {
-        "data_path": job["cache"], "save_dir": folder,
-        "tokenizer_dir": job["tokenizer_dir"], "device": job["device"], "dtype": job["dtype"], "seed": job["seed"],
-        "max_seq_len": job["max_seq_len"], "batch_size": job["batch_size"], "accumulation_steps": 1,
+        "data_path": job["cache"],
+        "save_dir": folder,
+        "tokenizer_dir": job["tokenizer_dir"],
+        "device": job["device"],
+        "dtype": job["dtype"],
+        "seed": job["seed"],
+        "max_seq_len": job["max_seq_len"],
+        "batch_size": job["batch_size"],
+        "accumulation_steps": 1,
         "warmup_iters": job["warmup_iters"],
-        "val_fraction": job["val_fraction"], "log_step": job["log_step"], "eval_step": job["eval_step"], "save_step": 0,
-    }  # fmt: skip
+        "val_fraction": job["val_fraction"],
+        "log_step": job["log_step"],
+        "eval_step": job["eval_step"],
+        "save_step": 0,
+    }
     argv |= {"max_steps": job["steps"]} if job["steps"] else {"epochs": job["epochs"]}
     argv |= {"init_from": job["parent"]} if "parent" in job else job["shape"]
     words = [str(word) for name, value in argv.items() for word in (f"--{name}", value)]
@@ -40,15 +49,23 @@ def main(job: dict) -> dict:
 
 def figures(log: Path) -> dict:
     rows = read_log(log)
-    history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
-               for row in rows if "val_bits_per_byte" in row]  # fmt: skip
+    history = [
+        [row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
+        for row in rows
+        if "val_bits_per_byte" in row
+    ]
     timed = [row for row in rows if "tokens_per_second" in row]
     if len(timed) < 2:
         raise ValueError(f"only {len(timed)} rows in the log, the first warms up: more --rows, or fewer a batch")
     first, last = timed[0], timed[-1]
     tokens, seconds = last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]
-    speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "mfu": last.get("mfu"),
-             "loader_share": statistics.fmean(row["loader_share"] for row in timed[1:])}  # fmt: skip
+    speed = {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "mfu": last.get("mfu"),
+        "loader_share": statistics.fmean(row["loader_share"] for row in timed[1:]),
+    }
     steps = last["step"] - first["step"]
     whole = {"all_tokens": last["tokens"], "all_seconds": last["seconds"]}  # the warm-up too
     return speed | whole | {"step_seconds": seconds / steps, "step_tokens": tokens / steps, "history": history}
@@ -57,10 +74,17 @@ def figures(log: Path) -> dict:
 def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
     """A checkpoint of that shape after one step on the bundled sample, for what cares only for its size."""
     words = shape | {
-        "save_dir": folder, "cache_dir": folder / "cache", "tokenizer_dir": tokenizer_dir, "device": "cpu",
-        "data_path": SAMPLE / "pretrain.jsonl", "max_steps": 1, "warmup_iters": 0, "batch_size": 1,
-        "accumulation_steps": 1, "val_fraction": 0,
-    }  # fmt: skip
+        "save_dir": folder,
+        "cache_dir": folder / "cache",
+        "tokenizer_dir": tokenizer_dir,
+        "device": "cpu",
+        "data_path": SAMPLE / "pretrain.jsonl",
+        "max_steps": 1,
+        "warmup_iters": 0,
+        "batch_size": 1,
+        "accumulation_steps": 1,
+        "val_fraction": 0,
+    }
     argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -20,11 +20,23 @@ PARTS = {
     "cross-entropy": ("softmax", "nll_loss", "cross_entropy"),
     "embedding": ("embedding",),
     "fused by compile": ("triton", "fused"),
-    "casts, copies and layout": ("copy", "cat", "clone", "memcpy", "stack", "split", "index", "fill", "zero", "memset",
-                                 "contiguous", "pin_memory"),
+    "casts, copies and layout": (
+        "copy",
+        "cat",
+        "clone",
+        "memcpy",
+        "stack",
+        "split",
+        "index",
+        "fill",
+        "zero",
+        "memset",
+        "contiguous",
+        "pin_memory",
+    ),
     "sums and norms": ("sum", "norm", "mean", "pow", "rsqrt", "square"),
     "elementwise": ("mul", "add", "sub", "div", "silu", "elementwise", "neg", "sigmoid", "cos", "sin", "where"),
-}  # fmt: skip
+}
 OTHER = "views and the rest"
 SETUP = ("normal_", "uniform_", "random", "randperm")  # fresh weights are no part of a step
 MATMULS = ("aten::mm", "aten::bmm")  # what addmm and linear end in, but for a bias

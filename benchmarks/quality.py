@@ -126,15 +126,24 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
         heldout = folder / f"{stage}.jsonl"
         write_heldout(Path(file), heldout, args.val_fraction, args.answers)
         stages[stage] = {
-            "cache": str(cache.folder.resolve()), "heldout": str(heldout),
-            "tokens": args.tokens[number] if args.tokens else 0, "seconds": args.seconds[number] if args.seconds else 0,
-        }  # fmt: skip
+            "cache": str(cache.folder.resolve()),
+            "heldout": str(heldout),
+            "tokens": args.tokens[number] if args.tokens else 0,
+            "seconds": args.seconds[number] if args.seconds else 0,
+        }
     dtype = str(runtime.pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     shared = compare.select(args, "max_seq_len", "batch_size", "val_fraction", "max_new_tokens") | {
-        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "device": "cpu", "dtype": dtype,
-        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "epochs": 1, "eval_step": 0, "rows": 0,
-        "accumulation": 1, "loader_processes": 0, "grouped": False,
-    }  # fmt: skip
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"),
+        "device": "cpu",
+        "dtype": dtype,
+        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()),
+        "epochs": 1,
+        "eval_step": 0,
+        "rows": 0,
+        "accumulation": 1,
+        "loader_processes": 0,
+        "grouped": False,
+    }
     ways = [(f"ours {words}", "benchmarks.ours", args.rates, words) for words in args.ours]
     ways += [(peer, MODULES[peer], args.peer_rates, "") for peer in args.peers]
     jobs = []

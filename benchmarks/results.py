@@ -24,8 +24,9 @@ def table(*words: str) -> Table:
     fitting = [heading for heading in sections() if all(word in heading for word in words)]
     if len(fitting) != 1:
         raise ValueError(f"RESULTS.md: {len(fitting)} headings hold {', '.join(words)}, wanted one")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in sections()[fitting[0]] if line.startswith("|")]  # fmt: skip
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in sections()[fitting[0]] if line.startswith("|")
+    ]
     return {name: dict(zip(rows[0][1:], cells, strict=True)) for name, *cells in rows[2:]}
 
 

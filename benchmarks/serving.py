@@ -34,8 +34,17 @@ def serve_py(job: dict, weights: str) -> list[str]:
 
 
 def transformers_serve(job: dict, dtype: str, *more: str) -> list[str]:
-    return ["-m", "transformers.cli.transformers", "serve", job["exported"], "--device", job["device"],
-            "--dtype", dtype, *more]  # fmt: skip
+    return [
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        job["exported"],
+        "--device",
+        job["device"],
+        "--dtype",
+        dtype,
+        *more,
+    ]
 
 
 # name: the command that starts it, but for the port

@@ -39,11 +39,21 @@ def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict
     batch = batch_size.parse_known_args(shlex.split(words))[0].batch_size
     steps = args.steps * args.batch_size // batch
     return compare.select(args, "max_seq_len", "val_fraction") | {
-        "cache": str(cache.resolve()), "stage": "pretrain", "device": "cpu", "dtype": "float32",
-        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "seed": seed, "batch_size": batch,
-        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": steps, "warmup_iters": max(1, steps // 20),
-        "epochs": 1, "log_step": max(1, steps // 2), "eval_step": 0, "flags": words,
-    }  # fmt: skip
+        "cache": str(cache.resolve()),
+        "stage": "pretrain",
+        "device": "cpu",
+        "dtype": "float32",
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"),
+        "seed": seed,
+        "batch_size": batch,
+        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()),
+        "steps": steps,
+        "warmup_iters": max(1, steps // 20),
+        "epochs": 1,
+        "log_step": max(1, steps // 2),
+        "eval_step": 0,
+        "flags": words,
+    }
 
 
 def table(found: dict[str, list[dict]]) -> list[str]:

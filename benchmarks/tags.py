@@ -37,8 +37,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--every", type=int, default=25, help="steps between answers")
     add("--answers", type=int, default=100, help="held-out rows that are answered each time")
     add("--max_new_tokens", type=int, default=160, help="of an answer")
-    add("--ours", default="--batch_size 1 --accumulation_steps 1 --optimizer muon --schedule linear "
-        "--learning_rate 4e-3 --warmup_iters 10", help="flags of distill.py")  # fmt: skip
+    add(
+        "--ours",
+        default="--batch_size 1 --accumulation_steps 1 --optimizer muon --schedule linear "
+        "--learning_rate 4e-3 --warmup_iters 10",
+        help="flags of distill.py",
+    )
     add("--results", default=compare.RESULTS, help="file the table is appended to")
     return parser.parse_args(argv)
 
@@ -62,16 +66,27 @@ def main(job: dict) -> dict:
             run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent=""
         )
         run.model.train()
-        return figures | {mark: statistics.mean(record["sums"][mark][0] for record in answered)
-                          for mark in ("well_formed", "correct")}  # fmt: skip
+        return figures | {
+            mark: statistics.mean(record["sums"][mark][0] for record in answered) for mark in ("well_formed", "correct")
+        }
 
     loop.validate = validate
     folder = Path(job["folder"])
     words = {
-        "init_from": job["parent"], "data_path": job["data_path"], "save_dir": folder, "cache_dir": folder / "cache",
-        "num_workers": 1, "device": "cpu", "dtype": "float32", "tag_weight": job["tag_weight"], "seed": job["seed"],
-        "max_steps": job["steps"], "eval_step": job["every"], "save_step": 0, "log_step": job["every"],
-    }  # fmt: skip
+        "init_from": job["parent"],
+        "data_path": job["data_path"],
+        "save_dir": folder,
+        "cache_dir": folder / "cache",
+        "num_workers": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "tag_weight": job["tag_weight"],
+        "seed": job["seed"],
+        "max_steps": job["steps"],
+        "eval_step": job["every"],
+        "save_step": 0,
+        "log_step": job["every"],
+    }
     argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     distill.main([*argv, *shlex.split(job["flags"])])
     log = read_log(folder / "distill.metrics.jsonl")
@@ -98,13 +113,15 @@ def table(found: dict[str, list[dict]]) -> list[str]:
         soon = [next((step for step, formed, _ in one["history"] if formed >= FORMED), None) for one in runs]
         last = [one["history"][-1] for one in runs]
         correct = [right for *_, right in last]
-        lines.append([
-            name,
-            ", ".join("never" if step is None else str(step) for step in soon),
-            f"{statistics.mean(formed for _, formed, _ in last):.1%}",
-            compare.mean(correct, "{:.1%}"),
-            ", ".join(f"{right:.0%}" for right in correct),
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                ", ".join("never" if step is None else str(step) for step in soon),
+                f"{statistics.mean(formed for _, formed, _ in last):.1%}",
+                compare.mean(correct, "{:.1%}"),
+                ", ".join(f"{right:.0%}" for right in correct),
+            ]
+        )
     return compare.table(lines)
 
 
@@ -134,9 +151,11 @@ def run_all(argv: list[str] | None = None) -> None:
     args = parse(argv)
     before = compare.machine()
     shared = compare.select(args, "steps", "every", "answers", "max_new_tokens") | {
-        "parent": str(Path(args.parent).resolve()), "heldout": str(Path(args.heldout).resolve()),
-        "data_path": str(Path(args.data_path).resolve()), "flags": args.ours,
-    }  # fmt: skip
+        "parent": str(Path(args.parent).resolve()),
+        "heldout": str(Path(args.heldout).resolve()),
+        "data_path": str(Path(args.data_path).resolve()),
+        "flags": args.ours,
+    }
     with tempfile.TemporaryDirectory() as folder:
         ways = {f"tag weight {weight:g}": {"tag_weight": weight} for weight in args.weights}
         if args.no_thoughts:
@@ -153,8 +172,9 @@ def run_all(argv: list[str] | None = None) -> None:
         draw(complete, picture)
         lines += ["", f"![well-formed and correct answers by step]({picture.name})"]
     words = sys.argv[1:] if argv is None else argv
-    compare.publish(f"tag weights, {Path(args.data_path).name}", "benchmarks.tags", words, lines, Path(args.results),
-                    before)  # fmt: skip
+    compare.publish(
+        f"tag weights, {Path(args.data_path).name}", "benchmarks.tags", words, lines, Path(args.results), before
+    )
 
 
 if __name__ == "__main__":

@@ -73,12 +73,22 @@ def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
     """What every contender is told."""
     device = runtime.pick_device(args.device)
     return compare.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
-        "cache": str(cache.folder.resolve()), "stage": stage, "device": device.type,
+        "cache": str(cache.folder.resolve()),
+        "stage": stage,
+        "device": device.type,
         "dtype": str(runtime.pick_dtype(args.dtype, device)).removeprefix("torch."),
-        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"), "val_fraction": 0.0,
-        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()), "steps": 0, "tokens": 0, "warmup_iters": 2,
-        "epochs": 1, "log_step": 1, "eval_step": 0, "rows": 0, "flags": "",
-    }  # fmt: skip
+        "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"),
+        "val_fraction": 0.0,
+        "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()),
+        "steps": 0,
+        "tokens": 0,
+        "warmup_iters": 2,
+        "epochs": 1,
+        "log_step": 1,
+        "eval_step": 0,
+        "rows": 0,
+        "flags": "",
+    }
 
 
 def contenders(args: argparse.Namespace, job: dict) -> compare.Jobs:

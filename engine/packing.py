@@ -167,9 +167,17 @@ class Batches:
     """
 
     def __init__(
-        self, cache: Documents, rows: PackedRows, cost: Mapping[int, float], *, batch_size: int, rows_per_step: int,
-        seed: int | None, rank: int = 0, world: int = 1,
-    ):  # fmt: skip
+        self,
+        cache: Documents,
+        rows: PackedRows,
+        cost: Mapping[int, float],
+        *,
+        batch_size: int,
+        rows_per_step: int,
+        seed: int | None,
+        rank: int = 0,
+        world: int = 1,
+    ):
         if len(rows) == 0:
             raise ValueError("no rows: all held out or cut away; more data, less --val_fraction or more --max_seq_len")
         if rows_per_step % (batch_size * world):

@@ -63,8 +63,15 @@ def run(words: str, *more: str, label: str = "") -> str:
     environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1"}
     if label:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
-    done = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment | os.environ, text=True,
-                            stdout=subprocess.PIPE, encoding="utf-8", errors="replace")  # fmt: skip
+    done = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment | os.environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
     said = []
     for line in done.stdout or ():
         said.append(line)
@@ -97,8 +104,14 @@ def figures_of(folder: Path, name: str) -> dict:
         for key in {MAIN.get(stem, "exact"), *({"well_formed"} & result["figures"].keys())}:
             figure = result["figures"][key]
             before = result.get("baseline", {}).get("figures", {}).get(key, {})
-            found[f"{stem} {key}"] = {"before": before.get("before"), "after": figure["value"], "n": figure["n"],
-                                      "low": figure["low"], "high": figure["high"], "p": before.get("p")}  # fmt: skip
+            found[f"{stem} {key}"] = {
+                "before": before.get("before"),
+                "after": figure["value"],
+                "n": figure["n"],
+                "low": figure["low"],
+                "high": figure["high"],
+                "p": before.get("p"),
+            }
     return dict(sorted(found.items()))
 
 

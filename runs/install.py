@@ -23,9 +23,11 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 def wants_cpu_build() -> bool:
     """Whether torch's usual build for this system brings CUDA, and there is no NVIDIA driver to use it."""
-    return platform.system() == "Linux" and platform.machine() == "x86_64" and not (
-        shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
-    )  # fmt: skip
+    return (
+        platform.system() == "Linux"
+        and platform.machine() == "x86_64"
+        and not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists())
+    )
 
 
 def answers(index: str) -> bool:

@@ -40,10 +40,24 @@ def folder(tmp_path, monkeypatch):
     texts = [
         {"text": f"第{i}天，海边的小镇下了{'雨' if i % 3 else '雪'}，" + "船都回来了。" * (i % 9)} for i in range(200)
     ]
-    chats = [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"},
-                                {"role": "assistant", "content": f"是{i + 1}。"}]} for i in range(200)]  # fmt: skip
-    thoughts = [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"}, {"role": "assistant",
-                "content": f"<think>\n加一\n</think>\n<answer>\n{i + 1}\n</answer>"}]} for i in range(200)]  # fmt: skip
+    chats = [
+        {
+            "conversations": [
+                {"role": "user", "content": f"{i}加一是多少？"},
+                {"role": "assistant", "content": f"是{i + 1}。"},
+            ]
+        }
+        for i in range(200)
+    ]
+    thoughts = [
+        {
+            "conversations": [
+                {"role": "user", "content": f"{i}加一是多少？"},
+                {"role": "assistant", "content": f"<think>\n加一\n</think>\n<answer>\n{i + 1}\n</answer>"},
+            ]
+        }
+        for i in range(200)
+    ]
     for name, rows in (("pretrain", texts), ("sft_512", chats), ("sft_1024", chats), ("r1_1024", thoughts)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")

@@ -128,13 +128,24 @@ def a_run(
     model.recompute = recompute
     optimizers = optim.build(model, options.Training(optimizer=optimizer, learning_rate=1e-2, weight_decay=0.1))
     return loop.Run(
-        runtime=rt, model=model, loss=TokenLoss(model, chunk=chunk), optimizers=optimizers, scaler=rt.scaler(),
-        rate=lambda step: 1e-2, batches=batches, validation=None, tokenizer=tokenizer,
-        token_bytes=torch.zeros(6400, dtype=torch.int32), prompt=[], end_id=2, steps=5, warmup=0,
+        runtime=rt,
+        model=model,
+        loss=TokenLoss(model, chunk=chunk),
+        optimizers=optimizers,
+        scaler=rt.scaler(),
+        rate=lambda step: 1e-2,
+        batches=batches,
+        validation=None,
+        tokenizer=tokenizer,
+        token_bytes=torch.zeros(6400, dtype=torch.int32),
+        prompt=[],
+        end_id=2,
+        steps=5,
+        warmup=0,
         compiling=parallel.Compiling(False, ""),
         training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
         output=options.Output(name="test", log_step=1),
-    )  # fmt: skip
+    )
 
 
 # ------------------------------------------------------------------------------------ checkpoints that talk
@@ -145,9 +156,12 @@ EOS = TOKENIZER.token_to_id("</s>")
 
 
 SCALING = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-}  # fmt: skip
+}
 
 
 def save(model, path, stage="SFT", **meta):
@@ -170,9 +184,19 @@ def torchrun(program: Path, *words: object, processes: int = 2) -> str:
     """What a program of tests/ prints that runs in several processes here."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
-         *map(str, words)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            str(program),
+            *map(str, words),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

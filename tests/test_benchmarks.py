@@ -35,12 +35,32 @@ def job(sample, tmp_path):
     part = rows.write_part(sample, np.flatnonzero(lengths == length)[:DOCUMENTS], tmp_path / "rows")
     (tmp_path / "run").mkdir()
     return {
-        "cache": str(part), "stage": "pretrain", "folder": str(tmp_path / "run"), "shape": SHAPE, "seed": 1,
-        "max_seq_len": length, "batch_size": BATCH, "device": "cpu", "dtype": "float32", "val_fraction": 0.0,
-        "tokenizer_dir": str(ROOT / "spongebob_tokenizer"), "seconds": 0, "rows": 0, "steps": 0, "tokens": 0,
-        "epochs": 1, "warmup_iters": 1, "log_step": 1, "eval_step": 0, "flags": "", "learning_rate": 5e-4,
-        "accumulation": 2, "loader_processes": 0, "grouped": True, "a batch": BATCH * (length - 1),
-    }  # fmt: skip
+        "cache": str(part),
+        "stage": "pretrain",
+        "folder": str(tmp_path / "run"),
+        "shape": SHAPE,
+        "seed": 1,
+        "max_seq_len": length,
+        "batch_size": BATCH,
+        "device": "cpu",
+        "dtype": "float32",
+        "val_fraction": 0.0,
+        "tokenizer_dir": str(ROOT / "spongebob_tokenizer"),
+        "seconds": 0,
+        "rows": 0,
+        "steps": 0,
+        "tokens": 0,
+        "epochs": 1,
+        "warmup_iters": 1,
+        "log_step": 1,
+        "eval_step": 0,
+        "flags": "",
+        "learning_rate": 5e-4,
+        "accumulation": 2,
+        "loader_processes": 0,
+        "grouped": True,
+        "a batch": BATCH * (length - 1),
+    }
 
 
 @pytest.mark.parametrize("contender, warm", [(ours, 1), (original, 1), (hf_trainer, 2)])
@@ -142,8 +162,13 @@ def test_all_encoders_write_the_same_ids(tmp_path):
     path = tmp_path / "rows.jsonl"
     texts = [f"第{number}天 it rained{' ' * (number % 3)}🐙</s>\n" for number in range(50)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    job = {"path": str(path), "mb": encode.text_bytes(path) / 1e6, "workers": 1, "folder": str(tmp_path),
-           "tokenizer_dir": str(ROOT / "spongebob_tokenizer")}  # fmt: skip
+    job = {
+        "path": str(path),
+        "mb": encode.text_bytes(path) / 1e6,
+        "workers": 1,
+        "folder": str(tmp_path),
+        "tokenizer_dir": str(ROOT / "spongebob_tokenizer"),
+    }
     assert len({encode.work(job | {"contender": name})["ids"] for name in encode.CONTENDERS}) == 1
     assert job["mb"] * 1e6 == sum(len(text.encode()) for text in texts)
 
@@ -151,11 +176,16 @@ def test_all_encoders_write_the_same_ids(tmp_path):
 def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
-    save_weights(tmp_path / "fresh.pth", cpu_weights(model), {
-        "stage": "pretrain", "config": shape_json(model.config)})  # fmt: skip
+    save_weights(tmp_path / "fresh.pth", cpu_weights(model), {"stage": "pretrain", "config": shape_json(model.config)})
     hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
-    job = {"ckpt": str(tmp_path / "fresh.pth"), "exported": str(tmp_path / "hf"), "device": "cpu", "new_tokens": 8,
-           "prompts": [[1, 300, 301], [1, 400, 401]], "numbers": 1000}  # fmt: skip
+    job = {
+        "ckpt": str(tmp_path / "fresh.pth"),
+        "exported": str(tmp_path / "hf"),
+        "device": "cpu",
+        "new_tokens": 8,
+        "prompts": [[1, 300, 301], [1, 400, 401]],
+        "numbers": 1000,
+    }
     names = ["ours float32", "transformers float32", "ours int8", "ours bfloat16"]
     figures = {name: decode.work(job | {"contender": name}) for name in names}
     assert figures["ours float32"]["ids"] == figures["transformers float32"]["ids"]
@@ -190,16 +220,21 @@ def test_a_sweep_reads_the_same_tokens_whatever_the_batch_and_names_the_best_fir
     args = sweep.parse(["--ours", "--a 1", "--steps", "80", "--batch_size", "4"])
     jobs = [sweep.job_of(args, Path("cache"), words, 7) for words in ("--a 1", "--batch_size=2 --a 1")]
     assert [(job["steps"], job["batch_size"], job["seed"]) for job in jobs] == [(80, 4, 7), (160, 2, 7)]
-    runs = {"worse": [{"history": [[0, 0, 9.0], [1, 1, 3.0]]}] * 2, "broken": [{"failed": "why"}],
-            "better": [{"history": [[1, 1, bits]]} for bits in (2.0, 2.5)]}  # fmt: skip
+    runs = {
+        "worse": [{"history": [[0, 0, 9.0], [1, 1, 3.0]]}] * 2,
+        "broken": [{"failed": "why"}],
+        "better": [{"history": [[1, 1, bits]]} for bits in (2.0, 2.5)],
+    }
     _, _, best, worse, broken = sweep.table(runs)
     assert "better" in best and "2.250" in best and "0.354" in best and "2.000, 2.500" in best
     assert "3.000" in worse and "0.000" in worse and "not measured: why" in broken
 
 
 def test_steps_until_well_formed_are_counted_to_the_first_answer_that_is_good_enough():
-    runs = [{"history": [[0, 0.0, 0.0], [25, 0.96, 0.1], [50, 0.9, 0.5]]},
-            {"history": [[0, 0.0, 0.0], [25, 0.94, 0.1], [50, 0.94, 0.7]]}]  # fmt: skip
+    runs = [
+        {"history": [[0, 0.0, 0.0], [25, 0.96, 0.1], [50, 0.9, 0.5]]},
+        {"history": [[0, 0.0, 0.0], [25, 0.94, 0.1], [50, 0.94, 0.7]]},
+    ]
     line = tags.table({"tag weight 10": runs})[2]
     assert "25, never" in line and "92.0%" in line and "60.0% ± 14.1%" in line
 
@@ -217,10 +252,39 @@ def test_rows_without_thoughts_keep_their_questions_and_answers(tmp_path):
 @pytest.fixture
 def road(tmp_path):
     """quality's job for one contender: three stages on the sample, as few tokens as a step reads."""
-    args = quality.parse(["--tokens", "100", "100", "100", "--dim", "32", "--n_layers", "1", "--answers", "4",
-        "--max_new_tokens", "4", "--seeds", "1", "--batch_size", "2", "--ours=--batch_size 1", "--max_seq_len", "256",
-        "--rates", "1e-2", "1e-5", "1e-5", "--peer_rates", "1e-2", "1e-5", "1e-5",
-        "--cache_dir", str(tmp_path / "cache")])  # fmt: skip
+    args = quality.parse(
+        [
+            "--tokens",
+            "100",
+            "100",
+            "100",
+            "--dim",
+            "32",
+            "--n_layers",
+            "1",
+            "--answers",
+            "4",
+            "--max_new_tokens",
+            "4",
+            "--seeds",
+            "1",
+            "--batch_size",
+            "2",
+            "--ours=--batch_size 1",
+            "--max_seq_len",
+            "256",
+            "--rates",
+            "1e-2",
+            "1e-5",
+            "1e-5",
+            "--peer_rates",
+            "1e-2",
+            "1e-5",
+            "1e-5",
+            "--cache_dir",
+            str(tmp_path / "cache"),
+        ]
+    )
     (tmp_path / "run").mkdir()
     return {name: job | {"folder": str(tmp_path / "run")} for name, job in quality.jobs_of(args, tmp_path)}
 
@@ -260,10 +324,26 @@ def test_the_distilled_originals_tag_pieces_weigh_ten_times_as_much():
 
 
 def test_quality_is_told_as_mean_and_deviation_over_seeds():
-    runs = [{"bits_per_byte": 2.0, "answer_loss": 3.0, "well_formed": 0.5, "correct": 0.1, "chance": 0.2,
-             "tokens": [10, 20, 30], "seconds": [1, 2, 3]},
-            {"bits_per_byte": 3.0, "answer_loss": 3.0, "well_formed": 0.7, "correct": 0.1, "chance": 0.2,
-             "tokens": [20, 20, 30], "seconds": [1, 2, 3]}]  # fmt: skip
+    runs = [
+        {
+            "bits_per_byte": 2.0,
+            "answer_loss": 3.0,
+            "well_formed": 0.5,
+            "correct": 0.1,
+            "chance": 0.2,
+            "tokens": [10, 20, 30],
+            "seconds": [1, 2, 3],
+        },
+        {
+            "bits_per_byte": 3.0,
+            "answer_loss": 3.0,
+            "well_formed": 0.7,
+            "correct": 0.1,
+            "chance": 0.2,
+            "tokens": [20, 20, 30],
+            "seconds": [1, 2, 3],
+        },
+    ]
     _, _, line, failed, _, luck = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
     assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line
     assert "not measured: why" in failed and "20.0%" in luck

@@ -140,9 +140,18 @@ def some_hashes(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "rows, fraction, kept",
-    [(10_000, 0.01, 100), (1000, 0.01, 64), (500_000, 0.01, 2000), (100, 0.01, 50), (11, 0.5, 5), (1000, 0.9, 500),
-     (1000, 0, 0), (1, 0.1, 0), (0, 0.1, 0)],
-)  # fmt: skip
+    [
+        (10_000, 0.01, 100),
+        (1000, 0.01, 64),
+        (500_000, 0.01, 2000),
+        (100, 0.01, 50),
+        (11, 0.5, 5),
+        (1000, 0.9, 500),
+        (1000, 0, 0),
+        (1, 0.1, 0),
+        (0, 0.1, 0),
+    ],
+)
 def test_at_least_64_rows_are_held_out_at_most_2000_and_never_more_than_half(rows, fraction, kept):
     assert held_out(some_hashes(rows), fraction).sum() == kept
 

@@ -19,8 +19,9 @@ from engine.flags import ROOT
 
 FOLDERS = ("benchmarks", "data", "docs", "runs", "spongebob_tokenizer", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/**/*.md"))])
-PAIRS = [(page, page.with_name(f"{page.stem}_zh.md")) for page in PAGES
-         if page.with_name(f"{page.stem}_zh.md") in PAGES]  # fmt: skip
+PAIRS = [
+    (page, page.with_name(f"{page.stem}_zh.md")) for page in PAGES if page.with_name(f"{page.stem}_zh.md") in PAGES
+]
 FRONT = [ROOT / "README.md", ROOT / "README_zh.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -50,8 +51,11 @@ def test_the_summary_of_measurements_holds_figures_of_the_sections_that_it_names
     assert len(rows) > 10 and len(head.splitlines()) <= 30
     for _, ours, against, times in rows:
         day = times[:5]
-        wanted = [heading for heading in results.sections()
-                  if any(f"{day} {time}" in heading for time in re.findall(r"\d\d:\d\d", times))]  # fmt: skip
+        wanted = [
+            heading
+            for heading in results.sections()
+            if any(f"{day} {time}" in heading for time in re.findall(r"\d\d:\d\d", times))
+        ]
         there = " ".join(line for heading in wanted for line in results.sections()[heading] if line.startswith("|"))
         measured = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", there.replace(",", ""))]
         for number in re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"`[^`]*`", "", f"{ours} {against}")):
@@ -237,8 +241,11 @@ def tables(page: Path) -> list[list[int]]:
 
 
 def links(page: Path) -> Counter:
-    return Counter(re.sub(r"_(zh|en)(?=\.)", "", target).replace(".md", "") for target in
-                   re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")) if "#" not in target)  # fmt: skip
+    return Counter(
+        re.sub(r"_(zh|en)(?=\.)", "", target).replace(".md", "")
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+        if "#" not in target
+    )
 
 
 def figures(page: Path) -> Counter:
@@ -253,8 +260,17 @@ def numbers_in_code(page: Path) -> Counter:
 
 
 @pytest.mark.parametrize("english, chinese", PAIRS, ids=[english.name for english, _ in PAIRS])
-@pytest.mark.parametrize("part", [
-    lambda page: [heading.split()[0] for heading in headings(page)], blocks, tables, links, figures, numbers_in_code,
-], ids=["headings", "blocks of code", "tables", "links", "figures", "numbers in code"])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda page: [heading.split()[0] for heading in headings(page)],
+        blocks,
+        tables,
+        links,
+        figures,
+        numbers_in_code,
+    ],
+    ids=["headings", "blocks of code", "tables", "links", "figures", "numbers in code"],
+)
 def test_both_languages_have_the_same(part, english, chinese):
     assert part(english) == part(chinese)

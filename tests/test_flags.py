@@ -38,8 +38,7 @@ from engine.stage import plan
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model, export)}
-LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"],
-                   "eval_model": [*options.ROAD], "export": [*options.ROAD]}  # fmt: skip
+LEFT_BY_EARLIER = {"SFT": ["pretrain"], "distill": ["SFT"], "eval_model": [*options.ROAD], "export": [*options.ROAD]}
 TRAINING_WORDS = (
     "--tokenizer_dir tokenizer --device cpu --dtype float32 --num_workers 1 --batch_size 2 --accumulation_steps 1 "
     "--max_seq_len 96 --val_fraction 0 --max_steps 3 --warmup_iters 1 --log_step 1 --eval_step 0 --save_step 0"
@@ -399,11 +398,18 @@ def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sam
         assert chosen(script, ["--epochs=3"]).training.max_steps == 0
 
 
-@pytest.mark.parametrize("words, name", [
-    ("--epochs 3 --max_steps 5", "epochs"), ("--parallel fsdp", "parallel"), ("--wandb_project mine", "wandb_project"),
-    ("--tracker tensorboard --wandb_project mine", "wandb_project"), ("--data_path . --num_workers 1", "num_workers"),
-    ("--data_path . --cache_dir c", "cache_dir"), ("--download --data_path x.jsonl", "download"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("--epochs 3 --max_steps 5", "epochs"),
+        ("--parallel fsdp", "parallel"),
+        ("--wandb_project mine", "wandb_project"),
+        ("--tracker tensorboard --wandb_project mine", "wandb_project"),
+        ("--data_path . --num_workers 1", "num_workers"),
+        ("--data_path . --cache_dir c", "cache_dir"),
+        ("--download --data_path x.jsonl", "download"),
+    ],
+)
 def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("meta.json").write_text("{}")  # a finished cache
@@ -488,10 +494,14 @@ def test_two_flags_that_name_different_trackers_are_refused():
     assert chosen(pretrain, ["--use_wandb", "--tracker", "wandb"]).output.service == "wandb"
 
 
-@pytest.mark.parametrize("message, code", [
-    ("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 byte\ntrace", 2),
-    ("InvalidCxxCompiler: no compiler\ntrace", 2), ("a defect", None)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "message, code",
+    [
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 byte\ntrace", 2),
+        ("InvalidCxxCompiler: no compiler\ntrace", 2),
+        ("a defect", None),
+    ],
+)
 def test_out_of_memory_and_no_compiler_are_one_line_and_a_defect_keeps_its_traceback(message, code, capsys):
     def main():
         raise RuntimeError(message)

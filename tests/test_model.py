@@ -12,8 +12,13 @@ from Config import LLMConfig
 from engine.loss import TokenLoss
 from model import RMSNorm, SpongeBob
 
-SCALING = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 64}  # fmt: skip
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def tiny(**changes) -> SpongeBob:
@@ -120,11 +125,18 @@ def test_contributions_to_the_residual_stream_start_small():
     assert model.layers[7].feed_forward.w2.weight.std().item() == pytest.approx(0.005, rel=0.1)
 
 
-@pytest.mark.parametrize("shape, words", [
-    ({"dim": 65}, "dim=65"), ({"n_heads": 4, "n_kv_heads": 3}, "n_heads=4"), ({"n_layer": 3}, "n_layer"),
-    ({"dropout": 1.5}, "dropout=1.5"), ({"n_layers": 0}, "n_layers=0"),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ({"dim": 65}, "dim=65"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "n_heads=4"),
+        ({"n_layer": 3}, "n_layer"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"n_layers": 0}, "n_layers=0"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
+    ],
+)
 def test_a_contradictory_shape_is_refused_with_its_numbers(shape, words):
     with pytest.raises(ValueError, match=words):
         LLMConfig(**shape)

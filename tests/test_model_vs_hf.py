@@ -9,9 +9,12 @@ from engine.checkpoint.hugging_face import half_rotated, hf_config, hf_name, hf_
 from model import SpongeBob
 
 SCALING = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])

@@ -47,8 +47,11 @@ def test_muon_makes_the_steps_of_torchs_muon():
 @pytest.mark.parametrize("name", options.OPTIMIZERS)
 def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name):
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
-    groups = [group for optimizer in optim.build(model, Training(optimizer=name, learning_rate=1e-3, weight_decay=0.1))
-              for group in optimizer.param_groups]  # fmt: skip
+    groups = [
+        group
+        for optimizer in optim.build(model, Training(optimizer=name, learning_rate=1e-3, weight_decay=0.1))
+        for group in optimizer.param_groups
+    ]
     held = [id(weight) for group in groups for weight in group["params"]]
     assert sorted(held) == sorted(id(weight) for weight in model.parameters())
     decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}

@@ -62,14 +62,20 @@ def exchanges(*names):
 
 
 def exchanges_of(chosen):
-    return [(question, spoken(answer)) for row in chosen
-            for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True)]  # fmt: skip
+    return [
+        (question, spoken(answer))
+        for row in chosen
+        for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True)
+    ]
 
 
 @cache
 def all_text(*names):
-    return "\n".join(row["text"] if "text" in row else "\n".join(m["content"] for m in row["conversations"])
-                     for name in names for row in rows(name))  # fmt: skip
+    return "\n".join(
+        row["text"] if "text" in row else "\n".join(m["content"] for m in row["conversations"])
+        for name in names
+        for row in rows(name)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the files
@@ -77,8 +83,9 @@ def all_text(*names):
 
 def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_the_hash_seed(tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run([sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment, capture_output=True
+    )
     names = [*FILES, "choices_heldout", "everyday_heldout", "talks_heldout"]
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
     for name in names:
@@ -147,8 +154,11 @@ def test_each_format_is_first_met_in_the_stage_that_teaches_it():
 @cache
 def question_forms():
     """(pattern of a question, attribute) for every wording; the group is the person's name or a pronoun."""
-    return [(re.compile(re.escape(wording).replace(r"\{n\}", "(.+?)")), attr)
-            for attr, table in world().ATTRS.items() for wording in table["ask"] + table["ask_en"]]  # fmt: skip
+    return [
+        (re.compile(re.escape(wording).replace(r"\{n\}", "(.+?)")), attr)
+        for attr, table in world().ATTRS.items()
+        for wording in table["ask"] + table["ask_en"]
+    ]
 
 
 @cache
@@ -208,8 +218,11 @@ def test_every_person_and_every_attribute_of_a_held_out_fact_is_asked_about_in_o
 def test_every_held_out_fact_is_told_in_pretraining_in_at_least_three_wordings():
     text = all_text("pretrain")
     for (person, attr), values in held_facts().items():
-        told = [wording for wording in world().ATTRS[attr]["zh"]
-                if any(wording.format(n=person, v=value) in text for value in values)]  # fmt: skip
+        told = [
+            wording
+            for wording in world().ATTRS[attr]["zh"]
+            if any(wording.format(n=person, v=value) in text for value in values)
+        ]
         assert len(told) >= 3, (person, attr)
     for row in rows("sft_512_heldout"):
         if row["task"] == "fact_en":  # asked in English: told in English too
@@ -353,9 +366,12 @@ def solve(question):
 
 def problems(name):
     """Every (question, answer) that asks to reason, told by the thought."""
-    return [(question, content) for row in rows(name)
-            for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True)
-            if re.match(f"<think>\n([{DIGITS}]{{2}}[+-]|先比|十位是|.+。中间是)", content)]  # fmt: skip
+    return [
+        (question, content)
+        for row in rows(name)
+        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True)
+        if re.match(f"<think>\n([{DIGITS}]{{2}}[+-]|先比|十位是|.+。中间是)", content)
+    ]
 
 
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout", "talks_heldout"])
@@ -408,8 +424,13 @@ def test_a_thinking_conversation_has_questions_of_every_kind_in_every_place():
     by_place = {}
     for row in rows("r1_1024"):
         for place, content in enumerate(said(row, "assistant"), 1):
-            kind = "problem" if re.match(f"<think>\n([{DIGITS}]|先|十位是|.+。中间是)", content) else \
-                   "fact" if re.match("<think>\n(问的|Asked)", content) else "everyday"  # fmt: skip
+            kind = (
+                "problem"
+                if re.match(f"<think>\n([{DIGITS}]|先|十位是|.+。中间是)", content)
+                else "fact"
+                if re.match("<think>\n(问的|Asked)", content)
+                else "everyday"
+            )
             by_place.setdefault(place, []).append(kind)
     assert len(by_place) >= 8
     for place in range(1, 9):
@@ -485,8 +506,13 @@ def test_one_everyday_question_has_one_answer_and_no_fact_of_the_town_is_denied(
     for question, answer in exchanges(name):
         answers.setdefault(question, set()).add(answer)
         if answer.startswith("这个我不知道"):
-            assert not any(person in chinese_name() for pattern, _ in question_forms()
-                           for match in [pattern.fullmatch(question)] if match for person in [match[1]])  # fmt: skip
+            assert not any(
+                person in chinese_name()
+                for pattern, _ in question_forms()
+                for match in [pattern.fullmatch(question)]
+                if match
+                for person in [match[1]]
+            )
     for reply in everyday().REPLIES.values():
         assert all(len(versions) == 1 for versions in answers.values() if reply in versions)
 

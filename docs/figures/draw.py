@@ -33,8 +33,17 @@ def wrapped(text: str, size: float, width: float) -> list[str]:
     return lines
 
 
-def text(x: float, y: float, words: str, *, size: float = 14, anchor: str = "middle", colour: str = INK,
-         bold: bool = False, italic: bool = False) -> str:  # fmt: skip
+def text(
+    x: float,
+    y: float,
+    words: str,
+    *,
+    size: float = 14,
+    anchor: str = "middle",
+    colour: str = INK,
+    bold: bool = False,
+    italic: bool = False,
+) -> str:
     style = (' font-weight="600"' if bold else "") + (' font-style="italic"' if italic else "")
     return (
         f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" fill="{colour}"{style} '

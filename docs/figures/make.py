@@ -54,8 +54,15 @@ FLOW = {
 }
 # One row of a distillation batch: (label, class).
 ROW = [
-    ("user", 0), ("6+7=?", 0), ("</s>", 0), ("<think>", 2), ("6+7", 1), ("</think>", 2), ("13", 1), ("</s>", 1),
-]  # fmt: skip
+    ("user", 0),
+    ("6+7=?", 0),
+    ("</s>", 0),
+    ("<think>", 2),
+    ("6+7", 1),
+    ("</think>", 2),
+    ("13", 1),
+    ("</s>", 1),
+]
 COST = {0: ("0", NO_LOSS), 1: ("1", LOSS), 2: ("10", TAG)}
 ROW_WORDS = {"en": ("label", "class", "cost"), "zh": ("标签", "类别", "cost")}
 

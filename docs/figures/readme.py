@@ -45,7 +45,7 @@ STAGES = {
 | `SFT.py --long` | sft_1024.jsonl、SFT.pth | SFT_long.pth | 在长对话里回答 | 损失 {SFT_long} | 事实：{SFT_long_kept} | {t3} |
 | `distill.py` | r1_1024.jsonl、SFT.pth | distill.pth | 先思考再回答（考 {problems} 道没见过的两步题） | {distill} | 事实：{distill_kept} | {t4} |
 | `distill.py --long` | r1_1024.jsonl、SFT_long.pth | distill_long.pth | 同上，从长文本模型出发 | {distill_long} | 事实：{distill_long_kept} | {t5} |""",
-}  # fmt: skip
+}
 CORPUS = {
     "en": """\
 {gb} GB of JSONL (the original names two of the four sizes, the others are assumed); {disk} GB of disk with caches and states (calculated);
@@ -97,21 +97,27 @@ def stages(language: str) -> str:
         return " → ".join(f"{100 * value:.3g}" for value in pair) + PERCENT[language]
 
     figures = DEMO["figures"]
-    found = {f"{name}_kept": f"{100 * figures[name]['facts exact']['after']:.1f}{PERCENT[language]}"
-             for name in ("SFT_long", "distill", "distill_long")}  # fmt: skip
+    found = {
+        f"{name}_kept": f"{100 * figures[name]['facts exact']['after']:.1f}{PERCENT[language]}"
+        for name in ("SFT_long", "distill", "distill_long")
+    }
     minutes = {f"t{number}": f"{DEMO['stage_minutes'][name]:.1f}" for number, name in enumerate(ROAD, start=1)}
-    return STAGES[language].format(
-        pretrain=change("pretrain", "validation"),
-        SFT=change("SFT", "facts exact"),
-        SFT_long=change("SFT_long", "sft_1024_heldout answer_loss"),
-        distill=change("distill", "r1_1024_heldout correct"),
-        distill_long=change("distill_long", "r1_1024_heldout correct"),
-        texts=f"{figures['SFT']['pretrain_heldout bits_per_byte']['after']:.2f}",
-        facts=figures["SFT"]["facts exact"]["n"],
-        problems=figures["distill"]["r1_1024_heldout correct"]["n"],
-        minutes=f"{DEMO['minutes']:.0f}",
-        **found, **minutes,
-    ) + "\n"  # fmt: skip
+    return (
+        STAGES[language].format(
+            pretrain=change("pretrain", "validation"),
+            SFT=change("SFT", "facts exact"),
+            SFT_long=change("SFT_long", "sft_1024_heldout answer_loss"),
+            distill=change("distill", "r1_1024_heldout correct"),
+            distill_long=change("distill_long", "r1_1024_heldout correct"),
+            texts=f"{figures['SFT']['pretrain_heldout bits_per_byte']['after']:.2f}",
+            facts=figures["SFT"]["facts exact"]["n"],
+            problems=figures["distill"]["r1_1024_heldout correct"]["n"],
+            minutes=f"{DEMO['minutes']:.0f}",
+            **found,
+            **minutes,
+        )
+        + "\n"
+    )
 
 
 def corpus(language: str) -> str:
@@ -126,11 +132,14 @@ def corpus(language: str) -> str:
     for name, when, flags in (("low", "2026-11-24 13:51", ""), ("high", "2026-11-25 00:49", " --compile")):
         cells = table("training speed", when)["original"]
         speeds[name] = f"{number(cells[f'ours{flags} / this, of tokens per second']):.1f}"
-    return CORPUS[language].format(
-        gb=f"{estimate.downloaded(estimate.GB):.0f}",
-        disk=f"{estimate.disk(work, estimate.GB, estimate.parameters_of(shape)):.0f}",
-        memory=f"{estimate.micro_batch():.1f}",
-        share=share,
-        machines="\n".join(f"| {name} | {estimate.rounded(value)} | {known} |" for name, value, known in hours),
-        **speeds,
-    ) + "\n"  # fmt: skip
+    return (
+        CORPUS[language].format(
+            gb=f"{estimate.downloaded(estimate.GB):.0f}",
+            disk=f"{estimate.disk(work, estimate.GB, estimate.parameters_of(shape)):.0f}",
+            memory=f"{estimate.micro_batch():.1f}",
+            share=share,
+            machines="\n".join(f"| {name} | {estimate.rounded(value)} | {known} |" for name, value, known in hours),
+            **speeds,
+        )
+        + "\n"
+    )

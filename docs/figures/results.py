@@ -8,14 +8,20 @@ from draw import BLUE, GREY, ORANGE, QUIET, box, picture, text, wrapped
 DEMO = Path(__file__).resolve().parents[1] / "demo.json"
 TITLES = {
     "en": {
-        "pretrain": "Pretrained: it continues a text", "SFT": "Fine-tuned: it answers",
-        "distill": "Distilled: it thinks, then answers", "thought": "thought", "answer": "answer",
+        "pretrain": "Pretrained: it continues a text",
+        "SFT": "Fine-tuned: it answers",
+        "distill": "Distilled: it thinks, then answers",
+        "thought": "thought",
+        "answer": "answer",
     },
     "zh": {
-        "pretrain": "预训练之后：续写文本", "SFT": "微调之后：回答问题", "distill": "蒸馏之后：先思考，再回答",
-        "thought": "思考", "answer": "回答",
+        "pretrain": "预训练之后：续写文本",
+        "SFT": "微调之后：回答问题",
+        "distill": "蒸馏之后：先思考，再回答",
+        "thought": "思考",
+        "answer": "回答",
     },
-}  # fmt: skip
+}
 WIDTH, MARGIN, SIZE = 760, 24, 15
 
 

@@ -17,10 +17,16 @@ from engine.files import write_json
 from model import SpongeBob
 
 NAMES = {
-    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-}  # fmt: skip
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
 
 
 def hf_name(name: str) -> str:
@@ -80,11 +86,19 @@ def our_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tens
 
 def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.hidden_dim,
-        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
-        head_dim=config.head_dim, max_position_embeddings=config.max_seq_len, rms_norm_eps=config.norm_eps,
-        rope_parameters=dict(config.rope_parameters), tie_word_embeddings=True, **token_ids,
-    )  # fmt: skip
+        vocab_size=config.vocab_size,
+        hidden_size=config.dim,
+        intermediate_size=config.hidden_dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_seq_len,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters=dict(config.rope_parameters),
+        tie_word_embeddings=True,
+        **token_ids,
+    )
 
 
 def to_hf(
@@ -102,8 +116,10 @@ def to_hf(
     tokenizer = load_tokenizer(tokenizer_dir)
     names = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
     if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # as byte-level BPE spells a line break
-        say(f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
-            "encoded otherwise by other programs: they encode the role's line together with it")  # fmt: skip
+        say(
+            f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
+            "encoded otherwise by other programs: they encode the role's line together with it"
+        )
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)
@@ -161,9 +177,13 @@ LICENSE: these weights carry none until whoever trained them states one here; th
 program that trained them is under the MIT licence.
 """
 FIGURES = {
-    "stage": "stage", "step": "optimizer steps", "tokens": "tokens read", "val_loss": "held-out loss, nats per token",
-    "val_bits_per_byte": "held-out bits per byte", "on_sample": "trained on the bundled sample alone",
-}  # fmt: skip
+    "stage": "stage",
+    "step": "optimizer steps",
+    "tokens": "tokens read",
+    "val_loss": "held-out loss, nats per token",
+    "val_bits_per_byte": "held-out bits per byte",
+    "on_sample": "trained on the bundled sample alone",
+}
 
 
 def model_card(name: str, model: SpongeBob, dtype: str, meta: dict) -> str:
@@ -177,8 +197,10 @@ def model_card(name: str, model: SpongeBob, dtype: str, meta: dict) -> str:
     prompt = '[{"role": "user", "content": "你好"}]' if meta.get("stage") != "pretrain" else '"从前"'
     answer = f"talk({prompt}, max_new_tokens=64, return_full_text=False)"
     use = f'talk = pipeline("text-generation", {json.dumps(name, ensure_ascii=False)})\nprint({answer})'
-    shape = {key: getattr(model.config, key) for key in
-             ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")}  # fmt: skip
+    shape = {
+        key: getattr(model.config, key)
+        for key in ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+    }
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return CARD.format(name=name, millions=millions, dtype=dtype, figures=figures, use=use, **shape)
 

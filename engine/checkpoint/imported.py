@@ -22,9 +22,12 @@ from model import SpongeBob
 # What a LlamaConfig may say beside numbers: the only value that this model has, which is also its default.
 ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
 SIZES = {
-    "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim", "vocab_size": "vocab_size",
-}  # fmt: skip
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "vocab_size": "vocab_size",
+}
 META_SIZES = ("dim", "n_layers", "n_heads")
 
 

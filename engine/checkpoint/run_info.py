@@ -12,11 +12,21 @@ VERSION = 4  # raise it when an older state cannot be continued
 WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world": int},
-    "progress": {"step": int, "tokens": int, "seconds": float, "before": dict, "validation": dict,
-                 "validated": int, "skipped": int, "skipped_in_a_row": int,
-                 "window_counts": dict, "window_seconds": float, "window_waiting": float},
+    "progress": {
+        "step": int,
+        "tokens": int,
+        "seconds": float,
+        "before": dict,
+        "validation": dict,
+        "validated": int,
+        "skipped": int,
+        "skipped_in_a_row": int,
+        "window_counts": dict,
+        "window_seconds": float,
+        "window_waiting": float,
+    },
     "scaler": {},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

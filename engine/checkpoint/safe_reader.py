@@ -10,8 +10,10 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from engine.files import first_line
 
 # What torch writes into .metadata. A pickle that names anything else is not opened.
-_METADATA = "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata MetadataIndex " \
-            "StorageMeta _MEM_FORMAT_ENCODING"  # fmt: skip
+_METADATA = (
+    "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata MetadataIndex "
+    "StorageMeta _MEM_FORMAT_ENCODING"
+)
 _PLAIN = {("torch.distributed.checkpoint.metadata", name) for name in _METADATA.split()} | {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch", "Size"),

@@ -50,9 +50,15 @@ def copy_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> d
 
 
 def write(
-    folder: Path, step: int, tensors: dict[str, Tensor], info: RunInfo, *, keep: int, main: bool = True,
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    info: RunInfo,
+    *,
+    keep: int,
+    main: bool = True,
     group: dist.ProcessGroup | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write folder/<step>/, then drop all but the `keep` newest states. OSError when it could not be written.
 
     `group`: the processes that hold shards, each of which calls this; None: this process holds everything.

@@ -115,14 +115,21 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     heads, theta = n_heads or 8, rope_theta or 1e6
     taken = " and ".join(
         f"{words} {'given' if given else f'assumed ({name})'}"
-        for words, given, name in ((f"{heads} heads are", n_heads, "--n_heads"),
-                                   (f"RoPE theta {theta:g} is", rope_theta, "--rope_theta"))
-    )  # fmt: skip
+        for words, given, name in (
+            (f"{heads} heads are", n_heads, "--n_heads"),
+            (f"RoPE theta {theta:g} is", rope_theta, "--rope_theta"),
+        )
+    )
     say(f"{path}: no .json beside it, the shape is read off the tensors; {taken}")
     return {
-        "dim": dim, "n_layers": len(layers), "n_heads": heads, "n_kv_heads": kv_dim * heads // dim,
-        "vocab_size": vocab_size, "hidden_dim": hidden_dim, "rope_theta": theta,
-    }  # fmt: skip
+        "dim": dim,
+        "n_layers": len(layers),
+        "n_heads": heads,
+        "n_kv_heads": kv_dim * heads // dim,
+        "vocab_size": vocab_size,
+        "hidden_dim": hidden_dim,
+        "rope_theta": theta,
+    }
 
 
 def problems_between(
@@ -133,8 +140,9 @@ def problems_between(
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
     problems += [
         f"{name} is {found[name]}, expected {expected[name]}"
-        for name in expected.keys() & found.keys() if expected[name] != found[name]
-    ]  # fmt: skip
+        for name in expected.keys() & found.keys()
+        if expected[name] != found[name]
+    ]
     if problems := sorted([*problems, *reasons]):
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
@@ -226,15 +234,31 @@ def open_checkpoint(
 def open_chosen(chosen: Checkpoint, tokenizer: Tokenizer, path: Path | None = None) -> tuple[SpongeBob, dict]:
     """The checkpoint that --model_mode, --long and --ckpt mean, or another one by the same flags."""
     return open_checkpoint(
-        path or chosen.path, tokenizer, chosen.tokenizer_dir, max_seq_len=chosen.max_seq_len, n_heads=chosen.n_heads,
+        path or chosen.path,
+        tokenizer,
+        chosen.tokenizer_dir,
+        max_seq_len=chosen.max_seq_len,
+        n_heads=chosen.n_heads,
         rope_theta=chosen.rope_theta,
-    )  # fmt: skip
+    )
 
 
 def shape_json(config: LLMConfig) -> dict:
     """The numbers from which LLMConfig(**...) makes the same shape again."""
-    names = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "multiple_of", "norm_eps",
-             "max_seq_len", "rope_theta", "dropout", "rope_parameters")  # fmt: skip
+    names = (
+        "dim",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "vocab_size",
+        "hidden_dim",
+        "multiple_of",
+        "norm_eps",
+        "max_seq_len",
+        "rope_theta",
+        "dropout",
+        "rope_parameters",
+    )
     return {name: getattr(config, name) for name in names}
 
 

@@ -29,5 +29,8 @@ def _read_book(book: Path) -> dict[str, list]:
     except (OSError, ValueError):
         return {}
     entries = found.items() if isinstance(found, dict) else ()
-    return {name: entry for name, entry in entries
-            if isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]}  # fmt: skip
+    return {
+        name: entry
+        for name, entry in entries
+        if isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]
+    }

@@ -77,8 +77,10 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     for what, expected in _identity(dataset_class, tokenizer).items():
         if meta.get(what) != expected:
-            raise ValueError(f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
-                             "give the JSONL file instead, or the --tokenizer_dir it was made with")  # fmt: skip
+            raise ValueError(
+                f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
+                "give the JSONL file instead, or the --tokenizer_dir it was made with"
+            )
     report = report_of(meta, strict)
     report.stop_if_strict()
     report.tell()
@@ -165,7 +167,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         sources = [
             {"name": path.name, "path": str(path), "content": digest, "documents": n, "counts": asdict(counts)}
             for path, digest, n, counts in zip(paths, digests, documents, report.files.values(), strict=True)
-        ]  # fmt: skip
+        ]
         end_id = tokenizer.token_to_id(EOS)
         meta = identity | {"end_id": end_id, "tokens": tokens, **report.totals(), "sources": sources}
         (temporary / "meta.json").write_bytes(to_json(meta, indent=1))

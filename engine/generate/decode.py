@@ -228,8 +228,10 @@ def complete(
     capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     ends = () if end_id is None else (end_id,)
     slots = Slots(Decoder(model), len(prompts), capacity)
-    requests = [slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
-                for prompt, limit in zip(prompts, limits, strict=True)]  # fmt: skip
+    requests = [
+        slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
     while slots.busy:
         slots.step()
     return [request.ids for request in requests]

@@ -27,9 +27,16 @@ class Tracker:
     """
 
     def __init__(
-        self, output: Output, flags: dict, steps: int, step: int = 0, earlier: Path | None = None, *,
-        active: bool = True, run_id: str | None = None,
-    ):  # fmt: skip
+        self,
+        output: Output,
+        flags: dict,
+        steps: int,
+        step: int = 0,
+        earlier: Path | None = None,
+        *,
+        active: bool = True,
+        run_id: str | None = None,
+    ):
         self.path = path = output.metrics
         self.active, self.name = active, output.name
         self.rows: list[dict] = []
@@ -43,8 +50,9 @@ class Tracker:
         self._written, self._size = len(self.rows), path.stat().st_size
         # In a file a redrawn bar would be one endless line: there every row of the log is a line.
         self._in_lines = not sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=step, desc=output.name, unit="step", dynamic_ncols=True,
-                        disable=self._in_lines)  # fmt: skip
+        self.bar = tqdm(
+            total=steps, initial=step, desc=output.name, unit="step", dynamic_ncols=True, disable=self._in_lines
+        )
 
     def log(self, row: dict) -> None:
         """Append one row (it has "step") everywhere."""
@@ -114,8 +122,15 @@ class Tracker:
 
 
 _SHOWN = (
-    "loss", "weighted_loss", "tag_loss", "val_loss", "val_bits_per_byte", "learning_rate", "tokens_per_second", "mfu",
-)  # fmt: skip
+    "loss",
+    "weighted_loss",
+    "tag_loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "learning_rate",
+    "tokens_per_second",
+    "mfu",
+)
 
 
 def carry_on(earlier: Path, path: Path, step: int) -> list[dict]:

@@ -34,10 +34,11 @@ def sheet(name: str) -> Sheet | None:
     """By the name the driver gives. None for one that nobody wrote down: a laptop's 4090 is not a 4090."""
     words = set(name.upper().replace("-", " ").split()) - MAKERS
     fitting = {
-        known: known_words for known in SHEETS
+        known: known_words
+        for known in SHEETS
         if (known_words := set(known.upper().split())) <= words
         and all(SAME_CHIP.fullmatch(word) for word in words - known_words)
-    }  # fmt: skip
+    }
     return SHEETS[max(fitting, key=lambda known: len(fitting[known]))] if fitting else None
 
 

@@ -40,9 +40,15 @@ def choose_compiling(device: torch.device, micro_batches: int) -> Compiling:
 
 
 def wrap(
-    module: Any, device: torch.device, dtype: torch.dtype, world: int, *, compile: bool = False, parallel: str = "ddp",
+    module: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: int,
+    *,
+    compile: bool = False,
+    parallel: str = "ddp",
     bf16_gradients: bool = False,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """The loss module as it is called in training; its weights stay those of `module`."""
     if device.type == "mps" and module.model.recompute and (dropout := module.model.config.dropout):
         raise ValueError(  # checkpoint() keeps no random state of mps: backward would drop other elements than forward

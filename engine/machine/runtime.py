@@ -174,8 +174,10 @@ def place() -> tuple[int, int]:
     rank, world = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
     if rank >= world or (given["RANK"] is None and world > 1):
         told = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
-        raise ValueError(f"{told} in the environment: RANK is counted from 0 up to WORLD_SIZE, and both are needed; "
-                         "unset them, or start with torchrun")  # fmt: skip
+        raise ValueError(
+            f"{told} in the environment: RANK is counted from 0 up to WORLD_SIZE, and both are needed; "
+            "unset them, or start with torchrun"
+        )
     return rank, world
 
 

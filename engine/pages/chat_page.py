@@ -63,10 +63,11 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
         "a BPE model": model["type"] == "BPE" and not model.get("byte_fallback") and not model.get("ignore_merges"),
         "no normalizer": content["normalizer"] is None,
         "GPT-2's cutting, without a space in front": before.get("type") == "ByteLevel"
-        and before.get("use_regex", True) and not before.get("add_prefix_space"),
+        and before.get("use_regex", True)
+        and not before.get("add_prefix_space"),
         f"only {UNK} {BOS} {EOS} as added tokens": {token["content"] for token in added} == {UNK, BOS, EOS},
         "all 256 bytes": len({symbol for symbol in model["vocab"] if len(symbol) == 1}) >= 256,
-    }  # fmt: skip
+    }
     if missing := [words for words, found in expected.items() if not found]:
         raise ValueError(f"{source}: a page needs a byte-level tokenizer with {' and '.join(missing)}")
     vocabulary = tokenizer.get_vocab()
@@ -89,20 +90,26 @@ def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: st
     content, tensors, floats = pack(weights, kind)
     chats = stage != "pretrain"
     about = {
-        "name": name, "chats": chats, "questions": SUGGESTIONS[chats] if meta.get("on_sample") else [],
-        "weights": kind, "tensors": tensors, "floats": floats,
+        "name": name,
+        "chats": chats,
+        "questions": SUGGESTIONS[chats] if meta.get("on_sample") else [],
+        "weights": kind,
+        "tensors": tensors,
+        "floats": floats,
         "parameters": sum(weight.numel() for weight in weights.values()),
         "shape": {field: getattr(config, field) for field in SHAPE} | {"vocab_size": known},
         "frequencies": rope_frequencies(config, torch.device("cpu")).tolist(),
-    }  # fmt: skip
+    }
     return about, content
 
 
 def assemble(data: dict, weights: list[bytes]) -> str:
     """The page. Nothing in `data` can end a script: < is written as its JSON escape."""
     source = {path.name: path.read_text(encoding="utf-8") for path in PROGRAM.iterdir()}
-    blobs = [f'<script type="text/plain" id="weights{index}">{base64.b64encode(content).decode()}</script>'
-             for index, content in enumerate(weights)]  # fmt: skip
+    blobs = [
+        f'<script type="text/plain" id="weights{index}">{base64.b64encode(content).decode()}</script>'
+        for index, content in enumerate(weights)
+    ]
     parts = {
         "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         "weights": "\n".join(blobs),

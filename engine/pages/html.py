@@ -124,5 +124,6 @@ def chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
     )
     return (
         f'<figure class="card"><h3>{text(title)}</h3><div class="key">{keys}<span>{text(y_label)}</span></div>'
-        + "".join(parts) + "</figure>"
-    )  # fmt: skip
+        + "".join(parts)
+        + "</figure>"
+    )

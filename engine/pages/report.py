@@ -12,8 +12,10 @@ from engine.pages.results import collect, read_scores
 from engine.score.table import counted, interval, label, number, plain, shown
 
 VALIDATION = {
-    "val_loss": "loss (nats a token)", "val_bits_per_byte": "bits per byte", "val_tag_loss": "loss of tag tokens",
-}  # fmt: skip
+    "val_loss": "loss (nats a token)",
+    "val_bits_per_byte": "bits per byte",
+    "val_tag_loss": "loss of tag tokens",
+}
 TITLE = "Report: "
 
 
@@ -36,8 +38,17 @@ def figures(stages: list[dict]) -> list[list[str]]:
                 rows.append([f"{stage['name']}, {file}{ending}"])
                 for name, found in result["figures"].items():
                     p = f"{found['change']['p']:.4f}" if "change" in found else "-"
-                    rows.append([label(name), number(found["before"]), number(found["after"]), number(found["chance"]),
-                                 interval(found), p, counted(found)])  # fmt: skip
+                    rows.append(
+                        [
+                            label(name),
+                            number(found["before"]),
+                            number(found["after"]),
+                            number(found["chance"]),
+                            interval(found),
+                            p,
+                            counted(found),
+                        ]
+                    )
         for file in stage["stale"]:
             rows.append([f"{stage['name']}, {file}: stale, of other weights than {stage['name']}.pth; score it again"])
     return rows
@@ -122,12 +133,18 @@ def groups(scores: dict[str, dict]) -> list[str]:
     for name, files in scores.items():
         for file, result in files.items():
             rows = [
-                [f"{group.removeprefix('by_')} {value}", label(figure), number(found["value"]), interval(found),
-                 number(found["chance"]), found["n"]]
+                [
+                    f"{group.removeprefix('by_')} {value}",
+                    label(figure),
+                    number(found["value"]),
+                    interval(found),
+                    number(found["chance"]),
+                    found["n"],
+                ]
                 for group in ("by_language", "by_task", "by_turn", "by_start")
                 for value, figures in result.get(group, {}).items()
                 for figure, found in shown(figures).items()
-            ]  # fmt: skip
+            ]
             if rows:
                 head = ["rows", "figure", "value", "95 % interval", "chance", "n"]
                 title = f"<summary>{text(name)} on {text(file)}</summary>"
@@ -140,9 +157,18 @@ def effort(stages: list[dict]) -> list[str]:
     rows, settings = [], []
     for stage in stages:
         rate = f"{stage['tokens_per_second']:,.0f}" if stage["tokens_per_second"] else "-"
-        rows.append([stage["name"], f"{stage['layers']} x {stage['width']}", f"{stage['steps']:,}",
-                     f"{stage['tokens']:,}", f"{stage['minutes']:.1f}", rate, stage["weights"],
-                     stage["machine"] or "not recorded"])  # fmt: skip
+        rows.append(
+            [
+                stage["name"],
+                f"{stage['layers']} x {stage['width']}",
+                f"{stage['steps']:,}",
+                f"{stage['tokens']:,}",
+                f"{stage['minutes']:.1f}",
+                rate,
+                stage["weights"],
+                stage["machine"] or "not recorded",
+            ]
+        )
         words = " ".join(f"--{key} {value}" for key, value in stage["flags"].items())
         head = f"<summary>{text(stage['name'])}, from {text(stage['parent'] or 'fresh weights')}</summary>"
         settings.append(f"<details>{head}<p><code>{text(words)}</code></p></details>")
@@ -171,9 +197,15 @@ def write(folder: Path, path: Path) -> Path:
         scores[stage["name"]] = {file: one for file, one in results.items() if file not in stage["stale"]}
     metrics = {stage["name"]: read_metrics(folder, stage["name"]) for stage in stages}
     body = [
-        f"<h1>{text(' → '.join(scores))}</h1>", f'<p class="quiet">{text(folder)}, {data["made"]}</p>',
-        *taught(stages), *losses(metrics), *samples(stages), *positions(scores), *groups(scores), *effort(stages),
-    ]  # fmt: skip
+        f"<h1>{text(' → '.join(scores))}</h1>",
+        f'<p class="quiet">{text(folder)}, {data["made"]}</p>',
+        *taught(stages),
+        *losses(metrics),
+        *samples(stages),
+        *positions(scores),
+        *groups(scores),
+        *effort(stages),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     content = page(f"{TITLE}{folder}", body)
     write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace"))

@@ -102,10 +102,15 @@ def effort(meta: dict) -> dict:
     """What a stage took and on what."""
     seconds, tokens, shape = meta.get("seconds", 0), meta.get("tokens", 0), meta["config"]
     return {
-        "layers": shape["n_layers"], "width": shape["dim"], "steps": meta.get("step", 0), "tokens": tokens,
-        "minutes": seconds / 60, "tokens_per_second": tokens / seconds if seconds else None,
-        "machine": meta.get("machine"), "flags": meta.get("flags", {}),
-    }  # fmt: skip
+        "layers": shape["n_layers"],
+        "width": shape["dim"],
+        "steps": meta.get("step", 0),
+        "tokens": tokens,
+        "minutes": seconds / 60,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "machine": meta.get("machine"),
+        "flags": meta.get("flags", {}),
+    }
 
 
 def collect(folder: Path) -> dict:

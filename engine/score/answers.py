@@ -55,10 +55,15 @@ def score_turns(
     dataset, context = SFTDataset(tokenizer), model.config.max_seq_len
     prompts = [dataset.prompt(item.messages[:-1]) for item in items]
     records = [
-        {"row": item.row, "turn": item.turn, "groups": {"turn": item.turn} | ({"task": item.task} if item.task else {}),
-         "sums": {"too_long": [float(len(prompt) >= context), 1.0]}, "chance": {}}
+        {
+            "row": item.row,
+            "turn": item.turn,
+            "groups": {"turn": item.turn} | ({"task": item.task} if item.task else {}),
+            "sums": {"too_long": [float(len(prompt) >= context), 1.0]},
+            "chance": {},
+        }
         for item, prompt in zip(items, prompts, strict=True)
-    ]  # fmt: skip
+    ]
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < context]
     if not fitting:
         return records
@@ -75,8 +80,11 @@ def score_turns(
         record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
         luck = float(judge.answer_key(item.reference) == frequent)
         record["chance"] |= {name: luck for name in ("exact", "correct") if name in marks}
-        record |= {"question": item.messages[-2]["content"] if len(item.messages) > 1 else "",
-                   "reference": item.reference, "answer": answer}  # fmt: skip
+        record |= {
+            "question": item.messages[-2]["content"] if len(item.messages) > 1 else "",
+            "reference": item.reference,
+            "answer": answer,
+        }
     return records
 
 

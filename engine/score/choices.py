@@ -115,9 +115,15 @@ def mark(cost: np.ndarray, answer: int) -> float:
 
 
 def score_questions(
-    model: SpongeBob, tokenizer: Tokenizer, items: list[Question], batch: int, *,
-    chats: bool, shots: Sequence[int], examples: list[Question],
-) -> list[dict]:  # fmt: skip
+    model: SpongeBob,
+    tokenizer: Tokenizer,
+    items: list[Question],
+    batch: int,
+    *,
+    chats: bool,
+    shots: Sequence[int],
+    examples: list[Question],
+) -> list[dict]:
     """Right or wrong by every form and number of examples: letter_0shot, text_0shot, text_norm_0shot and so on.
 
     The examples are the first of `examples` that are not the question itself, by content. Where there are too few, or

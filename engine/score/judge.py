@@ -65,14 +65,23 @@ def judge(answer: str, reference: str) -> dict[str, float]:
 
 # --------------------------------------------------------------------------------------------- one answer, tidied
 
-_LATEX = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\\$", "\uffe0"), (r"\$([^$]+)\$(?!\d)", r"\1"), ("\uffe0", "$"),  # $...$ is mathematics, \$ is money
-    (r"(?<=\d)\s*\\[dt]?frac", r" \\frac"), (r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2"),
-    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
-    (r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}", r"\1"), (r"\^\{?\\circ\}?", "°"),
-    (r"\\(?:times|cdot)\b", "×"), (r"\\%", "%"), (r"\^\{([^{}]*)\}", r"^\1"),
-    (r"\\(?:left|right)\b|\\[()\[\]!,; ]", ""),
-)]  # fmt: skip
+_LATEX = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\\$", "\uffe0"),
+        (r"\$([^$]+)\$(?!\d)", r"\1"),
+        ("\uffe0", "$"),  # $...$ is mathematics, \$ is money
+        (r"(?<=\d)\s*\\[dt]?frac", r" \\frac"),
+        (r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2"),
+        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+        (r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}", r"\1"),
+        (r"\^\{?\\circ\}?", "°"),
+        (r"\\(?:times|cdot)\b", "×"),
+        (r"\\%", "%"),
+        (r"\^\{([^{}]*)\}", r"^\1"),
+        (r"\\(?:left|right)\b|\\[()\[\]!,; ]", ""),
+    )
+]
 _RAISED = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)(.+?)(?<=\S)\1|^\*(.+)\*$")
 _STOP = re.compile(r"(?:[.。?;,、…\s]|(?<!\d)!)+$")  # 5! is 120

@@ -107,8 +107,13 @@ def score_texts(model: SpongeBob, tokenizer: Tokenizer, texts: list[Text], batch
             for step, values in curve(bits, size, first).items():
                 curves[step] = np.add(curves.get(step, [0, 0]), values).tolist()
         groups = {"language": language(item.text)} | ({"task": item.task} if item.task else {})
-        records.append({
-            "row": item.row, "groups": groups, "sums": {"bits_per_byte": sums.tolist()},
-            "chance": {"bits_per_byte": chance}, "curve": {"bits_per_byte": curves},
-        })  # fmt: skip
+        records.append(
+            {
+                "row": item.row,
+                "groups": groups,
+                "sums": {"bits_per_byte": sums.tolist()},
+                "chance": {"bits_per_byte": chance},
+                "curve": {"bits_per_byte": curves},
+            }
+        )
     return records

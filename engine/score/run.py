@@ -39,7 +39,7 @@ from engine.score.records import (
     read_items,
     read_records,
     records_path,
-)  # fmt: skip
+)
 from engine.score.statistics import Interval, paired, rows_in_effect, t_interval, wilson
 from model import SpongeBob
 
@@ -79,14 +79,23 @@ def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> d
     }
     if conversations := [item for item in items if isinstance(item, Turn)]:
         scorers[Turn] = partial(
-            answers.score_turns, model, tokenizer, batch=batch, max_new_tokens=settings.max_new_tokens,
+            answers.score_turns,
+            model,
+            tokenizer,
+            batch=batch,
+            max_new_tokens=settings.max_new_tokens,
             frequent=answers.most_frequent(conversations),
-        )  # fmt: skip
+        )
     if questions := [item for item in items if isinstance(item, Question)]:
         scorers[Question] = partial(
-            choices.score_questions, model, tokenizer, batch=batch, chats=settings.chats, shots=settings.shots,
+            choices.score_questions,
+            model,
+            tokenizer,
+            batch=batch,
+            chats=settings.chats,
+            shots=settings.shots,
             examples=choices.examples(questions, max(settings.shots, default=0) + 1),
-        )  # fmt: skip
+        )
     return scorers
 
 
@@ -196,9 +205,12 @@ def score(
         records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
         seconds = round(time.perf_counter() - began, 1)
         results[path.name] = summary(records[path.name]) | {
-            "weights": weights, "content": content_digest(path), "settings": asdict(settings),
-            "seconds": seconds, "records": f"{folder.name}/{written.name}",
-        }  # fmt: skip
+            "weights": weights,
+            "content": content_digest(path),
+            "settings": asdict(settings),
+            "seconds": seconds,
+            "records": f"{folder.name}/{written.name}",
+        }
     return results, records
 
 

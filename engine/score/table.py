@@ -3,10 +3,16 @@
 from collections.abc import Iterable
 
 LABELS = {
-    "bits_per_byte": "bits per byte", "answer_loss": "answer loss (nats a token)", "exact": "exact match",
-    "f1": "token F1", "well_formed": "well-formed", "correct": "correct answers", "cut_off": "cut off",
-    "too_long": "prompt too long", "thinking_tokens": "tokens of thinking",
-}  # fmt: skip
+    "bits_per_byte": "bits per byte",
+    "answer_loss": "answer loss (nats a token)",
+    "exact": "exact match",
+    "f1": "token F1",
+    "well_formed": "well-formed",
+    "correct": "correct answers",
+    "cut_off": "cut off",
+    "too_long": "prompt too long",
+    "thinking_tokens": "tokens of thinking",
+}
 LOWER_IS_BETTER = ("bits_per_byte", "answer_loss", "cut_off", "too_long")
 LEFT_OUT = "their examples do not fit into the context, or there are too few"
 

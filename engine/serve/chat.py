@@ -29,9 +29,13 @@ class Chat:
         """Obey a line and say what was done. ValueError: it cannot be; EOFError: the talk ends."""
         name, _, words = line.partition(" ")
         commands: dict[str, Callable[[str], str]] = {
-            "/reset": self.reset, "/system": self.system, "/params": self.params, "/save": self.save,
-            "/help": lambda _: HELP, "/exit": self.exit,
-        }  # fmt: skip
+            "/reset": self.reset,
+            "/system": self.system,
+            "/params": self.params,
+            "/save": self.save,
+            "/help": lambda _: HELP,
+            "/exit": self.exit,
+        }
         if name not in commands:
             raise ValueError(f"{name}: no such command\n{HELP}")
         return commands[name](words.strip())

@@ -161,8 +161,10 @@ def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]
         raw = bytes_of(tokenizer, token)
         return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
 
-    content = [entry(token, one.chosen) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
-               for token, one in zip(ids, told, strict=True)]  # fmt: skip
+    content = [
+        entry(token, one.chosen) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
+        for token, one in zip(ids, told, strict=True)
+    ]
     return {"content": content, "refusal": None}
 
 

@@ -74,8 +74,12 @@ class Reply:
         kind = "chat.completion" if self.chat else "text_completion"
         if asked.stream and self.chat:
             kind += ".chunk"
-        self.head = {"id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}", "object": kind,
-                     "created": int(time.time()), "model": name}  # fmt: skip
+        self.head = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": name,
+        }
         if self.left_out:
             self.head["left_out_messages"] = self.left_out
 
@@ -141,8 +145,10 @@ class Reply:
         """Server-sent events."""
         try:
             if self.chat:
-                roles = [{"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                         for choice in self.choices]  # fmt: skip
+                roles = [
+                    {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                    for choice in self.choices
+                ]
                 yield event(self.head | {"choices": roles})
             async for _ in self.steps(http):
                 for choice in [one for one in self.choices if not one.done]:

@@ -57,11 +57,14 @@ def _take(path: Path) -> int:
             free = _lock(descriptor)
             holder = _read(descriptor)
             if not free:
-                raise ValueError(f"{path}: {_words(holder)} is training here. Wait until it ends, stop it, or take "
-                                 "another --name")  # fmt: skip
+                raise ValueError(
+                    f"{path}: {_words(holder)} is training here. Wait until it ends, stop it, or take another --name"
+                )
             if _elsewhere(holder):
-                raise ValueError(f"{path}: {_words(holder)} has begun a run here, and from this machine nobody can see "
-                                 "whether it goes on. If it is gone, delete this file and start again")  # fmt: skip
+                raise ValueError(
+                    f"{path}: {_words(holder)} has begun a run here, and from this machine nobody can see "
+                    "whether it goes on. If it is gone, delete this file and start again"
+                )
             if not (path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path))):
                 os.close(descriptor)  # its holder ended and removed it between our opening and locking
                 continue

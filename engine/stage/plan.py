@@ -42,9 +42,14 @@ def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
 def _load(run: Run) -> budget.Load:
     rows, module = run.batches.rows, cast(TokenLoss, getattr(run.loss, "module", run.loss))
     return budget.Load(
-        run.model.config, run.training.batch_size // rows.joined, rows.row_len, run.runtime.dtype, run.model.recompute,
-        module.chunk, run.compiling.on,
-    )  # fmt: skip
+        run.model.config,
+        run.training.batch_size // rows.joined,
+        rows.row_len,
+        run.runtime.dtype,
+        run.model.recompute,
+        module.chunk,
+        run.compiling.on,
+    )
 
 
 def _card(run: Run, parameters: int, held: int) -> str:

@@ -53,9 +53,15 @@ def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     start = chosen.start
     path = Path(start.init_from) if start.init_from else weights_of(chosen.output.save_dir, start.parent)
     model, meta = open_checkpoint(
-        path, tokenizer, chosen.data.tokenizer_dir, max_seq_len=chosen.data.max_seq_len, n_heads=start.n_heads,
-        rope_theta=start.rope_theta, rope_scaling=chosen.data.rope_scaling, flag="--init_from",
-    )  # fmt: skip
+        path,
+        tokenizer,
+        chosen.data.tokenizer_dir,
+        max_seq_len=chosen.data.max_seq_len,
+        n_heads=start.n_heads,
+        rope_theta=start.rope_theta,
+        rope_scaling=chosen.data.rope_scaling,
+        flag="--init_from",
+    )
     if meta.get("on_sample") and not chosen.data.on_sample:
         say(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
     return model, str(path)
@@ -64,9 +70,13 @@ def load_parent(chosen: Chosen, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
 def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt: Runtime) -> TokenCache:
     """The documents of the stage's files as token ids on disk: the main process encodes them, the others wait."""
     make = lambda: open_or_build(
-        files_of(data), dataset, tokenizer, cache_dir=data.cache_dir, num_workers=data.num_workers,
+        files_of(data),
+        dataset,
+        tokenizer,
+        cache_dir=data.cache_dir,
+        num_workers=data.num_workers,
         strict=data.strict_data,
-    )  # fmt: skip
+    )
     return rt.main_first(make)
 
 
@@ -139,9 +149,14 @@ def train(
 
 
 def _assemble(
-    model: SpongeBob, rows: Rows, cost: Mapping[int, float], chosen: Chosen, rt: Runtime, tokenizer: Tokenizer,
+    model: SpongeBob,
+    rows: Rows,
+    cost: Mapping[int, float],
+    chosen: Chosen,
+    rt: Runtime,
+    tokenizer: Tokenizer,
     saved: resume.Saved | None,
-) -> loop.Run:  # fmt: skip
+) -> loop.Run:
     """Everything the loop needs, except for the log, which is opened when the run is known to start."""
     training = chosen.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world": rt.world}
@@ -233,7 +248,12 @@ def _about(chosen: Chosen, rt: Runtime, identity: dict, parent: str | None, run:
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:
     """The .json beside the weights; its longest part, the flags, comes last."""
-    done = {"step": progress.step, "steps": run.steps, "tokens": progress.tokens, "seconds": round(progress.seconds, 1),
-            "validated_at_step": progress.validated}  # fmt: skip
+    done = {
+        "step": progress.step,
+        "steps": run.steps,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "validated_at_step": progress.validated,
+    }
     start = {name: value for name, value in about.items() if name != "flags"}
     return {**start, **done, **progress.validation, "before": progress.before, "flags": about["flags"]}

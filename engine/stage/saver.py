@@ -58,9 +58,15 @@ class Saver:
             return
         changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
         info = RunInfo(
-            self.identity, self.batch, self.name, self.tracker.run_id, changing, run.scaler.state_dict(), list(ranks),
+            self.identity,
+            self.batch,
+            self.name,
+            self.tracker.run_id,
+            changing,
+            run.scaler.state_dict(),
+            list(ranks),
             run.compiling.on,
-        )  # fmt: skip
+        )
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:

@@ -104,7 +104,7 @@ def test_half_precision_and_the_old_container_are_read(dtype, weights, tmp_path)
         (lambda w: {"conv.weight": w["norm.weight"]}, "Meta's names in it .*its names: conv.weight"),
         (lambda w: [w], "holds list, expected a dict"),
     ],
-)  # fmt: skip
+)
 def test_what_would_be_silently_wrong_is_refused_by_name(change, reason, weights, tmp_path):
     with pytest.raises(ValueError, match=f"w.pth: .*{reason}") as told:
         load_model(saved(change(weights), tmp_path / "w.pth", config=False), n_heads=4)
@@ -125,7 +125,7 @@ class Trainer:
         (lambda path: torch.save({"trainer": Trainer()}, path), "more than plain tensors: .*Trainer"),
         (lambda path: torch.save(tiny(**SHAPE), path), "more than plain tensors"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_none_says_what_it_is_in_one_line_that_is_true(write, reason, tmp_path):
     write(tmp_path / "w.pth")
     with pytest.raises(ValueError, match=f"w.pth: .*{reason}") as told:
@@ -143,10 +143,20 @@ def test_a_folder_is_called_one(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "meta",
-    [[], 5, "x", {"config": 5}, {"config": {"rope_theta": "x"}}, {"config": {"rope_parameters": 3}},
-     {"config": {"dim": []}}, {"config": {"dims": 32}}, {"tokenizer": 5}, {"config": {"n_layers": "2"}},
-     {"config": {"norm_eps": None}}],
-)  # fmt: skip
+    [
+        [],
+        5,
+        "x",
+        {"config": 5},
+        {"config": {"rope_theta": "x"}},
+        {"config": {"rope_parameters": 3}},
+        {"config": {"dim": []}},
+        {"config": {"dims": 32}},
+        {"tokenizer": 5},
+        {"config": {"n_layers": "2"}},
+        {"config": {"norm_eps": None}},
+    ],
+)
 def test_a_json_of_another_kind_is_one_line_that_names_it(meta, weights, tmp_path):
     path = saved(weights, tmp_path / "w.pth")
     path.with_suffix(".json").write_text(json.dumps(meta), encoding="utf-8")

@@ -75,15 +75,25 @@ def test_shape_tokenizer_template_and_end_tokens_are_written_down(tmp_path):
     found = {name.removeprefix("tokenizer.ggml."): field.contents() for name, field in fields.items()}
     config, vocab = model.config, TOKENIZER.get_vocab()
     shape = {
-        "context_length": 96, "embedding_length": 64, "block_count": 2, "feed_forward_length": config.hidden_dim,
-        "attention.head_count": 4, "attention.head_count_kv": 2, "rope.freq_base": 50000.0, "rope.dimension_count": 16,
-        "attention.layer_norm_rms_epsilon": pytest.approx(1e-5), "vocab_size": 6405,
-    }  # fmt: skip
+        "context_length": 96,
+        "embedding_length": 64,
+        "block_count": 2,
+        "feed_forward_length": config.hidden_dim,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "rope.freq_base": 50000.0,
+        "rope.dimension_count": 16,
+        "attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+        "vocab_size": 6405,
+    }
     assert {name: found[f"llama.{name}"] for name in shape} == shape
     assert found["general.architecture"] == "llama" and (found["model"], found["pre"]) == ("gpt2", "gpt-2")
     assert found["tokens"] == [*sorted(vocab, key=vocab.__getitem__), *(f"[unused {n}]" for n in range(6400, 6405))]
-    assert found["token_type"] == [*[gguf.TokenType.CONTROL] * 3, *[gguf.TokenType.NORMAL] * 6397,
-                                   *[gguf.TokenType.UNUSED] * 5]  # fmt: skip
+    assert found["token_type"] == [
+        *[gguf.TokenType.CONTROL] * 3,
+        *[gguf.TokenType.NORMAL] * 6397,
+        *[gguf.TokenType.UNUSED] * 5,
+    ]
     merges = json.loads(TOKENIZER.to_str())["model"]["merges"]
     assert found["merges"] == [" ".join(merge) for merge in merges]
     ids = ["bos_token_id", "eos_token_id", "eot_token_id", "unknown_token_id", "padding_token_id"]
@@ -128,18 +138,25 @@ def test_a_split_that_llama_cpp_would_make_otherwise_is_refused():
     assert pre_tokenizer_name(TOKENIZER) == "gpt-2"
     digits = pre_tokenizers.Digits(individual_digits=True)
     ours = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    for other in (split_by(llama, parts), split_by(digits, ours), split_by(pre_tokenizers.ByteLevel()),
-                  split_by(ours, ignore_merges=True)):  # fmt: skip
+    for other in (
+        split_by(llama, parts),
+        split_by(digits, ours),
+        split_by(pre_tokenizers.ByteLevel()),
+        split_by(ours, ignore_merges=True),
+    ):
         with pytest.raises(ValueError, match="no name for this tokenizer's split"):
             pre_tokenizer_name(other)
 
 
-@pytest.mark.parametrize("change, words, reason", [
-    ({"dim": 40, "n_heads": 2}, "x.gguf --dtype q8_0", "have 40 numbers, no multiple of the 32 of a scale"),
-    ({}, "x.gguf --dtype float16", "holds 70000, more than float16 can"),
-    ({}, "x.bin", "ends in .gguf"),
-    ({}, "there.gguf", "nothing is overwritten"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words, reason",
+    [
+        ({"dim": 40, "n_heads": 2}, "x.gguf --dtype q8_0", "have 40 numbers, no multiple of the 32 of a scale"),
+        ({}, "x.gguf --dtype float16", "holds 70000, more than float16 can"),
+        ({}, "x.bin", "ends in .gguf"),
+        ({}, "there.gguf", "nothing is overwritten"),
+    ],
+)
 def test_what_would_be_wrong_is_refused_and_leaves_nothing(change, words, reason, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny(vocab_size=300, **change)
@@ -210,8 +227,11 @@ class TestByLlamaCpp:
         ]
         assert len(texts) >= 300
         plain = {"add_special": False, "parse_special": False}
-        wrong = [text for text in texts if ask("/tokenize", content=text, **plain)["tokens"]
-                 != TOKENIZER.encode(text, add_special_tokens=False).ids]  # fmt: skip
+        wrong = [
+            text
+            for text in texts
+            if ask("/tokenize", content=text, **plain)["tokens"] != TOKENIZER.encode(text, add_special_tokens=False).ids
+        ]
         assert not wrong
 
     @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])

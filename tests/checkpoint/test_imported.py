@@ -109,8 +109,14 @@ def test_older_readers_find_their_fields_and_other_users_may_read_the_files(home
 
 def test_the_model_card_tells_the_figures_of_the_json_and_asks_for_a_licence(home):
     card = (home / "exported/README.md").read_text("utf-8")
-    for said in ("| held-out loss, nats per token | 1.2346 |", "| tokens read | 9000 |", "bundled sample alone | yes",
-                 "LICENSE:", "license: unknown", "2 blocks of width 64"):  # fmt: skip
+    for said in (
+        "| held-out loss, nats per token | 1.2346 |",
+        "| tokens read | 9000 |",
+        "bundled sample alone | yes",
+        "LICENSE:",
+        "license: unknown",
+        "2 blocks of width 64",
+    ):
         assert said in card, said
     assert "bits per byte" not in card  # the .json does not say
 
@@ -120,8 +126,19 @@ def test_half_precision_is_half_the_file_and_the_same_numbers_rounded(home):
     assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in whole.items())
     assert config_of(home / "half")["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="--dtype q8_0 is only for --format gguf"):
-        export.main(["--format", "hf", "x", "--ckpt", str(home / "SFT.pth"), "--tokenizer_dir",
-                     str(home / "tokenizer"), "--dtype", "q8_0"])  # fmt: skip
+        export.main(
+            [
+                "--format",
+                "hf",
+                "x",
+                "--ckpt",
+                str(home / "SFT.pth"),
+                "--tokenizer_dir",
+                str(home / "tokenizer"),
+                "--dtype",
+                "q8_0",
+            ]
+        )
 
 
 # ------------------------------------------------------------------------------------------------- and back
@@ -147,8 +164,10 @@ def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir
     assert (tmp_path / "again/model.safetensors.index.json").is_file()
     export.main(["--import_hf", str(tmp_path / "again"), "--save_dir", str(tmp_path), "--max_seq_len", "64"])
     model, meta = load_model(tmp_path / "again.pth")
-    assert all(torch.equal(t, w.bfloat16().float()) for t, w in zip(
-        cpu_weights(model).values(), weights(home / "SFT.pth").values(), strict=True))  # fmt: skip
+    assert all(
+        torch.equal(t, w.bfloat16().float())
+        for t, w in zip(cpu_weights(model).values(), weights(home / "SFT.pth").values(), strict=True)
+    )
     assert model.config.max_seq_len == 64 and "tokenizer" not in meta
 
 
@@ -204,7 +223,8 @@ REFUSED = {
     "quantization_config is": lambda folder: config_of(folder, quantization_config={"bits": 4}),
     "heads of 32 numbers; here they are 64 / 4 wide": lambda folder: config_of(folder, head_dim=32),
     "'yarn' is not known": lambda folder: config_of(
-        folder, rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e4}, rope_scaling=None),
+        folder, rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e4}, rope_scaling=None
+    ),
     "says no hidden_size": lambda folder: config_of(folder, hidden_size=None),
     "missing layers.2": lambda folder: config_of(folder, num_hidden_layers=3),
     "model.safetensors: not there": lambda folder: (folder / "model.safetensors").unlink(),
@@ -212,7 +232,7 @@ REFUSED = {
     "a LoRA adapter, no model": lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
     "neither config.json": lambda folder: (folder / "config.json").unlink(),
     "config.json: not JSON": lambda folder: (folder / "config.json").write_text("{"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("reason", REFUSED)
@@ -240,18 +260,30 @@ def test_nothing_is_overwritten_and_an_import_says_where(home, tmp_path):
 def leave_meta(folder, model, wrap=lambda tensors: tensors, **changes):
     folder.mkdir()
     config = model.config
-    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": -1, "multiple_of": 64,
-              "norm_eps": 1e-5, "rope_theta": 50000.0}  # fmt: skip
+    params = {
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "vocab_size": -1,
+        "multiple_of": 64,
+        "norm_eps": 1e-5,
+        "rope_theta": 50000.0,
+    }
     (folder / "params.json").write_text(json.dumps(params | changes))
     tensors = cpu_weights(model) | {"rope.freqs": rope_frequencies(config, torch.device("cpu"))}
     torch.save(wrap(tensors), folder / "consolidated.00.pth")
     return folder
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda tensors: tensors,
-    lambda tensors: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}, "step": 3},
-], ids=["plain", "wrapped"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}, "step": 3},
+    ],
+    ids=["plain", "wrapped"],
+)
 def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
     model = tiny(vocab_size=300, rope_theta=50000.0)
     folder = leave_meta(tmp_path / "meta", model, wrap)
@@ -260,12 +292,15 @@ def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
     assert (found.config.rope_theta, found.config.max_seq_len, found.config.n_heads) == (50000.0, 256, 4)
 
 
-@pytest.mark.parametrize("changes, words, reason", [
-    ({}, (), "give --max_seq_len"),
-    ({"use_scaled_rope": True}, ("--max_seq_len", 64), "use_scaled_rope, without its factor"),
-    ({"rope_theta": 1e4}, ("--max_seq_len", 64), "rope.freqs is not of rope_theta 10000, but of about 5e"),
-    ({"n_layers": 3}, ("--max_seq_len", 64), "missing layers.2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words, reason",
+    [
+        ({}, (), "give --max_seq_len"),
+        ({"use_scaled_rope": True}, ("--max_seq_len", 64), "use_scaled_rope, without its factor"),
+        ({"rope_theta": 1e4}, ("--max_seq_len", 64), "rope.freqs is not of rope_theta 10000, but of about 5e"),
+        ({"n_layers": 3}, ("--max_seq_len", 64), "missing layers.2"),
+    ],
+)
 def test_a_folder_of_metas_that_says_something_else_is_refused(changes, words, reason, tmp_path):
     folder = leave_meta(tmp_path / "meta", tiny(vocab_size=300, rope_theta=50000.0), **changes)
     with pytest.raises(ValueError, match=reason):
@@ -284,9 +319,17 @@ def test_trl_trains_on_the_assistants_words_and_what_it_saves_comes_back(chats, 
 
     folder, model, _ = chats
     settings = SFTConfig(
-        output_dir=str(tmp_path / "trl"), assistant_only_loss=True, max_steps=2, per_device_train_batch_size=2,
-        report_to=[], use_cpu=True, bf16=False, save_strategy="no", max_length=120, logging_steps=1,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "trl"),
+        assistant_only_loss=True,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        max_length=120,
+        logging_steps=1,
+    )
     trainer = SFTTrainer(model=str(folder), args=settings, train_dataset=Dataset.from_list([{"messages": CHAT}] * 8))
     batch = next(iter(trainer.get_train_dataloader()))
     document = SFTDataset(TOKENIZER).encode([CHAT])[0]

@@ -12,13 +12,24 @@ WHOLE = RunInfo(
     batch={"rows_per_step": 4, "batch_size": 2, "accumulation_steps": 2, "world": 1},
     run="a1",
     run_id=None,
-    progress={"step": 5, "tokens": 7, "seconds": 1.5, "before": {}, "validation": {}, "window_sums": None,
-              "validated": 4, "skipped": 0, "skipped_in_a_row": 0,
-              "window_counts": {}, "window_seconds": 0.5, "window_waiting": 0.0},
+    progress={
+        "step": 5,
+        "tokens": 7,
+        "seconds": 1.5,
+        "before": {},
+        "validation": {},
+        "window_sums": None,
+        "validated": 4,
+        "skipped": 0,
+        "skipped_in_a_row": 0,
+        "window_counts": {},
+        "window_seconds": 0.5,
+        "window_waiting": 0.0,
+    },
     scaler={},
     ranks=[{"random": {}, "window_sums": torch.zeros(4)}],
     compiled=False,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -38,17 +49,20 @@ def test_what_was_written_is_read(info_of):
     assert found.version == VERSION
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda content: content.pop("batch"), "batch"),
-    (lambda content: content.update(more=1), "more"),
-    (lambda content: content["identity"].pop("steps"), "identity.steps"),
-    (lambda content: content["identity"].update(steps="9"), "identity.steps"),
-    (lambda content: content["progress"].update(step=None), "progress.step"),
-    (lambda content: content.update(scaler=[]), "scaler"),
-    (lambda content: content.update(ranks=[]), "ranks"),
-    (lambda content: content["ranks"][0].pop("random"), "ranks"),
-    (lambda content: content.update(compiled=None), "compiled"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda content: content.pop("batch"), "batch"),
+        (lambda content: content.update(more=1), "more"),
+        (lambda content: content["identity"].pop("steps"), "identity.steps"),
+        (lambda content: content["identity"].update(steps="9"), "identity.steps"),
+        (lambda content: content["progress"].update(step=None), "progress.step"),
+        (lambda content: content.update(scaler=[]), "scaler"),
+        (lambda content: content.update(ranks=[]), "ranks"),
+        (lambda content: content["ranks"][0].pop("random"), "ranks"),
+        (lambda content: content.update(compiled=None), "compiled"),
+    ],
+)
 def test_a_wrong_key_is_named(info_of, change, words):
     content = copy.deepcopy(vars(WHOLE))
     change(content)

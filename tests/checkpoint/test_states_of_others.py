@@ -30,9 +30,14 @@ def written(folder, tensors):
     return folder
 
 
-@pytest.mark.parametrize("home, kind", [
-    ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib._local", "WindowsPath"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "home, kind",
+    [
+        ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath"),
+        ("pathlib._local", "WindowsPath"),
+    ],
+)
 def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, owner, tmp_path):
     """A path of the other system cannot be made here, and torch writes one into each state."""
     file = written(tmp_path, state.copy_tensors(*owner)) / "tensors/.metadata"
@@ -57,12 +62,15 @@ def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner
         state.load_into(tmp_path, *owner)
 
 
-@pytest.mark.parametrize("name, found, expected", [
-    ("optimizer.norm.weight.exp_avg", torch.ones(3), "(3,), expected (16,)"),
-    ("optimizer.norm.weight.exp_avg", torch.ones(()), "(), expected (16,)"),
-    ("optimizer.norm.weight.step", torch.ones(2), "(2,), expected ()"),
-    ("optimizer.layers.0.attention.wq.weight.momentum_buffer", torch.ones(16), "(16,), expected (16, 16)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, found, expected",
+    [
+        ("optimizer.norm.weight.exp_avg", torch.ones(3), "(3,), expected (16,)"),
+        ("optimizer.norm.weight.exp_avg", torch.ones(()), "(), expected (16,)"),
+        ("optimizer.norm.weight.step", torch.ones(2), "(2,), expected ()"),
+        ("optimizer.layers.0.attention.wq.weight.momentum_buffer", torch.ones(16), "(16,), expected (16, 16)"),
+    ],
+)
 def test_values_of_the_optimizer_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
     tensors = state.copy_tensors(*owner)
     assert name in tensors

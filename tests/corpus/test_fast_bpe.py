@@ -15,9 +15,20 @@ from engine.corpus.fast_bpe import TiktokenEncoder, fastest
 tiktoken = pytest.importorskip("tiktoken")
 
 ODD = [
-    "", " ", "\n \t  x", " " * 20_000 + "y", "a" * 20_000, "雨" * 20_000, "don't  WE'LL", "<s>user</s><think>",
-    "१२३ ①½", "👩‍👩‍👧 e\u0301", "\x00\ufeff\u2028", "1234567", "x\r\n\r\n  y",
-]  # fmt: skip
+    "",
+    " ",
+    "\n \t  x",
+    " " * 20_000 + "y",
+    "a" * 20_000,
+    "雨" * 20_000,
+    "don't  WE'LL",
+    "<s>user</s><think>",
+    "१२३ ①½",
+    "👩‍👩‍👧 e\u0301",
+    "\x00\ufeff\u2028",
+    "1234567",
+    "x\r\n\r\n  y",
+]
 
 
 def ids(given, texts):

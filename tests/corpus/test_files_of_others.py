@@ -65,7 +65,7 @@ def tarred(kind=tarfile.PAX_FORMAT, mark=True):
         ("joined.gz", gzip.compress(BOM + ROWS[0].encode() + b"\n") + gzip.compress(BOM + PLAIN.split(b"\n", 1)[1])),
     ],
     ids=named,
-)  # fmt: skip
+)
 def test_gzip_and_byte_order_marks_are_simply_read(build, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     cache = build(tmp_path / name, strict=True)
@@ -106,7 +106,7 @@ NAMED = {
         ("a JSON array", BOM + json.dumps([json.loads(row) for row in ROWS]).encode()),
     ],
     ids=named,
-)  # fmt: skip
+)
 def test_what_is_no_jsonl_is_named_with_the_command_that_makes_it_one(build, tmp_path, what, content):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)

@@ -69,7 +69,7 @@ def whole(cache, tokenizer, number=0):
         {"instruction": "", "input": "2+1?", "output": "3", "history": None},
         {"id": 7, "task": "sums", "source": "a book", "conversations": [ASKED, GREETED], "answer": "3"},
     ],
-)  # fmt: skip
+)
 def test_one_conversation_under_other_names_gives_the_same_ids(build, tokenizer, row):
     same = build([{"conversations": [ASKED, GREETED]}])
     assert np.array_equal(build([row], strict=True).ids, same.ids)

@@ -102,9 +102,7 @@ def test_bad_rows_are_skipped_and_counted_and_the_first_five_named(build, texts,
     assert "skipped 12 bad rows of 1512" in said and all(example in said for example in cache.meta["examples"])
 
 
-@pytest.mark.parametrize(
-    "good, bad, refused", [(10, 10, False), (10, 11, True), (1089, 11, False), (1088, 11, True)]
-)  # fmt: skip
+@pytest.mark.parametrize("good, bad, refused", [(10, 10, False), (10, 11, True), (1089, 11, False), (1088, 11, True)])
 def test_more_than_one_percent_and_more_than_ten_bad_rows_are_refused(build, tmp_path, good, bad, refused):
     path = write(tmp_path / "rows.jsonl", numbered(good), [0] * bad)
     said = rf"{bad} of {good + bad} rows are bad(.|\n)*rows.jsonl:1: not JSON"

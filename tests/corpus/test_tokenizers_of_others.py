@@ -99,8 +99,14 @@ def test_what_is_not_byte_level_is_refused(family, tmp_path):
 
 
 def test_truncation_and_padding_in_the_file_cut_and_fill_no_text(tmp_path):
-    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-               "pad_type_id": 0, "pad_token": "<unk>"}  # fmt: skip
+    padding = {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }
     truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     plain = load_tokenizer(saved(llama3(), tmp_path / "plain"))
     other = load_tokenizer(saved(llama3(), tmp_path / "other", padding=padding, truncation=truncation))
@@ -122,7 +128,7 @@ def test_control_tokens_that_a_text_can_spell_are_refused(token, tmp_path):
         ({"model": lambda model: model | {"vocab": model["vocab"] | {"h": 320}}}, "ids up to"),
         ({"added_tokens": lambda added: added[:-1]}, "has no </s>"),
     ],
-)  # fmt: skip
+)
 def test_other_files_that_would_be_silently_wrong_are_refused(change, reason, tmp_path):
     with pytest.raises(ValueError, match=f"tokenizer.json: .*{reason}"):
         load_tokenizer(saved(gpt2(), tmp_path, **change))

@@ -36,10 +36,16 @@ def home(tmp_path_factory):
     for name, answer in (("sft_512", "是{}。"), ("r1_1024", "<think>\n加一\n</think>\n<answer>\n{}\n</answer>")):
         write_rows(
             folder / f"{name}.jsonl",
-            [{"conversations": [{"role": "user", "content": f"{i}加一是多少？"},
-                                {"role": "assistant", "content": answer.format(i + 1) + "好。" * (i % 5)}]}
-             for i in range(60)],
-        )  # fmt: skip
+            [
+                {
+                    "conversations": [
+                        {"role": "user", "content": f"{i}加一是多少？"},
+                        {"role": "assistant", "content": answer.format(i + 1) + "好。" * (i % 5)},
+                    ]
+                }
+                for i in range(60)
+            ],
+        )
     return folder
 
 

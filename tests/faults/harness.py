@@ -134,9 +134,16 @@ def at_a_place(place: int, call: int, kind: int) -> None:
 
 
 PLACES = [
-    (token_cache, "_encode_block"), (plan, "trial"), (loop, "validate"), (loop, "train_step"), (state, "write"),
-    (saver, "save_weights"), (state, "_drop_old"), (resume, "clear"), (resume, "finish"),
-]  # fmt: skip
+    (token_cache, "_encode_block"),
+    (plan, "trial"),
+    (loop, "validate"),
+    (loop, "train_step"),
+    (state, "write"),
+    (saver, "save_weights"),
+    (state, "_drop_old"),
+    (resume, "clear"),
+    (resume, "finish"),
+]
 
 
 def small_files_only(first_save: int) -> None:

@@ -223,13 +223,16 @@ def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
     assert not Path("it-ran").exists()
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda saved: saved.pop("model.norm.weight"), "missing model.norm.weight"),
-    (lambda saved: saved.update({"model.extra": torch.ones(2)}), "unexpected model.extra"),
-    (lambda saved: saved.update({"optimizer.extra.step": torch.ones(())}), "unexpected optimizer.extra.step"),
-    (lambda saved: saved.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight is \(3,\), expected"),
-    (lambda saved: saved.update({"model.norm.weight": Code()}), "model.norm.weight is not a tensor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda saved: saved.pop("model.norm.weight"), "missing model.norm.weight"),
+        (lambda saved: saved.update({"model.extra": torch.ones(2)}), "unexpected model.extra"),
+        (lambda saved: saved.update({"optimizer.extra.step": torch.ones(())}), "unexpected optimizer.extra.step"),
+        (lambda saved: saved.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight is \(3,\), expected"),
+        (lambda saved: saved.update({"model.norm.weight": Code()}), "model.norm.weight is not a tensor"),
+    ],
+)
 def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state):
     model, optimizers = a_model()
     saved = state.copy_tensors(model, optimizers)
@@ -241,14 +244,17 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state
     assert not Path("it-ran").exists()
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda saved: saved.pop("norm.weight"), "missing norm.weight"),
-    (lambda saved: saved.update({"extra": torch.ones(2)}), "unexpected extra"),
-    (lambda saved: saved.update({"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), expected \(16,\)"),
-    (lambda saved: saved.update({"norm.weight": Code()}), "not a readable checkpoint"),
-    (lambda saved: saved.update({"norm.weight": "words"}), "norm.weight is"),
-    (lambda saved: saved.update({"output.weight": saved["output.weight"] + 1}), "output.weight differs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda saved: saved.pop("norm.weight"), "missing norm.weight"),
+        (lambda saved: saved.update({"extra": torch.ones(2)}), "unexpected extra"),
+        (lambda saved: saved.update({"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), expected \(16,\)"),
+        (lambda saved: saved.update({"norm.weight": Code()}), "not a readable checkpoint"),
+        (lambda saved: saved.update({"norm.weight": "words"}), "norm.weight is"),
+        (lambda saved: saved.update({"output.weight": saved["output.weight"] + 1}), "output.weight differs"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused_by_name(change, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = SpongeBob(LLMConfig(**SHAPE))

@@ -120,8 +120,15 @@ def test_of_two_agents_one_is_killed_and_comes_back(home, two):
     argv, whole = two("ddp")
     folder = home / "agents"
     options = [*argv, "--save_dir", "agents", "--resume"]
-    meet = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--local-addr=127.0.0.1",
-            f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]  # fmt: skip
+    meet = [
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--max-restarts=3",
+        "--rdzv-backend=c10d",
+        "--local-addr=127.0.0.1",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        "--rdzv-id=test",
+    ]
     first = torchrun("pretrain", options, home, *meet, "--rdzv-conf=is_host=1")
     second = torchrun("pretrain", options, home, *meet, "--rdzv-conf=is_host=0")
     wait_for(folder / "pretrain.state/00000003", first, 240)

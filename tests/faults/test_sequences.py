@@ -38,9 +38,9 @@ name_of = st.sampled_from(["a", "b.1"])
 how_of = st.sampled_from(["", "--resume", "--resume", "--overwrite"])
 free_of = st.tuples(st.sampled_from([0, 1, 2, 4]), st.sampled_from([1, 2]))  # --save_step, --keep
 OFTEN = {"validate": 3, "train_step": 6, "write": 6, "save_weights": 6, "_drop_old": 5}
-place_of = st.sampled_from([
-    (place, call) for place, name in enumerate(PLACES) for call in range(1, OFTEN.get(name, 1) + 1)
-])  # fmt: skip
+place_of = st.sampled_from(
+    [(place, call) for place, name in enumerate(PLACES) for call in range(1, OFTEN.get(name, 1) + 1)]
+)
 fate_of = st.none() | st.one_of(
     st.tuples(st.just("die_before_write"), st.integers(1, 70)),
     st.tuples(st.just("at_a_place"), place_of, st.sampled_from(SIGNALS)),
@@ -287,16 +287,34 @@ SHORT = {
     "overwritten, killed before its weights are there": [
         ("start", dict(run="slow", name="a", how="", free=(2, 2), fate=None)),
         ("start", dict(run="fast", name="a", how="", free=(2, 2), fate=None)),
-        ("start", dict(run="fast", name="a", how="--overwrite", free=(0, 1),
-                       fate=("at_a_place", (PLACES.index("save_weights"), 1), signal.SIGKILL))),
+        (
+            "start",
+            dict(
+                run="fast",
+                name="a",
+                how="--overwrite",
+                free=(0, 1),
+                fate=("at_a_place", (PLACES.index("save_weights"), 1), signal.SIGKILL),
+            ),
+        ),
     ],
     "started again while it saves, stopped, moved, gone on under another name": [
-        ("start_twice", dict(run="slow", name="a", how="", free=(2, 2), place=(PLACES.index("write"), 1),
-                             second=[("fast", "--overwrite")], last=signal.SIGTERM)),
+        (
+            "start_twice",
+            dict(
+                run="slow",
+                name="a",
+                how="",
+                free=(2, 2),
+                place=(PLACES.index("write"), 1),
+                second=[("fast", "--overwrite")],
+                last=signal.SIGTERM,
+            ),
+        ),
         ("move", {}),
         ("resume_from", dict(run="slow", name="b.1", free=(2, 2), fate=None, source="a", step=0)),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -57,8 +57,13 @@ def test_no_answer_is_lost_or_anothers_while_clients_come_and_go_and_memory_stay
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30) as client:
             while time.monotonic() < until:
                 number, how = rng.randrange(60), rng.choice(list(counts))
-                options = {"model": "SFT", "messages": [{"role": "user", "content": f"问题 {number}"}],
-                           "temperature": 0, "max_tokens": 5 + number % 30, "stream": how != "whole"}  # fmt: skip
+                options = {
+                    "model": "SFT",
+                    "messages": [{"role": "user", "content": f"问题 {number}"}],
+                    "temperature": 0,
+                    "max_tokens": 5 + number % 30,
+                    "stream": how != "whole",
+                }
                 answer, text = client.chat.completions.create(**options), ""
                 if how == "whole":
                     text = answer.choices[0].message.content

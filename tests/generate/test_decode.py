@@ -68,8 +68,10 @@ def test_min_p_leaves_out_what_is_less_likely_than_its_share_of_the_likeliest():
     assert drawn(logits, min_p=0.29) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 0.9, 0), (5, 1, 0), (5, 0.5, 0), (0, 1, 0.2), (200, 0.99, 0),
-                                                  (0, 1, 0), (0, 0.9999999, 0), (300, 0.6, 0.001)])  # fmt: skip
+@pytest.mark.parametrize(
+    "top_k, top_p, min_p",
+    [(0, 0.9, 0), (5, 1, 0), (5, 0.5, 0), (0, 1, 0.2), (200, 0.99, 0), (0, 1, 0), (0, 0.9999999, 0), (300, 0.6, 0.001)],
+)
 @pytest.mark.parametrize("sharpness", [0.1, 1.5, 3.0])
 def test_a_look_at_the_likeliest_finds_what_a_sorted_vocabulary_does(top_k, top_p, min_p, sharpness, monkeypatch):
     logits = sharpness * torch.randn(6, 500, generator=torch.Generator().manual_seed(0))

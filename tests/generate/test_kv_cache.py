@@ -16,14 +16,17 @@ CACHE = KVCache(LLMConfig(), 1, 1, torch.device("cpu"), torch.float32)
 
 @pytest.mark.parametrize(
     "module, real, names",
-    [(model_module, PackedPrompts(CACHE, torch.zeros(1, 1, dtype=torch.long)), {"store"}),
-     (decoder_module, CACHE, {"kv", "length", "places", "append"})],
-)  # fmt: skip
+    [
+        (model_module, PackedPrompts(CACHE, torch.zeros(1, 1, dtype=torch.long)), {"store"}),
+        (decoder_module, CACHE, {"kv", "length", "places", "append"}),
+    ],
+)
 def test_the_protocol_names_all_that_is_read_of_a_cache(module, real, names):
     read = {
-        node.attr for node in ast.walk(ast.parse(inspect.getsource(module)))
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cache", "context.cache")
-    }  # fmt: skip
+    }
     assert read == names
     assert read <= module.Cache.__annotations__.keys() | vars(module.Cache).keys()
     assert all(hasattr(real, name) for name in read)

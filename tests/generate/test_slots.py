@@ -49,8 +49,10 @@ def assert_the_same_but_for_rounding(found: Request, expected: Request):
 def varied():
     """Ten requests of different lengths."""
     generator = torch.Generator().manual_seed(1)
-    return [([1, *torch.randint(3, 6400, (3 + 7 * n % 40,), generator=generator).tolist()], 3 + 5 * n % 13)
-            for n in range(10)]  # fmt: skip
+    return [
+        ([1, *torch.randint(3, 6400, (3 + 7 * n % 40,), generator=generator).tolist()], 3 + 5 * n % 13)
+        for n in range(10)
+    ]
 
 
 def test_those_that_join_and_leave_between_steps_get_the_answers_they_get_alone(model, varied):
@@ -164,9 +166,10 @@ def test_in_half_precision_the_cache_is_what_the_products_are(model):
 
 
 def test_an_answer_with_nobody_beside_it_is_that_of_complete(model):
-    assert alone(model, request(prompts()[3])).ids == complete(
-        model, [prompts()[3]], max_new_tokens=12, end_id=EOS, temperature=0
-    )[0]  # fmt: skip
+    assert (
+        alone(model, request(prompts()[3])).ids
+        == complete(model, [prompts()[3]], max_new_tokens=12, end_id=EOS, temperature=0)[0]
+    )
 
 
 # -------------------------------------------------------------------------------------------------- stop strings
@@ -183,12 +186,19 @@ def said(text, stop) -> TextStream:
     return stream
 
 
-@pytest.mark.parametrize("text, stop, written", [
-    ("海风吹过码头，船都回来了。", ["码头"], "海风吹过"), ("the sea was calm", ["a was c"], "the se"),
-    ("aab", ["ab"], "a"), ("one two three", ["three", "two"], "one "), ("abcabd", ["abd"], "abc"),
-    ("笑脸😀👨‍👩‍👧‍👦和🇨🇳", ["和🇨"], "笑脸😀👨‍👩‍👧‍👦"), ("abc", ["abc"], ""),
-    ("the sea", ["e", "h"], "t"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, stop, written",
+    [
+        ("海风吹过码头，船都回来了。", ["码头"], "海风吹过"),
+        ("the sea was calm", ["a was c"], "the se"),
+        ("aab", ["ab"], "a"),
+        ("one two three", ["three", "two"], "one "),
+        ("abcabd", ["abd"], "abc"),
+        ("笑脸😀👨‍👩‍👧‍👦和🇨🇳", ["和🇨"], "笑脸😀👨‍👩‍👧‍👦"),
+        ("abc", ["abc"], ""),
+        ("the sea", ["e", "h"], "t"),
+    ],
+)
 def test_a_stop_string_ends_an_answer_across_tokens_and_is_left_out(text, stop, written):
     stream = said(text, stop)
     assert stream.stopped and stream.written == written
@@ -226,10 +236,24 @@ def test_a_character_spread_over_tokens_is_never_split_and_a_cut_one_is_marked(t
     assert cut.written == "\ufffd"
 
 
-@pytest.mark.parametrize("wrong", ["temperature -1", "temperature nan", "temperature 1e308", "top_p 0", "top_p 1.5",
-                                   "top_k -1", "top_k 1e20", "min_p 2", "repetition_penalty 0",
-                                   "repetition_penalty 1e-320", "presence_penalty inf", "presence_penalty -1e39",
-                                   "seed -1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "temperature -1",
+        "temperature nan",
+        "temperature 1e308",
+        "top_p 0",
+        "top_p 1.5",
+        "top_k -1",
+        "top_k 1e20",
+        "min_p 2",
+        "repetition_penalty 0",
+        "repetition_penalty 1e-320",
+        "presence_penalty inf",
+        "presence_penalty -1e39",
+        "seed -1",
+    ],
+)
 def test_settings_that_mean_nothing_are_refused_by_name(wrong):
     name, value = wrong.split()
     with pytest.raises(ValueError, match=f"^{name} .* must "):

@@ -23,9 +23,12 @@ def asked(monkeypatch):
             raise RuntimeError("401: no such key\nmore")
         offline = options.get("mode") == "offline"
         return SimpleNamespace(
-            id=options.get("id") or "new", offline=offline, dir="wandb/run/files", finish=lambda: None,
+            id=options.get("id") or "new",
+            offline=offline,
+            dir="wandb/run/files",
+            finish=lambda: None,
             log=lambda values, step: seen.rows.append((step, values)),
-        )  # fmt: skip
+        )
 
     wandb = SimpleNamespace(init=init, Settings=lambda **options: options)
     swanlab = SimpleNamespace(init=init, finish=lambda: None, log=lambda values, step: seen.rows.append((step, values)))

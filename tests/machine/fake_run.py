@@ -50,12 +50,24 @@ def a_run(
     training = Training(optimizer=optimizer, learning_rate=1e-3)
     output = Output(name="x", log_step=2, eval_step=0, save_step=0)
     return loop.Run(
-        runtime=rt, model=model, loss=module, optimizers=optim.build(model, training), scaler=rt.scaler(),
-        rate=lambda step: 1e-3, batches=None, validation=None, tokenizer=None, token_bytes=None, prompt=[5, 6],
-        end_id=2, steps=4, warmup=0,
+        runtime=rt,
+        model=model,
+        loss=module,
+        optimizers=optim.build(model, training),
+        scaler=rt.scaler(),
+        rate=lambda step: 1e-3,
+        batches=None,
+        validation=None,
+        tokenizer=None,
+        token_bytes=None,
+        prompt=[5, 6],
+        end_id=2,
+        steps=4,
+        warmup=0,
         compiling=parallel.Compiling(compile, ""),
-        training=training, output=output,
-    )  # fmt: skip
+        training=training,
+        output=output,
+    )
 
 
 def steps(rows=2, length=128, keep="", micro_batches=1, **options):
@@ -74,21 +86,29 @@ def contract(calls: list) -> list[dict]:
     """What the attention kernel was given."""
     found = []
     for _, (q, k, v, starts, _, longest, *_) in calls:
-        found.append({
-            "dtypes": sorted({str(t.dtype) for t in (q, k, v)}), "starts": str(starts.dtype), "table": len(starts),
-            "contiguous": starts.is_contiguous() and all(t.stride(-1) == 1 for t in (q, k, v)),
-            "head": q.shape[2], "heads": [q.shape[1], k.shape[1]], "longest": longest,
-        })  # fmt: skip
+        found.append(
+            {
+                "dtypes": sorted({str(t.dtype) for t in (q, k, v)}),
+                "starts": str(starts.dtype),
+                "table": len(starts),
+                "contiguous": starts.is_contiguous() and all(t.stride(-1) == 1 for t in (q, k, v)),
+                "head": q.shape[2],
+                "heads": [q.shape[1], k.shape[1]],
+                "longest": longest,
+            }
+        )
     return found
 
 
 def waits_in_a_step() -> dict:
     variants = {
-        "adamw": {}, "muon, many heads": {"optimizer": "muon", "n_layers": 2, "n_heads": 8, "n_kv_heads": 2},
+        "adamw": {},
+        "muon, many heads": {"optimizer": "muon", "n_layers": 2, "n_heads": 8, "n_kv_heads": 2},
         "z_loss, chunk, accumulation": {"z_loss": 1e-4, "chunk": 100, "micro_batches": 2},
         "dropout, recompute": {"dropout": 0.1, "recompute": True},
-        "float32": {"dtype": torch.float32}, "float16": {"dtype": torch.float16},
-    }  # fmt: skip
+        "float32": {"dtype": torch.float32},
+        "float16": {"dtype": torch.float16},
+    }
     found = {}
     for name, options in variants.items():
         seen = steps(**options)
@@ -100,9 +120,12 @@ def attention_of_cards() -> dict:
     """documents: the kernel; mask: one of SDPA's fused kernels with a mask; the heads of keys and queries it got."""
     found = {}
     for card, dtype in [
-        (fake_cuda.H100, "bfloat16"), (fake_cuda.RTX_4090, "bfloat16"), (fake_cuda.RTX_3090, "float16"),
-        (fake_cuda.RTX_4090, "float32"), (fake_cuda.T4, "float16"),
-    ]:  # fmt: skip
+        (fake_cuda.H100, "bfloat16"),
+        (fake_cuda.RTX_4090, "bfloat16"),
+        (fake_cuda.RTX_3090, "float16"),
+        (fake_cuda.RTX_4090, "float32"),
+        (fake_cuda.T4, "float16"),
+    ]:
         fake_cuda.pretend(card)
         heads, real = set(), torch.nn.functional.scaled_dot_product_attention
 
@@ -191,9 +214,11 @@ def graphs(tables: list[list[int]]) -> dict:
     real, found = torch.compile, {}
     few = [[0], [0, 100], [0, 7, 128, 200]]
     for name, options, some in (
-        ("plain", {}, tables), ("chunk, muon", {"chunk": 100, "optimizer": "muon"}, few),
-        ("recompute", {"recompute": True}, few), ("fsdp", {"world": 8}, few),
-    ):  # fmt: skip
+        ("plain", {}, tables),
+        ("chunk, muon", {"chunk": 100, "optimizer": "muon"}, few),
+        ("recompute", {"recompute": True}, few),
+        ("fsdp", {"world": 8}, few),
+    ):
         made = []
         note = lambda kind, made=made: lambda graph, _: made.append(kind) or make_boxed_func(graph.forward)
         backend = aot_autograd(fw_compiler=note("forward"), bw_compiler=note("backward"))
@@ -234,11 +259,14 @@ def main() -> dict:
         rows = packing.pack(packing.split_documents(cache, cache.split(0)[0], 128), 128, 0)
         sizes = torch.from_numpy(token_bytes(tokenizer))
         seen = {
-            "steps": waits_in_a_step(), "cards": attention_of_cards(), "heads": heads_that_take_the_kernel(),
+            "steps": waits_in_a_step(),
+            "cards": attention_of_cards(),
+            "heads": heads_that_take_the_kernel(),
             "contract": contract(steps(keep=KERNEL, n_heads=4, n_kv_heads=2).calls),
             "negations": len(steps(keep="bitwise_not").calls),
-            "budget": budget(), "loop": whole_run(packing.pack(rows.pieces, 256, 0, 128), cache, sizes),
-        }  # fmt: skip
+            "budget": budget(),
+            "loop": whole_run(packing.pack(rows.pieces, 256, 0, 128), cache, sizes),
+        }
         # As many documents as micro-batches of an epoch have, laid over two rows of 128.
         epoch = Batches(cache, rows, COST, batch_size=32, rows_per_step=32, seed=0)
         counts = sorted({len(epoch.step(step)[0].cu_seqlens) - 1 for step in range(epoch.steps_per_epoch)})

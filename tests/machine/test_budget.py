@@ -16,10 +16,18 @@ BASE = Load(LLMConfig(**PRESETS["26M"], vocab_size=6400), 32, 512, torch.bfloat1
 WEIGHTS = 25_829_888
 
 
-@pytest.mark.parametrize("more, counted", [  # GiB, by the fake card
-    ({}, 4.15), ({"rows": 16}, 2.05), ({"recompute": True}, 1.42), ({"chunk": 2048}, 3.14),
-    ({"recompute": True, "chunk": 2048}, 0.73), ({"dtype": torch.float32}, 8.42), ({"compiled": True}, 2.25),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, counted",
+    [  # GiB, by the fake card
+        ({}, 4.15),
+        ({"rows": 16}, 2.05),
+        ({"recompute": True}, 1.42),
+        ({"chunk": 2048}, 3.14),
+        ({"recompute": True, "chunk": 2048}, 0.73),
+        ({"dtype": torch.float32}, 8.42),
+        ({"compiled": True}, 2.25),
+    ],
+)
 def test_calculated_memory_is_near_what_was_counted(more, counted):
     assert budget.memory(Load(**vars(BASE) | more)) / 2**30 == pytest.approx(counted, rel=0.17)
 
@@ -45,11 +53,13 @@ def test_the_rows_that_fit_take_no_more_than_there_is():
 def a_run(dtype=torch.bfloat16, on=False):
     """What plan.describe's lines about the card need of a run."""
     return types.SimpleNamespace(
-        runtime=runtime.Runtime(torch.device("cuda", 0), dtype), compiling=parallel.Compiling(on, ""),
-        model=types.SimpleNamespace(config=BASE.config, recompute=False), loss=types.SimpleNamespace(chunk=0),
+        runtime=runtime.Runtime(torch.device("cuda", 0), dtype),
+        compiling=parallel.Compiling(on, ""),
+        model=types.SimpleNamespace(config=BASE.config, recompute=False),
+        loss=types.SimpleNamespace(chunk=0),
         batches=types.SimpleNamespace(rows=types.SimpleNamespace(joined=2, row_len=1024)),
         training=types.SimpleNamespace(batch_size=32),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -75,11 +85,14 @@ def test_a_card_without_a_data_sheet_and_fp32_get_no_ceiling(a_4090):
     assert "at most" not in line and "data sheet" not in line and "rows fit" in line
 
 
-@pytest.mark.parametrize("more, first", [
-    ({}, "--activation_checkpointing saves about 2.5 GiB"),
-    ({"recompute": True, "compiled": True}, "--batch_size 16 with"),
-    ({"recompute": True, "chunk": 2048, "compiled": True}, "--batch_size 16 with twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, first",
+    [
+        ({}, "--activation_checkpointing saves about 2.5 GiB"),
+        ({"recompute": True, "compiled": True}, "--batch_size 16 with"),
+        ({"recompute": True, "chunk": 2048, "compiled": True}, "--batch_size 16 with twice"),
+    ],
+)
 def test_what_helps_most_against_too_little_memory_is_named_first(more, first):
     assert budget.relief(Load(**vars(BASE) | more)).startswith(first)
     assert budget.relief(Load(BASE.config, 1, 8, torch.bfloat16, True, 8, True)) == ""

@@ -22,23 +22,47 @@ TINY = LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=100, ma
 # ------------------------------------------------------------------------------------------------- data sheets
 
 
-@pytest.mark.parametrize("name, tflops, bandwidth", [
-    ("NVIDIA H100 80GB HBM3", 989, 3350), ("NVIDIA H100 PCIe", 756, 2000), ("NVIDIA H100 NVL", 835, 3900),
-    ("NVIDIA H800", 989, 3350), ("NVIDIA A800-SXM4-80GB", 312, 1935), ("NVIDIA A100-SXM4-40GB", 312, 1555),
-    ("NVIDIA A100 80GB PCIe", 312, 1935), ("NVIDIA H20", 148, 4000), ("NVIDIA L20", 119.5, 864),
-    ("NVIDIA L40", 181, 864), ("NVIDIA L40S", 362, 864), ("NVIDIA L4", 121, 300), ("Tesla T4", 65, 320),
-    ("Tesla V100-SXM2-32GB", 125, 900), ("Tesla V100-PCIE-16GB", 112, 900),
-    ("NVIDIA GeForce RTX 4090", 165, 1008), ("NVIDIA GeForce RTX 4090 D", 147, 1008),
-    ("NVIDIA GeForce RTX 3090", 71, 936), ("NVIDIA GeForce RTX 3090 Ti", 80, 1008),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, tflops, bandwidth",
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 3350),
+        ("NVIDIA H100 PCIe", 756, 2000),
+        ("NVIDIA H100 NVL", 835, 3900),
+        ("NVIDIA H800", 989, 3350),
+        ("NVIDIA A800-SXM4-80GB", 312, 1935),
+        ("NVIDIA A100-SXM4-40GB", 312, 1555),
+        ("NVIDIA A100 80GB PCIe", 312, 1935),
+        ("NVIDIA H20", 148, 4000),
+        ("NVIDIA L20", 119.5, 864),
+        ("NVIDIA L40", 181, 864),
+        ("NVIDIA L40S", 362, 864),
+        ("NVIDIA L4", 121, 300),
+        ("Tesla T4", 65, 320),
+        ("Tesla V100-SXM2-32GB", 125, 900),
+        ("Tesla V100-PCIE-16GB", 112, 900),
+        ("NVIDIA GeForce RTX 4090", 165, 1008),
+        ("NVIDIA GeForce RTX 4090 D", 147, 1008),
+        ("NVIDIA GeForce RTX 3090", 71, 936),
+        ("NVIDIA GeForce RTX 3090 Ti", 80, 1008),
+    ],
+)
 def test_a_card_is_known_by_its_whole_name(name, tflops, bandwidth):
     assert card.sheet(name) == (tflops, bandwidth)
 
 
-@pytest.mark.parametrize("name", [
-    "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3080 Laptop GPU", "NVIDIA GeForce RTX 4070",
-    "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA A10G", "Quadro RTX 6000", "Some H1000", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3080 Laptop GPU",
+        "NVIDIA GeForce RTX 4070",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA A10G",
+        "Quadro RTX 6000",
+        "Some H1000",
+        "",
+    ],
+)
 def test_a_card_nobody_wrote_down_has_no_peak(name, monkeypatch):
     assert card.sheet(name) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
@@ -64,13 +88,16 @@ OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020).
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
 
 
-@pytest.mark.parametrize("said, more, told", [
-    ("", {"built": None}, "built without CUDA"),
-    (NO_DRIVER, {}, "docker run --gpus all"),
-    (NO_DRIVER, {"visible": "0"}, "docker run --gpus all"),
-    ("No CUDA GPUs are available", {"visible": "3"}, "CUDA_VISIBLE_DEVICES='3' names none"),
-    (OLD_DRIVER, {}, "knows CUDA 12.2, this torch needs 13.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, more, told",
+    [
+        ("", {"built": None}, "built without CUDA"),
+        (NO_DRIVER, {}, "docker run --gpus all"),
+        (NO_DRIVER, {"visible": "0"}, "docker run --gpus all"),
+        ("No CUDA GPUs are available", {"visible": "3"}, "CUDA_VISIBLE_DEVICES='3' names none"),
+        (OLD_DRIVER, {}, "knows CUDA 12.2, this torch needs 13.0"),
+    ],
+)
 def test_a_named_cuda_device_that_is_not_there_says_why_in_one_line(said, more, told, monkeypatch, capsys):
     no_card(monkeypatch, said, **more)
     with pytest.raises(SystemExit) as exit:
@@ -91,10 +118,19 @@ def test_auto_is_the_cpu_where_no_card_is(more, monkeypatch):
     assert runtime.pick_device("auto").type in ("cpu", "mps")
 
 
-@pytest.mark.parametrize("capability, served", [
-    ((6, 1), False), ((7, 0), False), ((7, 5), True), ((8, 6), True), ((8, 9), True), ((9, 0), True), ((10, 0), True),
-    ((12, 0), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "capability, served",
+    [
+        ((6, 1), False),
+        ((7, 0), False),
+        ((7, 5), True),
+        ((8, 6), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 0), True),
+        ((12, 0), True),
+    ],
+)
 def test_a_card_too_old_for_this_torch_is_refused_before_its_first_kernel_fails(capability, served, monkeypatch):
     archs = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "compute_120"]
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: archs)
@@ -107,11 +143,17 @@ def test_a_card_too_old_for_this_torch_is_refused_before_its_first_kernel_fails(
             card.refuse_old(torch.device("cuda", 0))
 
 
-@pytest.mark.parametrize("said, advice", [
-    ("backend='inductor' raised:\nRuntimeError: Failed to find C compiler. Please specify via CC", "install gcc"),
-    ("backend='inductor' raised:\nTritonMissing: Cannot find a working triton installation. Either", "triton-windows"),
-    ("Found GTX 1080 which is too old to be supported by the triton GPU compiler, which", "--no-compile"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, advice",
+    [
+        ("backend='inductor' raised:\nRuntimeError: Failed to find C compiler. Please specify via CC", "install gcc"),
+        (
+            "backend='inductor' raised:\nTritonMissing: Cannot find a working triton installation. Either",
+            "triton-windows",
+        ),
+        ("Found GTX 1080 which is too old to be supported by the triton GPU compiler, which", "--no-compile"),
+    ],
+)
 def test_what_triton_lacks_is_said_in_one_line_with_what_to_do(said, advice, capsys):
     def compile() -> None:
         raise RuntimeError(said)
@@ -122,12 +164,18 @@ def test_what_triton_lacks_is_said_in_one_line_with_what_to_do(said, advice, cap
     assert exit.value.code == 2 and line.count("\n") == 1 and advice in line and "raised:" not in line
 
 
-@pytest.mark.parametrize("dtype, head, capability, flash, takes", [
-    (torch.bfloat16, 64, (8, 0), True, True), (torch.float16, 256, (9, 0), True, True),
-    (torch.float32, 64, (9, 0), True, False), (torch.float16, 64, (7, 5), True, False),
-    (torch.bfloat16, 20, (9, 0), True, False), (torch.bfloat16, 264, (9, 0), True, False),
-    (torch.bfloat16, 64, (9, 0), False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype, head, capability, flash, takes",
+    [
+        (torch.bfloat16, 64, (8, 0), True, True),
+        (torch.float16, 256, (9, 0), True, True),
+        (torch.float32, 64, (9, 0), True, False),
+        (torch.float16, 64, (7, 5), True, False),
+        (torch.bfloat16, 20, (9, 0), True, False),
+        (torch.bfloat16, 264, (9, 0), True, False),
+        (torch.bfloat16, 64, (9, 0), False, False),
+    ],
+)
 def test_the_kernel_for_documents_is_used_only_where_it_works(dtype, head, capability, flash, takes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: flash)
@@ -183,20 +231,34 @@ class Two(runtime.Runtime):
 def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
     model = SpongeBob(TINY)
     documents = types.SimpleNamespace(
-        ids=torch.randint(3, 100, (400,)).numpy(), classes=torch.ones(400, dtype=torch.uint8).numpy(),
-        offsets=torch.arange(0, 401, 10).numpy(), meta={"end_id": 2},
-    )  # fmt: skip
+        ids=torch.randint(3, 100, (400,)).numpy(),
+        classes=torch.ones(400, dtype=torch.uint8).numpy(),
+        offsets=torch.arange(0, 401, 10).numpy(),
+        meta={"end_id": 2},
+    )
     rows = packing.pack(packing.split_documents(documents, torch.arange(40).numpy(), 16), 16, 0)
     batches = packing.Batches(
         documents, rows, {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}, batch_size=1, rows_per_step=2, seed=0, world=2
     )
     return loop.Run(
-        runtime=rt, model=model, loss=TokenLoss(model), scaler=rt.scaler(), rate=lambda step: 1e-3, batches=batches,
-        optimizers=optim.build(model, options.Training()), validation=None,
-        tokenizer=None, token_bytes=torch.ones(100), prompt=[], end_id=2, steps=steps, warmup=0,
+        runtime=rt,
+        model=model,
+        loss=TokenLoss(model),
+        scaler=rt.scaler(),
+        rate=lambda step: 1e-3,
+        batches=batches,
+        optimizers=optim.build(model, options.Training()),
+        validation=None,
+        tokenizer=None,
+        token_bytes=torch.ones(100),
+        prompt=[],
+        end_id=2,
+        steps=steps,
+        warmup=0,
         compiling=parallel.Compiling(False, ""),
-        training=options.Training(), output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
-    )  # fmt: skip
+        training=options.Training(),
+        output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
+    )
 
 
 def test_processes_meet_once_a_step_and_all_stop_after_the_same_one():
@@ -215,9 +277,15 @@ def test_processes_meet_once_a_step_and_all_stop_after_the_same_one():
     assert rt.sent == [7, 7, 7, "largest"]  # five counts and two votes a step; at the save, is all finite
 
 
-@pytest.mark.parametrize("whys, outcome_", [
-    ((0, 0), 0), ((0, SIGNAL), SIGNAL), ((OUT_OF_TIME, 0), OUT_OF_TIME), ((OUT_OF_TIME, SIGNAL), SIGNAL),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "whys, outcome_",
+    [
+        ((0, 0), 0),
+        ((0, SIGNAL), SIGNAL),
+        ((OUT_OF_TIME, 0), OUT_OF_TIME),
+        ((OUT_OF_TIME, SIGNAL), SIGNAL),
+    ],
+)
 def test_a_signal_to_one_process_is_the_outcome_for_all(whys, outcome_):
     assert outcome([sum(column) for column in zip(*map(votes, whys), strict=True)]) == outcome_
 
@@ -253,10 +321,13 @@ def test_bf16_gradients_are_refused_between_cpus():
         parallel.wrap(torch.nn.Linear(4, 4), CPU, torch.float32, 2, bf16_gradients=True)
 
 
-@pytest.mark.parametrize("world, more, told", [
-    ("1", [], "--bf16_gradients would change nothing: it is for several torchrun processes"),
-    ("2", ["--parallel", "fsdp"], "--bf16_gradients would change nothing: it is for DDP"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "world, more, told",
+    [
+        ("1", [], "--bf16_gradients would change nothing: it is for several torchrun processes"),
+        ("2", ["--parallel", "fsdp"], "--bf16_gradients would change nothing: it is for DDP"),
+    ],
+)
 def test_bf16_gradients_are_refused_where_nothing_reads_them(world, more, told, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", world)
     numbers = {"data_file": "x.jsonl", "name": "x"}
@@ -268,9 +339,11 @@ def test_bf16_gradients_are_refused_where_nothing_reads_them(world, more, told, 
 def test_the_table_has_the_documents_there_are_and_none_longer_than_max_seq_len():
     """The empty end of a row, too: the kernel would compute a longer document wrongly, without an error."""
     documents = types.SimpleNamespace(
-        ids=torch.arange(40).numpy(), classes=torch.ones(40, dtype=torch.uint8).numpy(),
-        offsets=torch.tensor([0, 11, 22]).numpy(), meta={"end_id": 2},
-    )  # fmt: skip
+        ids=torch.arange(40).numpy(),
+        classes=torch.ones(40, dtype=torch.uint8).numpy(),
+        offsets=torch.tensor([0, 11, 22]).numpy(),
+        meta={"end_id": 2},
+    )
     rows = packing.pack(packing.split_documents(documents, torch.arange(2).numpy(), 16), 64, 0, 16)
     costs = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
     (batch,) = packing.Batches(documents, rows, costs, batch_size=8, rows_per_step=8, seed=0).step(0)

@@ -73,17 +73,24 @@ def test_decoding_waits_once_per_step_for_all_its_requests(seen):
 def test_each_card_gets_the_attention_it_has(seen):
     """With a mask, keys and values have as many heads as queries: no fused kernel would share them."""
     assert seen["cards"] == {
-        "NVIDIA H100 80GB HBM3 bfloat16": ["documents"], "NVIDIA GeForce RTX 4090 bfloat16": ["documents"],
-        "NVIDIA GeForce RTX 3090 float16": ["documents"], "NVIDIA GeForce RTX 4090 float32": [[4, 4]],
+        "NVIDIA H100 80GB HBM3 bfloat16": ["documents"],
+        "NVIDIA GeForce RTX 4090 bfloat16": ["documents"],
+        "NVIDIA GeForce RTX 3090 float16": ["documents"],
+        "NVIDIA GeForce RTX 4090 float32": [[4, 4]],
         "Tesla T4 float16": [[4, 4]],
-    }  # fmt: skip
+    }
 
 
 @needs_card
 def test_heads_that_the_kernel_refuses_and_builds_without_it_use_a_mask(seen):
     assert seen["heads"] == {
-        "32": True, "256": True, "20": False, "12": False, "264": False, "without flash": False,
-    }  # fmt: skip
+        "32": True,
+        "256": True,
+        "20": False,
+        "12": False,
+        "264": False,
+        "without flash": False,
+    }
 
 
 @needs_card

@@ -16,10 +16,18 @@ def tiny(**changes) -> SpongeBob:
     )
 
 
-@pytest.mark.parametrize("name, tera", [
-    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("Tesla T4", 65),
-    ("NVIDIA L40", 181), ("NVIDIA L40G", None), ("NVIDIA RTX A1000", None), ("NVIDIA A10G", None)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, tera",
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("Tesla T4", 65),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", None),
+    ],
+)
 def test_the_peak_of_a_gpu_is_its_own_or_not_known(name, tera, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert flops.peak(torch.device("cuda"), torch.bfloat16) == (tera and 1e12 * tera)

@@ -19,13 +19,22 @@ class Browser:
     def __init__(self, page: Path | str, width: int, height: int, profile: Path, dark: bool = False):
         (read_there, self.to), (self.back, write_there) = os.pipe(), os.pipe()
         command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
-            f"--user-data-dir={profile}", "--lang=en-US", "about:blank",
-        ]  # fmt: skip
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "--lang=en-US",
+            "about:blank",
+        ]
 
         def put_in_place() -> None:  # by way of numbers that are not 3 or 4
-            for there, number in [(fcntl.fcntl(read_there, fcntl.F_DUPFD, 10), 3),
-                                  (fcntl.fcntl(write_there, fcntl.F_DUPFD, 10), 4)]:  # fmt: skip
+            for there, number in [
+                (fcntl.fcntl(read_there, fcntl.F_DUPFD, 10), 3),
+                (fcntl.fcntl(write_there, fcntl.F_DUPFD, 10), 4),
+            ]:
                 os.dup2(there, number)
 
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

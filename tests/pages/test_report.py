@@ -72,10 +72,22 @@ def folder(tmp_path_factory):
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *metrics, {"step": 30, "val_loss": 2.5}])
     turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "好"}]
     rows = [{"conversations": turns, "task": "greeting"}, *({"text": "海风吹过码头。" * n} for n in (40, 9))]
-    eval_model.main([
-        "--save_dir", str(folder), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "4",
-        "--score", write_rows(folder / "rows.jsonl", rows), "--baseline", str(folder / "pretrain.pth"),
-    ])  # fmt: skip
+    eval_model.main(
+        [
+            "--save_dir",
+            str(folder),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--max_new_tokens",
+            "4",
+            "--score",
+            write_rows(folder / "rows.jsonl", rows),
+            "--baseline",
+            str(folder / "pretrain.pth"),
+        ]
+    )
     return folder
 
 
@@ -103,9 +115,12 @@ def test_it_says_what_the_files_say(folder, tmp_path):
     row = words.index("bits per byte", at)
     told = [word for word in words[row : row + 16] if word.strip()]
     assert told[:5] == [
-        "bits per byte", f"{change['before']:.4f}", f"{figure['value']:.4f}", f"{figure['chance']:.4f}",
+        "bits per byte",
+        f"{change['before']:.4f}",
+        f"{figure['value']:.4f}",
+        f"{figure['chance']:.4f}",
         f"[{figure['low']:.4f}, {figure['high']:.4f}]",
-    ]  # fmt: skip
+    ]
     for fact in ("8.2500", "2.5000", "1 x Abacus", "--learning_rate 0.5", "1.5", "50", "SFT: greeting", "3.0"):
         assert fact in words, fact
 

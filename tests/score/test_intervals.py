@@ -63,11 +63,19 @@ def coverage(source, interval, n, runs=RUNS):
 
 
 @pytest.mark.parametrize("n", ROWS)
-@pytest.mark.parametrize("source, interval, least", [
-    (losses, statistics.t_interval, 0.90), (texts, statistics.t_interval, 0.91), (overlaps, wilson, 0.93),
-    (right(0.5), wilson, 0.92), (right(0.9), wilson, 0.91), (turns, wilson, 0.92),
-    (won_and_lost, statistics.share_change_interval, 0.93),
-], ids=["losses", "texts", "f1", "half", "nine tenths", "turns", "changes"])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, interval, least",
+    [
+        (losses, statistics.t_interval, 0.90),
+        (texts, statistics.t_interval, 0.91),
+        (overlaps, wilson, 0.93),
+        (right(0.5), wilson, 0.92),
+        (right(0.9), wilson, 0.91),
+        (turns, wilson, 0.92),
+        (won_and_lost, statistics.share_change_interval, 0.93),
+    ],
+    ids=["losses", "texts", "f1", "half", "nine tenths", "turns", "changes"],
+)
 def test_an_interval_holds_the_truth_at_3_10_30_and_100_rows(source, interval, least, n):
     assert coverage(source, interval, n) >= least
 

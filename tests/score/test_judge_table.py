@@ -43,20 +43,43 @@ THOUGHT = "<think>\n先试 <answer>5</answer> 不对，是七。\n</think>\n"
 GOOD = "<think>想</think>\n<answer>7</answer>"
 
 
-@pytest.mark.parametrize("answer, correct", [
-    (THOUGHT + "<answer>7</answer>", 1), (THOUGHT + "<answer>5</answer>", 0), (THOUGHT + "所以答案是 7", 1),
-    ("<think>a</think> b </think><answer>7</answer>", 1), ("7", 1), ("想。</think>7", 1), ("<answer>7</answer>", 1),
-    ("<think>所以答案是7", 0), ("<think><answer>7</answer>", 0), ("<answer>7</answer><think>想</think>", 0), ("", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, correct",
+    [
+        (THOUGHT + "<answer>7</answer>", 1),
+        (THOUGHT + "<answer>5</answer>", 0),
+        (THOUGHT + "所以答案是 7", 1),
+        ("<think>a</think> b </think><answer>7</answer>", 1),
+        ("7", 1),
+        ("想。</think>7", 1),
+        ("<answer>7</answer>", 1),
+        ("<think>所以答案是7", 0),
+        ("<think><answer>7</answer>", 0),
+        ("<answer>7</answer><think>想</think>", 0),
+        ("", 0),
+    ],
+)
 @pytest.mark.parametrize("reference", [GOOD, THOUGHT + "<answer>7</answer>", "<answer>7</answer>", "想</think>7"])
 def test_the_answer_is_what_stands_behind_the_thought(reference, answer, correct):
     assert judge.judge(answer, reference)["correct"] == correct
 
 
-@pytest.mark.parametrize("reference", [
-    GOOD, THOUGHT + "<answer>7</answer>", "<answer>7</answer>", "想</think>7", "<think>想</think>", "<think>没完",
-    "<answer>7</answer><think>想</think>", "<think></think><answer></answer>", "七", "The <b>tag</b>.", "。",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "reference",
+    [
+        GOOD,
+        THOUGHT + "<answer>7</answer>",
+        "<answer>7</answer>",
+        "想</think>7",
+        "<think>想</think>",
+        "<think>没完",
+        "<answer>7</answer><think>想</think>",
+        "<think></think><answer></answer>",
+        "七",
+        "The <b>tag</b>.",
+        "。",
+    ],
+)
 def test_who_repeats_the_reference_word_for_word_gets_every_mark(reference):
     assert set(judge.judge(f" {reference}\n", reference).values()) == {1.0}
 
@@ -94,9 +117,19 @@ def squad_f1(given, wanted, articles=True):
     return 2 * precision * recall / (precision + recall)
 
 
-ENGLISH = ["", "!", "Paris", "in Paris, France", "It's well-known: he lives in Paris.",
-           "don't (ever) go; U.S.", "Two boats\n came", "covid19 mp3 x2", "boats boats came",
-           "in 1999 two boats came", "1,234 boats"]  # fmt: skip
+ENGLISH = [
+    "",
+    "!",
+    "Paris",
+    "in Paris, France",
+    "It's well-known: he lives in Paris.",
+    "don't (ever) go; U.S.",
+    "Two boats\n came",
+    "covid19 mp3 x2",
+    "boats boats came",
+    "in 1999 two boats came",
+    "1,234 boats",
+]
 
 
 @pytest.mark.parametrize("given", ENGLISH)
@@ -113,10 +146,21 @@ def test_token_f1_differs_from_squads_where_the_docs_say():
     assert overlap.token_f1("yes—no", "yes no") == 1
 
 
-@pytest.mark.parametrize("given, wanted, f1", [
-    ("5.1", "1.5", 0), ("1,234", "1234", 1), ("1,234.50 m", "1234.50 m", 1), ("5.", "5", 1), ("5.1%", "5.1", 1),
-    ("का", "क", 0), ("cafe\u0301", "café", 1), ("cafe", "café", 0), ("😀", "😢", 0), ("😀 好", "好", 2 / 3),
-    ("２", "2", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, wanted, f1",
+    [
+        ("5.1", "1.5", 0),
+        ("1,234", "1234", 1),
+        ("1,234.50 m", "1234.50 m", 1),
+        ("5.", "5", 1),
+        ("5.1%", "5.1", 1),
+        ("का", "क", 0),
+        ("cafe\u0301", "café", 1),
+        ("cafe", "café", 0),
+        ("😀", "😢", 0),
+        ("😀 好", "好", 2 / 3),
+        ("２", "2", 1),
+    ],
+)
 def test_numbers_marks_and_emoji_are_words(given, wanted, f1):
     assert overlap.token_f1(given, wanted) == pytest.approx(f1) == overlap.token_f1(wanted, given)

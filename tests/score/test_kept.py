@@ -35,19 +35,34 @@ def chat(question, answer):
 
 
 def score(folder, checkpoint, *files, baseline=None, limit=0):
-    eval_model.main([
-        "--save_dir", str(folder), "--device", "cpu", "--dtype", "float32", "--max_new_tokens", "4",
-        "--score_rows", str(limit), "--ckpt", str(folder / f"{checkpoint}.pth"), "--score", *map(str, files),
-        *(["--baseline", str(folder / f"{baseline}.pth")] if baseline else []),
-    ])  # fmt: skip
+    eval_model.main(
+        [
+            "--save_dir",
+            str(folder),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--max_new_tokens",
+            "4",
+            "--score_rows",
+            str(limit),
+            "--ckpt",
+            str(folder / f"{checkpoint}.pth"),
+            "--score",
+            *map(str, files),
+            *(["--baseline", str(folder / f"{baseline}.pth")] if baseline else []),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Three stages in a row and one beside them; each scored on its own rows and on those of its ancestors."""
     folder = tmp_path_factory.mktemp("results")
-    for seed, (name, parent) in enumerate([("pretrain", None), ("SFT", "pretrain"), ("SFT_long", "SFT"),
-                                           ("distill", "SFT")]):  # fmt: skip
+    for seed, (name, parent) in enumerate(
+        [("pretrain", None), ("SFT", "pretrain"), ("SFT_long", "SFT"), ("distill", "SFT")]
+    ):
         save(folder, name, seed, parent)
     texts = write_rows(folder / "texts.jsonl", [{"text": "海风" * n} for n in (3, 5, 8, 13)])
     facts = write_rows(folder / "facts.jsonl", [chat(f"谁{n}？", "汪晴晴" * n) for n in (1, 2, 3)])

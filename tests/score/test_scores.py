@@ -75,13 +75,23 @@ def script(monkeypatch, said):
 # -------------------------------------------------------------------------------------------------- judging
 
 
-@pytest.mark.parametrize("answer, well_formed, correct", [
-    (GOOD, True, True), (f"\n{GOOD} ", True, True), (GOOD.replace("汪晴晴", "汪晴晴。"), True, True),
-    (GOOD.replace("汪晴晴", "许朵朵"), True, False), (GOOD + "完", False, True),
-    ("<answer>汪晴晴</answer>", False, True),
-    (GOOD + GOOD, False, True), ("<think>" + GOOD, False, True), ("汪晴晴", False, True), ("", False, False),
-    ("<answer>汪晴晴</answer><think>想</think>", False, False), (GOOD.removesuffix("</answer>"), False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, well_formed, correct",
+    [
+        (GOOD, True, True),
+        (f"\n{GOOD} ", True, True),
+        (GOOD.replace("汪晴晴", "汪晴晴。"), True, True),
+        (GOOD.replace("汪晴晴", "许朵朵"), True, False),
+        (GOOD + "完", False, True),
+        ("<answer>汪晴晴</answer>", False, True),
+        (GOOD + GOOD, False, True),
+        ("<think>" + GOOD, False, True),
+        ("汪晴晴", False, True),
+        ("", False, False),
+        ("<answer>汪晴晴</answer><think>想</think>", False, False),
+        (GOOD.removesuffix("</answer>"), False, False),
+    ],
+)
 def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
     assert judge.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
 
@@ -91,23 +101,58 @@ def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
     assert judge.judge("是。", "是")["exact"] == 0
 
 
-@pytest.mark.parametrize("given, wanted", [
-    ("1,234", "1234"), ("$1234.00", "1234"), ("０．５", "1/2"), ("-3", "−3"), ("43.", "The answer is 43."),
-    (r"so \boxed{\frac{3}{4}}", "0.75"), (r"\boxed{汪{晴}晴}", "汪{晴}晴"), ("12 apples", "12"), ("50 %", "50%"),
-    (r"$3840\text{g}$", "3840 g"), ("B", "(B)"), ("(b).", "答案是 B。"), ("答案为：B", "B: $7$"), ("B：$68$", "B"),
-    ("The answer is (G).", "g"), ("选C", "C"), ("ABD", "答案是 ABD。"), ("Yes", "The answer is yes."),
-    ("三 七", "三七"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("1,234", "1234"),
+        ("$1234.00", "1234"),
+        ("０．５", "1/2"),
+        ("-3", "−3"),
+        ("43.", "The answer is 43."),
+        (r"so \boxed{\frac{3}{4}}", "0.75"),
+        (r"\boxed{汪{晴}晴}", "汪{晴}晴"),
+        ("12 apples", "12"),
+        ("50 %", "50%"),
+        (r"$3840\text{g}$", "3840 g"),
+        ("B", "(B)"),
+        ("(b).", "答案是 B。"),
+        ("答案为：B", "B: $7$"),
+        ("B：$68$", "B"),
+        ("The answer is (G).", "g"),
+        ("选C", "C"),
+        ("ABD", "答案是 ABD。"),
+        ("Yes", "The answer is yes."),
+        ("三 七", "三七"),
+    ],
+)
 def test_equivalent_answers_are_correct(given, wanted):
     assert judge.same_answer(given, wanted)
     assert judge.same_answer(wanted, given)
 
 
-@pytest.mark.parametrize("given, wanted", [
-    ("1234", "12345"), ("0.5", "1/3"), ("50%", "0.5"), ("3", "-3"), ("12 apples", "12 pears"), ("not 42", "42"),
-    ("A", "B"), ("A: $7$", "B: $7$"), ("AB", "ABD"), ("A dog", "A"), ("", "B"), ("answer", "B"),
-    ("三七", "37"), ("1/0", "1"), ("9" * 5000, "9"), ("选举", "举"), (r"\boxed{4", "4"), ("4 or 5", "4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("1234", "12345"),
+        ("0.5", "1/3"),
+        ("50%", "0.5"),
+        ("3", "-3"),
+        ("12 apples", "12 pears"),
+        ("not 42", "42"),
+        ("A", "B"),
+        ("A: $7$", "B: $7$"),
+        ("AB", "ABD"),
+        ("A dog", "A"),
+        ("", "B"),
+        ("answer", "B"),
+        ("三七", "37"),
+        ("1/0", "1"),
+        ("9" * 5000, "9"),
+        ("选举", "举"),
+        (r"\boxed{4", "4"),
+        ("4 or 5", "4"),
+    ],
+)
 def test_another_answer_is_wrong(given, wanted):
     assert not judge.same_answer(given, wanted)
     assert not judge.same_answer(wanted, given)
@@ -138,9 +183,15 @@ def test_token_f1_counts_chinese_by_character_and_english_by_word():
 # ----------------------------------------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize("right, rows, low, high", [
-    (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "right, rows, low, high",
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+    ],
+)
 def test_wilsons_interval_is_the_published_one(right, rows, low, high):
     assert statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
 
@@ -212,16 +263,23 @@ def test_the_curve_by_position_adds_up_and_shows_where_a_model_is_worse(tmp_path
 
     ids = PretrainDataset(TOKENIZER).encode(["海风吹过码头，" * 60])[0].ids[:-1].astype("int64")
     with torch.no_grad():
-        nats = F.cross_entropy(model(torch.from_numpy(ids)[None, :256]).logits[0], torch.from_numpy(ids)[1:257],
-                               reduction="none")  # fmt: skip
+        nats = F.cross_entropy(
+            model(torch.from_numpy(ids)[None, :256]).logits[0], torch.from_numpy(ids)[1:257], reduction="none"
+        )
     first = nats[:64].sum().item() / math.log(2)
     assert record["curve"]["bits_per_byte"]["1"][0] == pytest.approx(first, rel=1e-4)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("海风吹过 boat。", "zh"), ("A boat 船", "en"), ("Žluťoučký kůň", "en"), ("12 + 3", "other"),
-    ("これはテスト", "other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("海风吹过 boat。", "zh"),
+        ("A boat 船", "en"),
+        ("Žluťoučký kůň", "en"),
+        ("12 + 3", "other"),
+        ("これはテスト", "other"),
+    ],
+)
 def test_a_text_is_chinese_or_english_by_most_of_its_letters(text, expected):
     assert language(text) == expected
 
@@ -345,12 +403,17 @@ def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_n
     assert records[3]["sums"] == {}
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"question": "", "choices": ["a", "b"], "answer": 0}, "question"), (question(0, "a"), "list of 2 to 10"),
-    ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer|\"answer\" is 2"),
-    ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "\"answer\" is 'C'"),
-    ({"question": "q", "choices": ["a", ""], "answer": 0}, "empty"), ({"question": "q", "choices": ["a", "b"]}, "None"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"question": "", "choices": ["a", "b"], "answer": 0}, "question"),
+        (question(0, "a"), "list of 2 to 10"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, '\'answer|"answer" is 2'),
+        ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "\"answer\" is 'C'"),
+        ({"question": "q", "choices": ["a", ""], "answer": 0}, "empty"),
+        ({"question": "q", "choices": ["a", "b"]}, "None"),
+    ],
+)
 def test_a_bad_question_is_named_with_file_and_line(tmp_path, row, words):
     path = write_rows(tmp_path / "choices.jsonl", [row])
     with pytest.raises(ValueError, match=f"(?s)choices.jsonl:1: .*({words})"):
@@ -446,12 +509,15 @@ def test_the_front_door_prints_and_keeps_figures_by_file(tmp_path, capsys):
     assert merged["rows.jsonl"] == kept["rows.jsonl"] and merged["other.jsonl"]["rows"] == 1
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--baseline", "a.pth"], "--baseline is not read by a chat, only by --score"),
-    (["--shots", "-1", "--score", "x"], "--shots -1"),
-    (["--score_rows", "-1"], "--score_rows -1"),
-    (["--score", "x", "--baseline", "gone.pth"], "--baseline gone.pth: no such checkpoint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--baseline", "a.pth"], "--baseline is not read by a chat, only by --score"),
+        (["--shots", "-1", "--score", "x"], "--shots -1"),
+        (["--score_rows", "-1"], "--score_rows -1"),
+        (["--score", "x", "--baseline", "gone.pth"], "--baseline gone.pth: no such checkpoint"),
+    ],
+)
 def test_impossible_score_flags_are_refused_by_name(argv, words):
     with pytest.raises(ValueError, match=words):
         eval_model.main(argv)
@@ -504,9 +570,14 @@ def test_the_harness_finds_our_figures_without_network(harness, tmp_path, monkey
         for shots in (0, 2):
             names = [f"spongebob_letter{ending}", f"spongebob_words{ending}", *["spongebob_text"] * (shots == 0)]
             results = harness.simple_evaluate(
-                model=lm, tasks=names, task_manager=tasks, num_fewshot=shots, bootstrap_iters=0,
-                apply_chat_template=chats, fewshot_as_multiturn=chats,
-            )["results"]  # fmt: skip
+                model=lm,
+                tasks=names,
+                task_manager=tasks,
+                num_fewshot=shots,
+                bootstrap_iters=0,
+                apply_chat_template=chats,
+                fewshot_as_multiturn=chats,
+            )["results"]
             found[f"letter_{shots}shot"] = results[f"spongebob_letter{ending}"]["acc,none"]
             found[f"text_{shots}shot"] = results[f"spongebob_words{ending}"]["acc,none"]
             found[f"text_norm_{shots}shot"] = results[f"spongebob_words{ending}"]["acc_norm,none"]

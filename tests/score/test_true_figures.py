@@ -56,10 +56,16 @@ def tokenizer_that_joins(*texts):
 
 @pytest.mark.parametrize("encode", [choices.text_ids, choices.chat_ids])
 @pytest.mark.parametrize("form", ["letter", "text"])
-@pytest.mark.parametrize("tokenizer", [
-    TOKENIZER, tokenizer_that_joins("：C", "：C", "案：C"), tokenizer_that_joins("：海风", "：海风"),
-    tokenizer_that_joins("\n答案：B", "\n答案：B"),
-], ids=["ours", "letter", "word", "line"])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        TOKENIZER,
+        tokenizer_that_joins("：C", "：C", "案：C"),
+        tokenizer_that_joins("：海风", "：海风"),
+        tokenizer_that_joins("\n答案：B", "\n答案：B"),
+    ],
+    ids=["ours", "letter", "word", "line"],
+)
 def test_the_scored_tokens_spell_the_scored_choice(tokenizer, form, encode):
     item = Question(1, "吹过码头的是？", ("海风", "船", "C", "海"), 0, None)
     spans = encode(tokenizer, form, item, [Question(2, "谁？", ("甲", "乙"), 1, None)])
@@ -117,10 +123,15 @@ def test_figures_that_cover_part_of_the_rows_or_vanish_say_so(tmp_path):
 # ------------------------------------------------------------------------------- numbers that are none; names
 
 
-@pytest.mark.parametrize("rows", [
-    [{"question": "谁？", "choices": ["海", "山"], "answer": 0}], [{"text": "海风"}],
-    [{"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]}],
-], ids=["choices", "text", "chat"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "谁？", "choices": ["海", "山"], "answer": 0}],
+        [{"text": "海风"}],
+        [{"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]}],
+    ],
+    ids=["choices", "text", "chat"],
+)
 def test_weights_that_are_no_numbers_give_one_line_and_no_figure(tmp_path, rows):
     model = tiny()
     model.layers[0].attention.wq.weight.data[0, 0] = math.nan

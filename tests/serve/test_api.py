@@ -100,7 +100,10 @@ def test_an_answer_has_usage_and_says_why_it_ended(client):
     assert answer.choices[0].message.content == expected("你好", 5, seed=1) != expected("你好", 5)
     prompt = len(SFTDataset(TOKENIZER).prompt(user("你好")))
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
-        prompt, 5, prompt + 5)  # fmt: skip
+        prompt,
+        5,
+        prompt + 5,
+    )
     options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0, "max_tokens": 5}
     chunks = list(client.chat.completions.create(model="distill", messages=user("你好"), **options))
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage == answer.usage
@@ -193,12 +196,21 @@ def test_a_thought_that_comes_back_is_what_the_model_said(client, api):
     assert answer.usage.prompt_tokens == len(SFTDataset(TOKENIZER).prompt(plain))
 
 
-@pytest.mark.parametrize("text, thought, content", [
-    (THOUGHT, "一加一，\n要进位吗？", "2"), ("你好<think>", "", "你好<think>"), ("<think>没完", "没完", ""),
-    ("\n<think>a</think>b", "a", "b"), ("<think>a\n\nb</thin</think> <answer>1\n2</answer>.", "a\n\nb</thin", "1\n2."),
-    ("<thinking>", "", "<thinking>"), ("<answer>1</answer>", "", "<answer>1</answer>"), ("", "", ""),
-    ("<think>a</think>\n<ans", "a", "\n<ans"), ("<", "", "<"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, thought, content",
+    [
+        (THOUGHT, "一加一，\n要进位吗？", "2"),
+        ("你好<think>", "", "你好<think>"),
+        ("<think>没完", "没完", ""),
+        ("\n<think>a</think>b", "a", "b"),
+        ("<think>a\n\nb</thin</think> <answer>1\n2</answer>.", "a\n\nb</thin", "1\n2."),
+        ("<thinking>", "", "<thinking>"),
+        ("<answer>1</answer>", "", "<answer>1</answer>"),
+        ("", "", ""),
+        ("<think>a</think>\n<ans", "a", "\n<ans"),
+        ("<", "", "<"),
+    ],
+)
 def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
     for size in (1, 2, 5, 100):
         thoughts, seen = Thoughts(), ("", "")
@@ -214,22 +226,32 @@ def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
 # -------------------------------------------------------------------------------------------- errors and limits
 
 
-@pytest.mark.parametrize("options, status, words", [
-    ({"model": "GPT"}, 404, "no model 'GPT' here, only: SFT, distill, pretrain"), ({"messages": []}, 400, "messages"),
-    ({"temperature": -1}, 400, "temperature -1.0 must lie between 0 and 100"), ({"top_p": 0}, 400, "top_p"),
-    ({"temperature": 1e308}, 400, "temperature"), ({"presence_penalty": -1e39}, 400, "presence_penalty"),
-    ({"extra_body": {"top_k": 10**20}}, 400, "top_k"), ({"tools": [{"type": "function"}]}, 400, "tools"),
-    ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
-    ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"), ({"n": 0}, 400, "n: "),
-    ({"n": 41}, 400, "41 answers at once; this server holds at most 40"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"messages\.0\.content\.0\.type: "),
-    ({"stop": [1]}, 400, r"stop\.0: Input should be a valid string"),
-    ({"top_logprobs": 2}, 400, "top_logprobs asks for logprobs: true"),
-    ({"frequency_penalty": 1}, 400, "frequency_penalty"), ({"extra_body": {"colour": 1}}, 400, "colour"),
-    ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
-    ({"messages": user("长" * 9000)}, 413, "20000 bytes"), ({"max_tokens": 0}, 400, "max_tokens"),
-    ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "1"}]}, 400, "role"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, status, words",
+    [
+        ({"model": "GPT"}, 404, "no model 'GPT' here, only: SFT, distill, pretrain"),
+        ({"messages": []}, 400, "messages"),
+        ({"temperature": -1}, 400, "temperature -1.0 must lie between 0 and 100"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"temperature": 1e308}, 400, "temperature"),
+        ({"presence_penalty": -1e39}, 400, "presence_penalty"),
+        ({"extra_body": {"top_k": 10**20}}, 400, "top_k"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
+        ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"),
+        ({"n": 0}, 400, "n: "),
+        ({"n": 41}, 400, "41 answers at once; this server holds at most 40"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"messages\.0\.content\.0\.type: "),
+        ({"stop": [1]}, 400, r"stop\.0: Input should be a valid string"),
+        ({"top_logprobs": 2}, 400, "top_logprobs asks for logprobs: true"),
+        ({"frequency_penalty": 1}, 400, "frequency_penalty"),
+        ({"extra_body": {"colour": 1}}, 400, "colour"),
+        ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
+        ({"messages": user("长" * 9000)}, 413, "20000 bytes"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "1"}]}, 400, "role"),
+    ],
+)
 def test_what_cannot_be_answered_is_told_in_openais_shape(client, options, status, words):
     with pytest.raises(openai.APIStatusError, match=words) as caught:
         client.chat.completions.create(**{"model": "SFT", "messages": user("你好")} | options)
@@ -384,9 +406,10 @@ def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_server(api):
 
 NOTHING_ASKED = {
     **dict.fromkeys(["n", "stream", "logprobs", "tools", "logit_bias", "temperature", "stop", "response_format"]),
-    "tool_choice": "none", "functions": [],
+    "tool_choice": "none",
+    "functions": [],
     "messages": [{"role": "user", "content": "你好", "name": None, "refusal": None, "tool_calls": []}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("more", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
@@ -483,9 +506,13 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
     assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
 
 
-@pytest.mark.parametrize("words, reason", [
-    ("--api_key=", "--api_key is empty"), ("--port 65536", "--port 65536 must be at most 65535"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("--api_key=", "--api_key is empty"),
+        ("--port 65536", "--port 65536 must be at most 65535"),
+    ],
+)
 def test_what_cannot_be_served_is_refused_at_the_start(words, reason, tmp_path):
     save(tiny(), tmp_path / "SFT.pth", stage="SFT")
     with pytest.raises(ValueError, match=reason):

@@ -47,11 +47,18 @@ def test_a_system_message_changes_the_prompt(ask):
         ask("--model_mode", 0, "--system", "说英语", "--prompt", "你好")
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--long", "--model_mode", "0"], "--long"), (["--long", "--ckpt", "a.pth"], "--long"),
-    (["--temperature", "-1"], "--temperature -1"), (["--top_p", "1.5"], "--top_p 1.5"), (["--top_p", "0"], "--top_p 0"),
-    (["--export", "onnx", "there"], "export.py"), (["--history_cnt", "-1"], "--history_cnt -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--long", "--model_mode", "0"], "--long"),
+        (["--long", "--ckpt", "a.pth"], "--long"),
+        (["--temperature", "-1"], "--temperature -1"),
+        (["--top_p", "1.5"], "--top_p 1.5"),
+        (["--top_p", "0"], "--top_p 0"),
+        (["--export", "onnx", "there"], "export.py"),
+        (["--history_cnt", "-1"], "--history_cnt -1"),
+    ],
+)
 def test_impossible_flags_are_refused_by_name(argv, words):
     with pytest.raises(ValueError, match=words):
         eval_model.main(argv)
@@ -144,8 +151,17 @@ def test_an_answer_stops_where_the_context_ends(model):
 
 
 def test_commands_change_how_the_next_answers_are_made(ask, monkeypatch, tmp_path):
-    lines = ["/params temperature 0", "你好", "/system 说英语", "/reset", "你好", "/params max_new_tokens 3", "/reset",
-             "你好", "/params"]  # fmt: skip
+    lines = [
+        "/params temperature 0",
+        "你好",
+        "/system 说英语",
+        "/reset",
+        "你好",
+        "/params max_new_tokens 3",
+        "/reset",
+        "你好",
+        "/params",
+    ]
     type_in(monkeypatch, "\n".join(lines).encode())
     out = ask("--temperature", 1)
     usual = ask("--temperature", 0, "--prompt", "你好")
@@ -164,11 +180,19 @@ def test_a_talk_is_saved_as_a_row_that_training_reads(ask, monkeypatch, tmp_path
     assert [turn["content"] for turn in first[::2]][0] == "短" and second[1]["content"] == "c"
 
 
-@pytest.mark.parametrize("line, words", [
-    ("/params temperature hot", "expected float"), ("/params heat 1", "choose one of temperature"),
-    ("/params top_p 2", "top_p 2.0 must"), ("/params max_new_tokens 0", "more than 0"), ("/save", "into which file"),
-    ("/save x.jsonl", "nothing was said"), ("/sistem", "no such command"), ("/params top_k 1.5", "expected int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("/params temperature hot", "expected float"),
+        ("/params heat 1", "choose one of temperature"),
+        ("/params top_p 2", "top_p 2.0 must"),
+        ("/params max_new_tokens 0", "more than 0"),
+        ("/save", "into which file"),
+        ("/save x.jsonl", "nothing was said"),
+        ("/sistem", "no such command"),
+        ("/params top_k 1.5", "expected int"),
+    ],
+)
 def test_a_command_that_cannot_be_obeyed_says_why_and_the_chat_goes_on(ask, monkeypatch, line, words):
     type_in(monkeypatch, f"{line}\n你好\n".encode())
     out = ask("--temperature", 0)

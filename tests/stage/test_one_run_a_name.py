@@ -68,12 +68,15 @@ def test_weights_of_the_run_before_are_not_the_result_of_one_that_overwrote_it(h
     assert json.loads((tmp_path / "out/pretrain.json").read_text("utf-8"))["flags"]["learning_rate"] == 0.02
 
 
-@pytest.mark.parametrize("flags", [
-    ["--overwrite", "--warmup_iters", "10"],
-    [],
-    ["--resume", "{}/pretrain.state/00000003", "--learning_rate", "0.5"],
-    ["--resume", "--seed", "7"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--overwrite", "--warmup_iters", "10"],
+        [],
+        ["--resume", "{}/pretrain.state/00000003", "--learning_rate", "0.5"],
+        ["--resume", "--seed", "7"],
+    ],
+)
 def test_a_start_that_is_refused_renames_and_removes_nothing(home, flags, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     (tmp_path / "out/pretrain.state/00000007.tmp").mkdir()

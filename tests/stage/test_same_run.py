@@ -57,8 +57,19 @@ def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_
     assert meta["step"] > meta["validated_at_step"] == 0
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"config": 5}', '{"config": {"rope_theta": "x"}}', "[" * 100_000,
-                                     '{"config": {"rope_parameters": 3}}', '{"config": {"dim": 0}}', ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        '{"config": 5}',
+        '{"config": {"rope_theta": "x"}}',
+        "[" * 100_000,
+        '{"config": {"rope_parameters": 3}}',
+        '{"config": {"dim": 0}}',
+        "",
+    ],
+)
 def test_a_json_that_no_run_wrote_beside_weights_is_one_line(home, content, tmp_path):
     shutil.copy(home / "whole/pretrain.pth", tmp_path / "a.pth")
     (tmp_path / "a.json").write_text(content)

@@ -41,12 +41,24 @@ def test_all_stages_run_and_chain_without_renames(folder):
     assert weights("results/pretrain.pth")["tok_embeddings.weight"].dtype == torch.float32
 
 
-ALL_ON = ["--optimizer", "muon", "--schedule", "wsd", "--z_loss", "1e-4", "--loss_chunk", "50", "--dtype", "bfloat16",
-          "--activation_checkpointing"]  # fmt: skip
+ALL_ON = [
+    "--optimizer",
+    "muon",
+    "--schedule",
+    "wsd",
+    "--z_loss",
+    "1e-4",
+    "--loss_chunk",
+    "50",
+    "--dtype",
+    "bfloat16",
+    "--activation_checkpointing",
+]
 
 
-@pytest.mark.parametrize("cut, words", [("3", []), ("5", []), ("5", ALL_ON)],
-                         ids=["at a save", "between log rows", "with every option on"])  # fmt: skip
+@pytest.mark.parametrize(
+    "cut, words", [("3", []), ("5", []), ("5", ALL_ON)], ids=["at a save", "between log rows", "with every option on"]
+)
 def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, words, monkeypatch):
     words = ["--dropout", "0.1", *words]  # draws on the random state
     pretrain.main([*SHAPE, *SHORT, *words, "--name", "whole"])
@@ -140,24 +152,32 @@ def test_a_shape_flag_that_contradicts_the_checkpoint_is_refused(folder):
         SFT.main([*SHORT, "--n_heads", "8"])
 
 
-@pytest.mark.parametrize("main, argv, command", [
-    (SFT.main, SHORT, "python pretrain.py"),
-    (SFT.main, ["--long", *SHORT], "python SFT.py"),
-    (distill.main, SHORT, "python SFT.py"),
-    (distill.main, ["--long", *SHORT], "python SFT.py --long"),
-    (eval_model.main, ["--model_mode", "0"], "python pretrain.py"),
-    (eval_model.main, ["--model_mode", "1"], "python SFT.py"),
-    (eval_model.main, ["--model_mode", "2", "--long"], "python distill.py --long"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "main, argv, command",
+    [
+        (SFT.main, SHORT, "python pretrain.py"),
+        (SFT.main, ["--long", *SHORT], "python SFT.py"),
+        (distill.main, SHORT, "python SFT.py"),
+        (distill.main, ["--long", *SHORT], "python SFT.py --long"),
+        (eval_model.main, ["--model_mode", "0"], "python pretrain.py"),
+        (eval_model.main, ["--model_mode", "1"], "python SFT.py"),
+        (eval_model.main, ["--model_mode", "2", "--long"], "python distill.py --long"),
+    ],
+)
 def test_a_missing_checkpoint_says_which_command_makes_it(folder, main, argv, command):
     with pytest.raises(ValueError, match=rf"no such checkpoint. Make it with: {command} \("):
         main(argv)
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--data_path", "nowhere.jsonl"], "nowhere.jsonl: no such file"), (["--batch_size", "0"], "--batch_size 0"),
-    (["--warmup_iters", "99", "--max_steps", "5"], "warmup_iters=99"), (["--dim", "30"], "dim=30"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--data_path", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--warmup_iters", "99", "--max_steps", "5"], "warmup_iters=99"),
+        (["--dim", "30"], "dim=30"),
+    ],
+)
 def test_a_users_mistake_is_one_line_and_code_2(folder, argv, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: pretrain.main([*argv, "--num_workers", "1"]))

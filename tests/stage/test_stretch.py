@@ -36,8 +36,14 @@ def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):
     pretrain.main([*SHAPE, *SHORTER])
     SFT.main([*SHORTER, "--max_seq_len", "128", "--rope_scaling", "2"])
     assert "rotary positions stretched by 2, rows 64 -> 128" in capsys.readouterr().out
-    wanted = {"rope_type": "llama3", "rope_theta": 1e6, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 64}  # fmt: skip
+    wanted = {
+        "rope_type": "llama3",
+        "rope_theta": 1e6,
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     assert rope_of(folder / "results/SFT.pth") == wanted
     assert rope_of(folder / "results/pretrain.pth")["rope_type"] == "default"
     model, _ = load_model(folder / "results/SFT.pth", max_seq_len=512)
@@ -57,10 +63,14 @@ def test_a_fresh_model_is_made_for_rows_that_a_shorter_one_would_have_been_stret
     assert divisors.max() == pytest.approx(4) and divisors.min() < 2
 
 
-@pytest.mark.parametrize("beside, length, reason", [
-    (True, 128, "trained with rows of 128, --max_seq_len is 128"), (True, None, "trained with rows of 128"),
-    (False, 512, "no .json beside .*w.pth says"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "beside, length, reason",
+    [
+        (True, 128, "trained with rows of 128, --max_seq_len is 128"),
+        (True, None, "trained with rows of 128"),
+        (False, 512, "no .json beside .*w.pth says"),
+    ],
+)
 def test_rows_that_are_no_longer_than_before_are_refused(beside, length, reason, tmp_path):
     save(tiny(vocab_size=300), tmp_path / "w.pth")
     if not beside:

@@ -15,8 +15,13 @@ from engine import console, files
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 PHASES = ["in_cache", "before_step_1", "in_step", "in_save", "in_validation"]
-QUICK = [("SIGTERM", "in_cache"), ("SIGHUP", "before_step_1"), ("SIGQUIT", "in_step"), ("SIGUSR2", "in_save"),
-         ("SIGXCPU", "in_validation")]  # fmt: skip
+QUICK = [
+    ("SIGTERM", "in_cache"),
+    ("SIGHUP", "before_step_1"),
+    ("SIGQUIT", "in_step"),
+    ("SIGUSR2", "in_save"),
+    ("SIGXCPU", "in_validation"),
+]
 
 
 def stopped_and_resumed(home, kind, phase, tmp_path, output=""):
@@ -65,16 +70,25 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(home, tmp_path):
 
 def test_the_processes_of_a_cache_end_with_the_one_that_began_them(home, tmp_path):
     (home / "there").unlink(missing_ok=True)
-    process = begin(home, "--cache_dir", str(tmp_path / "cache"), "--save_dir", str(tmp_path), "--num_workers", "2",
-                    prepare="in_cache")  # fmt: skip
+    process = begin(
+        home,
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--save_dir",
+        str(tmp_path),
+        "--num_workers",
+        "2",
+        prepare="in_cache",
+    )
     wait_for(home / "there", process)
     children = list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
     assert len(children) == 2
     process.kill()
     process.join()
     until = time.monotonic() + 5
-    while any(Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text()
-              for child in children):  # fmt: skip
+    while any(
+        Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text() for child in children
+    ):
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -117,8 +131,16 @@ def test_an_old_state_that_cannot_be_deleted_is_named_and_the_new_one_is_saved(h
 
 
 def test_without_shared_memory_one_process_encodes_and_says_so(home, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--num_workers", "2",
-              prepare="no_shared_memory")  # fmt: skip
+    done = go(
+        home,
+        "--save_dir",
+        str(tmp_path),
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--num_workers",
+        "2",
+        prepare="no_shared_memory",
+    )
     assert done.code == 0 and "/dev/shm" in done.said and "one process encodes" in done.said, done.said
 
 
@@ -164,15 +186,31 @@ def test_a_rank_left_in_the_environment_is_named(given, monkeypatch):
 
 
 def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path), "--dtype", "float16", "--z_loss", "1e20", "--max_steps", "60",
-              "--eval_step", "0")  # fmt: skip
+    done = go(
+        home,
+        "--save_dir",
+        str(tmp_path),
+        "--dtype",
+        "float16",
+        "--z_loss",
+        "1e20",
+        "--max_steps",
+        "60",
+        "--eval_step",
+        "0",
+    )
     assert done.code == 2 and "overflowed and were skipped" in done.said and "Traceback" not in done.said, done.said
     rows = (tmp_path / "pretrain.metrics.jsonl").read_text("utf-8").splitlines()
     assert json.loads(rows[-1], parse_constant=pytest.fail)["skipped_steps"] > 0
 
 
-@pytest.mark.parametrize("flags", [["--learning_rate", "1e38", "--eval_step", "1"],
-                                   ["--learning_rate", "1e39", "--eval_step", "0", "--save_step", "1"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learning_rate", "1e38", "--eval_step", "1"],
+        ["--learning_rate", "1e39", "--eval_step", "0", "--save_step", "1"],
+    ],
+)
 def test_weights_that_are_no_numbers_end_the_run_with_one_line_and_are_not_saved(home, flags, tmp_path):
     done = go(home, "--save_dir", str(tmp_path), "--warmup_iters", "0", *flags)
     assert done.code == 2 and "not finite" in done.said and "Traceback" not in done.said, done.said
