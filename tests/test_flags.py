@@ -29,7 +29,7 @@ from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
 from engine import cli, loss, options
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
-from engine.corpus import bpe, pool, source
+from engine.corpus import bpe, source, worker_pool
 from engine.flags import ROOT
 from engine.log import services, tracker
 from engine.machine import parallel
@@ -293,7 +293,7 @@ def record_arrivals(monkeypatch, arrived):
         return lambda *arguments, **_: arrived.__setitem__(door, arguments[-1] if arguments else True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool, "ProcessPoolExecutor", threads)
+        patch.setattr(worker_pool, "ProcessPoolExecutor", threads)
         patch.setattr(services, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)

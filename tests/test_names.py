@@ -11,7 +11,7 @@ import pytest
 
 from engine import files
 from engine.checkpoint import weights
-from engine.corpus import pool
+from engine.corpus import worker_pool
 from engine.log.tracker import Tracker
 from engine.options import Output
 from engine.stage import lock
@@ -105,9 +105,9 @@ def test_two_machines_with_one_process_number_write_files_of_their_own(tmp_path)
 def test_windows_can_wait_for_61_processes_and_is_asked_for_no_more(monkeypatch):
     asked = []
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda workers, *rest: asked.append(workers))
-    pool._open(64, None, ())
-    pool._open(8, None, ())
+    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", lambda workers, *rest: asked.append(workers))
+    worker_pool._open(64, None, ())
+    worker_pool._open(8, None, ())
     assert asked == [61, 8]
 
 

@@ -112,7 +112,7 @@ def needed_by(name: str) -> set[str]:
 
 def test_what_a_tokenising_process_loads_imports_no_torch():
     loaded = needed_by("engine.corpus.token_cache")
-    assert {"dataset", "engine.corpus.jsonl", "engine.corpus.fast_bpe"} <= loaded
+    assert {"dataset", "engine.corpus.jsonl", "engine.corpus.tiktoken_backend"} <= loaded
     outside = {module.split(".")[0] for name in loaded for module in imports(FILES[name])}
     assert not outside & {"torch", "transformers"}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from Config import LLMConfig
 from engine.console import printable, say
-from engine.corpus.first_bytes import LOOKED_AT, what_is
+from engine.corpus.file_types import LOOKED_AT, what_is
 from model import rope_frequencies
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")  # {"model": weights, ...}

@@ -36,9 +36,9 @@ from dataset import (
     line_hash,
 )
 from engine.corpus.digests import content_digest
-from engine.corpus.fast_bpe import fastest
 from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
-from engine.corpus.pool import in_order
+from engine.corpus.tiktoken_backend import fastest
+from engine.corpus.worker_pool import in_order
 from engine.files import to_json
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean

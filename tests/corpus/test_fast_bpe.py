@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset
-from engine.corpus import bpe, fast_bpe, token_cache
-from engine.corpus.fast_bpe import TiktokenEncoder, fastest
+from engine.corpus import bpe, tiktoken_backend, token_cache
+from engine.corpus.tiktoken_backend import TiktokenEncoder, fastest
 
 tiktoken = pytest.importorskip("tiktoken")
 
@@ -59,12 +59,12 @@ def test_any_text_gets_the_ids_of_tokenizers(both, text):
 
 
 def test_a_difference_is_said_and_tokenizers_goes_on(tokenizer, capsys):
-    ranks, _ = fast_bpe._ranks(json.loads(tokenizer.to_str()))
+    ranks, _ = tiktoken_backend._ranks(json.loads(tokenizer.to_str()))
     longest = max(ranks, key=len)
     del ranks[longest]
     fast = TiktokenEncoder(
         tokenizer,
-        tiktoken.Encoding("other", pat_str=fast_bpe.PIECES, mergeable_ranks=ranks, special_tokens={}),
+        tiktoken.Encoding("other", pat_str=tiktoken_backend.PIECES, mergeable_ranks=ranks, special_tokens={}),
         set(),
     )
     assert ids(fast, [longest.decode()]) == ids(tokenizer, [longest.decode()]) and not fast.trusted

@@ -11,7 +11,7 @@ import train_tokenizer
 from Config import LLMConfig
 from dataset import PretrainDataset, fingerprint, load_tokenizer, token_bytes
 from engine.checkpoint.weights import check_tokenizer, open_checkpoint, save_weights
-from engine.corpus.fast_bpe import TiktokenEncoder
+from engine.corpus.tiktoken_backend import TiktokenEncoder
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.decode import complete

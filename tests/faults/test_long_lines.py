@@ -7,7 +7,7 @@ import pytest
 
 from dataset import PretrainDataset, SFTDataset
 from engine.corpus import jsonl, token_cache
-from engine.corpus.fast_bpe import TiktokenEncoder, fastest
+from engine.corpus.tiktoken_backend import TiktokenEncoder, fastest
 from engine.corpus.token_cache import open_or_build
 
 HALF = "\ud83d"  # of a surrogate pair

@@ -175,12 +175,12 @@ def old_states_stay():
 
 
 def no_shared_memory():
-    from engine.corpus import pool
+    from engine.corpus import worker_pool
 
     def refuses(*_):
         raise OSError(30, "Read-only file system")
 
-    pool.ProcessPoolExecutor = refuses
+    worker_pool.ProcessPoolExecutor = refuses
 
 
 def overwrite_cannot_delete():
