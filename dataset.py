@@ -20,8 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.console import warn
-from engine.corpus.fitness import lost_bytes, unfit
-from engine.corpus.schemas import (
+from engine.schemas import (
     ALPACA,
     TAGS,
     TURNS,
@@ -35,6 +34,7 @@ from engine.corpus.schemas import (
     text_of,
     unread_fields,
 )
+from engine.tokenizer import lost_bytes, unfit
 
 # Part of the key of every token cache: raise it when rows would be encoded, or lie on disk, differently than before.
 ENCODING_VERSION = 3

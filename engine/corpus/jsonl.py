@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from dataset import parse_line
 from engine.console import printable, warn
 from engine.corpus.file_types import GZIP, LOOKED_AT, what_is
-from engine.corpus.schemas import TAGS, BadRow, EmptyRow
+from engine.schemas import TAGS, BadRow, EmptyRow
 
 BLOCK = 4 << 20  # bytes read at a time; a tokenising process gets one block
 Readable = BinaryIO | gzip.GzipFile

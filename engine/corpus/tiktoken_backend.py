@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from engine.console import warn
-from engine.corpus.fitness import byte_characters
+from engine.tokenizer import byte_characters
 
 CHECKED = 32  # texts of every batch that both encode
 # What tokenizers' ByteLevel cuts a text into before merging, by its regular expression.

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
 
-from engine.corpus.fitness import byte_characters
 from engine.generate.decode import TokenLogprob
 from engine.generate.sampling import Sampling
-from engine.serve.thoughts import joined
+from engine.reasoning import joined
+from engine.tokenizer import byte_characters
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")

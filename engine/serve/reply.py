@@ -14,11 +14,11 @@ from fastapi import Request as Http
 
 from engine.generate.decode import Request
 from engine.generate.text import TextStream
+from engine.reasoning import Thoughts
 from engine.serve.conversation import Conversation, Prompt
 from engine.serve.engine_thread import EngineThread, Full, Job
 from engine.serve.models import Served
 from engine.serve.protocol import Asked, ChatAsked, Places, Problem, TextAsked, chat_logprobs, text_logprobs
-from engine.serve.thoughts import Thoughts
 
 LOOK = 0.25  # seconds between two looks whether the client is still there
 

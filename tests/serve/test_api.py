@@ -23,10 +23,10 @@ from dataset import SFTDataset
 from engine.generate import decode
 from engine.generate.decode import Slots, complete
 from engine.generate.decoder import Decoder
+from engine.reasoning import Thoughts, joined
 from engine.serve.api import Api
 from engine.serve.engine_thread import EngineThread, Job
 from engine.serve.protocol import Problem
-from engine.serve.thoughts import Thoughts, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THOUGHT = "<think>\n一加一，\n要进位吗？\n</think>\n<answer>\n2\n</answer>"
