@@ -253,7 +253,7 @@ class SpongeBob(PreTrainedModel):
         """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
 
         `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. `cache` keeps
-        the keys and values, for a decoder that goes on from here (engine/generate/decoder.py).
+        the keys and values, for a decoder that goes on from here (engine/generate/fast_decoder.py).
         """
         x = self.tok_embeddings(input_ids)  # (B, T, C)
         context = self._context(x, cu_seqlens, cache)

@@ -37,9 +37,9 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
     import torch
 
     from engine.checkpoint.weights import load_model
-    from engine.generate.compiled import Compiled
-    from engine.generate.decode import Request, Slots
-    from engine.generate.decoder import Decoder
+    from engine.generate.compiled_decoder import Compiled
+    from engine.generate.engine import Request, Slots
+    from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
     make, device = Compiled if compile else Decoder, torch.device(job["device"])

@@ -99,8 +99,8 @@ def cached_and_full():
     """Greedy ids: step by step with the cache, and the whole row again for every token; in fp32."""
     import torch
 
-    from engine.generate.decode import Request, Slots
-    from engine.generate.decoder import Decoder
+    from engine.generate.engine import Request, Slots
+    from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
     model, ids = fresh().model.eval(), [5, 6, 7, 8]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from engine import optim
-from engine.generate.continuation import sample
+from engine.generate.sample_text import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
 from engine.machine import finite, flops

@@ -1,6 +1,6 @@
 """An answer that grows -> its thought and what stands behind it, and back to the words the model was trained on."""
 
-from engine.generate.text import beginning
+from engine.generate.detokenizer import beginning
 
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 

@@ -18,7 +18,7 @@ from engine.checkpoint import state
 from engine.checkpoint.safe_reader import PlainReader
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.corpus.token_cache import open_or_build
-from engine.generate.decode import complete
+from engine.generate.engine import complete
 from engine.loss import TokenLoss
 from engine.machine import parallel, runtime
 from engine.options import Machine

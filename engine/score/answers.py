@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, SFTDataset, is_learned
-from engine.generate.decode import complete
+from engine.generate.engine import complete
 from engine.score import judge
 from engine.score.likelihood import curve, token_nats
 from model import SpongeBob

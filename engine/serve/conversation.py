@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from dataset import EOS, PretrainDataset, SFTDataset
 from engine.console import warn
 from engine.flags import Flags, flag
-from engine.generate.decode import Request, Slots
-from engine.generate.decoder import Decoder
+from engine.generate.detokenizer import TextStream
+from engine.generate.engine import Request, Slots
+from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
-from engine.generate.text import TextStream
 from engine.machine.runtime import pick_dtype
 from engine.options import DTYPES
 from model import SpongeBob
@@ -45,7 +45,7 @@ class Weights(Flags):
         if self.compile:
             if device.type != "cpu":
                 raise ValueError(f"--compile is for answers on a CPU; on {device.type} leave it out")
-            from engine.generate.compiled import Compiled as make  # takes a second
+            from engine.generate.compiled_decoder import Compiled as make  # takes a second
 
             warn("--compile: half a minute the first time, then seconds ...")
         return make.ready(model, kind, device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.console import warn
 from engine.files import first_line
-from engine.generate.decode import Request, Slots
+from engine.generate.engine import Request, Slots
 
 Tell = Callable[[], None]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.generate.decode import Slots
+from engine.generate.engine import Slots
 from engine.serve.conversation import Conversation
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
 
-from engine.generate.decode import TokenLogprob
+from engine.generate.engine import TokenLogprob
 from engine.generate.sampling import Sampling
 from engine.reasoning import joined
 from engine.tokenizer import byte_characters

@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import Request as Http
 
-from engine.generate.decode import Request
-from engine.generate.text import TextStream
+from engine.generate.detokenizer import TextStream
+from engine.generate.engine import Request
 from engine.reasoning import Thoughts
 from engine.serve.conversation import Conversation, Prompt
 from engine.serve.engine_thread import EngineThread, Full, Job

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.console import warn
-from engine.generate.decode import Request
+from engine.generate.engine import Request
 from engine.serve.chat import HELP, Chat
 from engine.serve.conversation import Conversation
 

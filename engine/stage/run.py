@@ -20,7 +20,7 @@ from engine.console import say
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Chosen
-from engine.generate.continuation import choose_prompt
+from engine.generate.sample_text import choose_prompt
 from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel

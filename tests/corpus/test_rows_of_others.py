@@ -11,7 +11,7 @@ from tiny import tiny
 from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
-from engine.generate.decoder import Decoder
+from engine.generate.fast_decoder import Decoder
 from engine.serve.conversation import Conversation
 
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}

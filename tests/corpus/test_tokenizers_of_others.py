@@ -14,7 +14,7 @@ from engine.checkpoint.weights import check_tokenizer, open_checkpoint, save_wei
 from engine.corpus.tiktoken_backend import TiktokenEncoder
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
-from engine.generate.decode import complete
+from engine.generate.engine import complete
 from engine.loss import count
 from engine.packing import Batches, pack, split_documents
 

@@ -9,7 +9,7 @@ import pytest
 import pretrain
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import open_or_build
-from engine.generate.continuation import choose_prompt
+from engine.generate.sample_text import choose_prompt
 from engine.packing import cut_conversations, pack
 from engine.stage import plan
 

@@ -16,7 +16,7 @@ from making import EOS, ROOT, TOKENIZER, save
 from tiny import tiny
 
 from dataset import SFTDataset
-from engine.generate.decode import complete
+from engine.generate.engine import complete
 
 SECONDS, CLIENTS = 30, 16
 

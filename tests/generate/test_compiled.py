@@ -11,9 +11,9 @@ from test_decoder import EXACT, SHAPES, look_at_rows_apart, step_by_step
 from tiny import tiny
 from torch._dynamo.utils import counters
 
-from engine.generate import decoder as decoder_module
-from engine.generate.compiled import Compiled
-from engine.generate.decoder import Decoder
+from engine.generate import fast_decoder as decoder_module
+from engine.generate.compiled_decoder import Compiled
+from engine.generate.fast_decoder import Decoder
 from engine.serve.conversation import Weights
 
 CPU = torch.device("cpu")

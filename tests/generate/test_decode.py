@@ -5,9 +5,9 @@ import torch
 from making import EOS, TOKENIZER, greedy, prompts
 
 from engine.generate import sampling
-from engine.generate.decode import complete
+from engine.generate.detokenizer import TextStream
+from engine.generate.engine import complete
 from engine.generate.sampling import Sampling, choose, draw
-from engine.generate.text import TextStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

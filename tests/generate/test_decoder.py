@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from engine.generate.decoder import Decoder, rounded
+from engine.generate.fast_decoder import Decoder, rounded
 from engine.generate.kv_cache import KVCache
 
 CPU = torch.device("cpu")

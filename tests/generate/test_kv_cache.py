@@ -8,7 +8,7 @@ import torch
 
 import model as model_module
 from Config import LLMConfig
-from engine.generate import decoder as decoder_module
+from engine.generate import fast_decoder as decoder_module
 from engine.generate.kv_cache import KVCache, PackedPrompts
 
 CACHE = KVCache(LLMConfig(), 1, 1, torch.device("cpu"), torch.float32)

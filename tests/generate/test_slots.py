@@ -5,11 +5,11 @@ import torch
 from making import EOS, TOKENIZER, prompts
 from tiny import tiny
 
-from engine.generate import decode
-from engine.generate.decode import Request, Slots, complete
-from engine.generate.decoder import Decoder
+from engine.generate import engine
+from engine.generate.detokenizer import TextStream
+from engine.generate.engine import Request, Slots, complete
+from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
-from engine.generate.text import TextStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GREEDY = Sampling(temperature=0)
@@ -103,7 +103,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(model):
 
 
 def test_prompts_of_one_step_are_limited_and_the_others_wait_in_order(model, monkeypatch):
-    monkeypatch.setattr(decode, "PREFILL", 30)
+    monkeypatch.setattr(engine, "PREFILL", 30)
     slots = Slots(Decoder(model), 8, 64)
     for size in (20, 9, 40, 5):
         slots.add(request(list(range(3, 3 + size)), 20))

@@ -17,8 +17,11 @@ from dataset import LOSS, NO_LOSS, TAG, PretrainDataset, load_tokenizer, token_b
 from engine import loop, optim, packing  # noqa: E402
 from engine.corpus.token_cache import open_or_build  # noqa: E402
 from engine.flags import ROOT  # noqa: E402
-from engine.generate import decode, sampling  # noqa: E402
-from engine.generate.decoder import Decoder  # noqa: E402
+from engine.generate import (
+    engine,  # noqa: E402
+    sampling,
+)
+from engine.generate.fast_decoder import Decoder  # noqa: E402
 from engine.loss import TokenLoss, count  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
 from engine.options import Output, Training  # noqa: E402
@@ -187,10 +190,10 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
         sampling.largest = lambda logits: logits.argmax(-1)  # NumPy has no fake numbers
-        slots = decode.Slots(Decoder(run.model.eval()), count=2, capacity=32)
-        requests = [slots.add(decode.Request([5, 6, 7], 8)) for _ in range(2)]
+        slots = engine.Slots(Decoder(run.model.eval()), count=2, capacity=32)
+        requests = [slots.add(engine.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:
-            decode.Slots.step.__wrapped__(slots)
+            engine.Slots.step.__wrapped__(slots)
     return told | {"generate": {"tokens": len(requests[0].ids), "waits": list(seen.waits)}}
 
 

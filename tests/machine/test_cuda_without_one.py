@@ -65,7 +65,7 @@ def test_training_waits_for_the_gpu_only_where_it_logs(seen):
 @needs_card
 def test_decoding_waits_once_per_step_for_all_its_requests(seen):
     """For the logits: the next tokens are chosen on the CPU. What is sent is not waited for."""
-    waits = [["engine/generate/decode.py:step", "copies and waits"]] * 8
+    waits = [["engine/generate/engine.py:step", "copies and waits"]] * 8
     assert seen["loop"]["generate"] == {"tokens": 8, "waits": waits}
 
 

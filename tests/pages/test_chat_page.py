@@ -24,8 +24,8 @@ from dataset import SFTDataset, fingerprint, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
 from engine.flags import ROOT
 from engine.generate import sampling
-from engine.generate.decode import complete
-from engine.generate.decoder import Decoder, rounded
+from engine.generate.engine import complete
+from engine.generate.fast_decoder import Decoder, rounded
 from engine.pages import chat_page
 from engine.serve.conversation import Conversation
 

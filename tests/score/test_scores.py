@@ -19,7 +19,7 @@ from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokeniz
 from engine import flags
 from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
-from engine.generate.decode import complete
+from engine.generate.engine import complete
 from engine.score import choices, judge, run, statistics
 from engine.score.likelihood import language, windows
 from engine.score.records import Settings, read_items

@@ -20,9 +20,9 @@ from tiny import tiny
 
 import serve
 from dataset import SFTDataset
-from engine.generate import decode
-from engine.generate.decode import Slots, complete
-from engine.generate.decoder import Decoder
+from engine.generate import engine
+from engine.generate.engine import Slots, complete
+from engine.generate.fast_decoder import Decoder
 from engine.reasoning import Thoughts, joined
 from engine.serve.api import Api
 from engine.serve.engine_thread import EngineThread, Job
@@ -157,9 +157,9 @@ def let_it_say(words, monkeypatch):
 
     def choose(logits, *_):
         said.append(0)
-        return decode.torch.tensor([ids[(len(said) - 1) % len(ids)]])
+        return engine.torch.tensor([ids[(len(said) - 1) % len(ids)]])
 
-    monkeypatch.setattr(decode, "choose", choose)
+    monkeypatch.setattr(engine, "choose", choose)
     return ids
 
 
@@ -340,7 +340,7 @@ def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
 
 def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
     engine, slots = EngineThread(2), Slots(Decoder(tiny()), 2, 64)
-    jobs = [Job(decode.Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
+    jobs = [Job(engine.Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
     engine.submit(jobs)
     engine._take_in(wait=False)
     engine._step(slots)
@@ -420,7 +420,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
     assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
 
 
-@pytest.mark.parametrize("owner, name", [(decode, "choose"), (decode.Slots, "_read_prompts")])
+@pytest.mark.parametrize("owner, name", [(decode, "choose"), (engine.Slots, "_read_prompts")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("\nout of memory")

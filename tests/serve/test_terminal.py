@@ -9,7 +9,7 @@ from making import TOKENIZER, greedy
 
 import eval_model
 from dataset import SFTDataset
-from engine.generate.decoder import Decoder
+from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
 from engine.serve import conversation, terminal
 

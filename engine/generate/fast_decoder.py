@@ -71,7 +71,7 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """What a step of engine/generate/decode.py computes with. `kind`: int8 or a dtype; None is that of the products.
+    """What a step of engine/generate/engine.py computes with. `kind`: int8 or a dtype; None is that of the products.
 
     It holds copies of most weights: a model that is trained further needs a new Decoder.
     """

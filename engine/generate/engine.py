@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.generate.decoder import Decoder
+from engine.generate.detokenizer import TextStream
+from engine.generate.fast_decoder import Decoder
 from engine.generate.kv_cache import KVCache, PackedPrompts
 from engine.generate.sampling import Sampling, choose
-from engine.generate.text import TextStream
 from model import SpongeBob, product_dtype
 
 PREFILL = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them

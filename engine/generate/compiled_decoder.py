@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.generate.decoder import Cache, Decoder, Matrix
+from engine.generate.fast_decoder import Cache, Decoder, Matrix
 from engine.generate.kv_cache import KVCache
 from engine.machine.parallel import keep_compiled_code_by_cpu
 from model import SpongeBob, rope_table, rotate

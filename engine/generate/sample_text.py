@@ -8,7 +8,7 @@ import torch
 from dataset import NO_LOSS
 from engine.checkpoint.weights import cpu_weights
 from engine.corpus.token_cache import TokenCache
-from engine.generate import decode
+from engine.generate import engine
 from engine.machine.parallel import is_sharded
 from model import SpongeBob
 
@@ -29,7 +29,7 @@ def sample(run: Any) -> str:
     if not run.runtime.main or model is None:
         return ""
     with run.runtime.autocast():
-        answers = decode.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
+        answers = engine.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
     return run.tokenizer.decode(answers[0])
 
 
