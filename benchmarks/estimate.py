@@ -20,8 +20,8 @@ from Config import PRESETS, LLMConfig
 from engine import cli
 from engine.console import say
 from engine.flags import ROOT
-from engine.machine.card import SHEETS
 from engine.machine.flops import per_token
+from engine.machine.gpu_specs import SHEETS
 from engine.options import ROAD
 from engine.stage.plan import disk_needed, memory_needed
 from model import SpongeBob

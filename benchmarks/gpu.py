@@ -160,8 +160,8 @@ def memory(dry: bool) -> list[str]:
     import torch
 
     from Config import LLMConfig
-    from engine.machine.budget import Load
-    from engine.machine.budget import memory as calculated
+    from engine.machine.memory_estimate import Load
+    from engine.machine.memory_estimate import memory as calculated
 
     lines = []
     for times in (2, 8, 16):
@@ -208,12 +208,12 @@ def main(argv: list[str] | None = None) -> int:
         fake_cuda.pretend(fake_cuda.H100)
         with fake_cuda.tensors():
             return report(dry=True, results=None)
-    from engine.machine import card, runtime
+    from engine.machine import gpu_specs, runtime
 
     runtime.pick_device(DEVICE)  # or the reason why there is none
     import torch
 
-    card.refuse_old(torch.device("cuda", 0))
+    gpu_specs.refuse_old(torch.device("cuda", 0))
     return report(dry=False, results=args.results)
 
 

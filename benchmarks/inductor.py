@@ -204,7 +204,7 @@ def one_card(name: str, rows: int, length: int) -> str:
 
 
 def row(name, half, compiled, launches, peak, parameters, config, tokens) -> str:
-    from engine.machine.card import sheet
+    from engine.machine.gpu_specs import sheet
 
     without = [kernel for kernel, asm in compiled if not asm.get("cubin")]
     if without or not compiled:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from engine.console import guard_streams
-from engine.machine import runtime, signals
+from engine.machine import runtime, stopping
 
 # torch has no class of its own for these. What its words contain -> what to do.
 ADVICE = {
@@ -23,7 +23,7 @@ def run(main: Callable[[], int | None]) -> None:
     guard_streams()
     if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10, and nothing else says so)
         sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
-    signals.leave_when_asked(*signals.NAMES)
+    stopping.leave_when_asked(*stopping.NAMES)
     try:
         runtime.place()
         code = main()

@@ -16,10 +16,10 @@ from engine import optim
 from engine.generate.sample_text import sample
 from engine.log.tracker import Tracker
 from engine.loss import SUMS, Counts, count
-from engine.machine import finite, flops
+from engine.machine import flops, nan_checks
 from engine.machine.parallel import Compiling, gradient_sync, reshard, whole
 from engine.machine.runtime import OUT_OF_TIME, Runtime, outcome, votes, why_stop
-from engine.machine.signals import StopRequest
+from engine.machine.stopping import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
 from model import SpongeBob
@@ -140,7 +140,7 @@ def validate(run: Run, after: int = 0) -> dict:
     reshard(run.loss)
     nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
     if not math.isfinite(nats["plain"]):
-        raise ValueError(finite.BROKEN.format(after, "the held-out loss is"))
+        raise ValueError(nan_checks.BROKEN.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
     figures = {"val_loss": nats["plain"] / counts.tokens}
     figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
@@ -208,7 +208,7 @@ def train(
         progress.skipped += result.skipped
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
         if result.skipped:
-            finite.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
+            nan_checks.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
 
         # 2. What is due after it.
         if run.runtime.world == 1:  # nobody to agree with: what came during the step counts, too
@@ -222,7 +222,7 @@ def train(
         progress.window_seconds += time.perf_counter() - clock
         progress.seconds += time.perf_counter() - clock
         if not all_finite:
-            raise ValueError(finite.NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
+            raise ValueError(nan_checks.NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
 
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
@@ -237,7 +237,7 @@ def train(
 
         # 4. Save, and stop.
         if due["save"] or stop:
-            finite.refuse_broken_weights(run.model, run.runtime, progress.step)
+            nan_checks.refuse_broken_weights(run.model, run.runtime, progress.step)
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:

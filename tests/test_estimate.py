@@ -7,7 +7,7 @@ import pytest
 from benchmarks import estimate, results
 from Config import PRESETS
 from engine.flags import ROOT
-from engine.machine.card import SHEETS
+from engine.machine.gpu_specs import SHEETS
 
 SHAPE = PRESETS["26M"]
 WORK = estimate.corpus(SHAPE, estimate.GB)

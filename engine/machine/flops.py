@@ -3,7 +3,7 @@
 import torch
 
 from Config import LLMConfig
-from engine.machine.card import sheet
+from engine.machine.gpu_specs import sheet
 from engine.machine.runtime import Runtime
 from model import SpongeBob
 

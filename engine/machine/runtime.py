@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from engine.machine import card, signals
+from engine.machine import gpu_specs, stopping
 from engine.machine.rendezvous import fresh_store
 from engine.options import DTYPES, Device, Machine, Products
 
@@ -127,7 +127,7 @@ def pick_device(name: str) -> torch.device:
     """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        if torch.version.cuda and not available["cuda"] and "too old" in (problem := card.driver_problem()):
+        if torch.version.cuda and not available["cuda"] and "too old" in (problem := gpu_specs.driver_problem()):
             raise ValueError(f"{problem}; --device cpu goes on without the GPU")
         name = next(kind for kind, there in available.items() if there)
     try:
@@ -135,7 +135,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu") from None
     if device.type == "cuda" and not available["cuda"]:
-        raise ValueError(f"--device {name}: {card.why_no_cuda()}")
+        raise ValueError(f"--device {name}: {gpu_specs.why_no_cuda()}")
     if not available.get(device.type, False):
         raise ValueError(
             f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
@@ -185,7 +185,7 @@ def start(machine: Machine | Device, seed: int) -> Runtime:
     """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
     rank, world = place()
     if isinstance(machine, Machine):
-        signals.leave_on_ctrl_c()
+        stopping.leave_on_ctrl_c()
     chosen = pick_device(machine.device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
@@ -193,7 +193,7 @@ def start(machine: Machine | Device, seed: int) -> Runtime:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             of = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
             raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here{of}, counted from 0")
-        card.refuse_old(chosen)
+        gpu_specs.refuse_old(chosen)
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
@@ -230,7 +230,7 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def why_stop(request: signals.StopRequest, max_minutes: float, started: float) -> int:
+def why_stop(request: stopping.StopRequest, max_minutes: float, started: float) -> int:
     """OUT_OF_TIME, SIGNAL or 0, as this process sees it: clocks differ, and a signal may reach one process only."""
     late = max_minutes and (time.perf_counter() - started) / 60 > max_minutes
     return SIGNAL if request.signal else OUT_OF_TIME if late else 0

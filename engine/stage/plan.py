@@ -13,8 +13,8 @@ from engine.console import printable
 from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
-from engine.machine import budget, parallel, rng
-from engine.machine.card import sheet
+from engine.machine import memory_estimate, parallel, rng
+from engine.machine.gpu_specs import sheet
 from engine.packing import Batch, PackedRows
 
 
@@ -39,9 +39,9 @@ def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
     )
 
 
-def _load(run: Run) -> budget.Load:
+def _load(run: Run) -> memory_estimate.Load:
     rows, module = run.batches.rows, cast(TokenLoss, getattr(run.loss, "module", run.loss))
-    return budget.Load(
+    return memory_estimate.Load(
         run.model.config,
         run.training.batch_size // rows.joined,
         rows.row_len,
@@ -58,14 +58,14 @@ def _card(run: Run, parameters: int, held: int) -> str:
     if rt.device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(rt.device).total_memory
-    fit = budget.rows_that_fit(load, budget.USABLE * total - held) * run.batches.rows.joined
+    fit = memory_estimate.rows_that_fit(load, memory_estimate.USABLE * total - held) * run.batches.rows.joined
     line = f"\ncard   {torch.cuda.get_device_name(rt.device)}, {total / 2**30:.0f} GiB"
     known = sheet(torch.cuda.get_device_name(rt.device))
     if known and rt.dtype != torch.float32:
         line += f", {known.tflops:g} TFLOP/s and {known.bandwidth:,g} GB/s by its data sheet"
     line += f"; calculated, not measured: micro-batches of up to {fit:,} rows fit"
     if known and rt.dtype != torch.float32:
-        most = budget.ceiling(load, parameters, known) * rt.world
+        most = memory_estimate.ceiling(load, parameters, known) * rt.world
         line += f", at most {most / 1e6:.2g} M tokens/s ({'compiled' if run.compiling.on else 'not compiled'})"
     return line
 
@@ -141,7 +141,7 @@ def trial(run: Run, progress: Progress) -> str:
         load = _load(run)
         raise ValueError(
             f"out of GPU memory with micro-batches of {run.training.batch_size} rows, which take about "
-            f"{budget.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): {budget.relief(load)}"
+            f"{memory_estimate.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): {memory_estimate.relief(load)}"
         ) from error
     rng.set_random_states(before)
     left = seconds * (run.steps - progress.step)

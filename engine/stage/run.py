@@ -25,7 +25,7 @@ from engine.log.tracker import Tracker
 from engine.loss import TokenLoss
 from engine.machine import parallel
 from engine.machine.runtime import Runtime
-from engine.machine.signals import STOPPED, StopRequest
+from engine.machine.stopping import STOPPED, StopRequest
 from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows

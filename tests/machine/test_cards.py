@@ -10,7 +10,7 @@ from Config import LLMConfig
 from dataset import LOSS, NO_LOSS, TAG
 from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
-from engine.machine import card, flops, parallel, rng, runtime
+from engine.machine import flops, gpu_specs, parallel, rng, runtime
 from engine.machine.runtime import OUT_OF_TIME, SIGNAL, outcome, votes
 from engine.stage import run as stage
 from model import SpongeBob, can_attend_by_document
@@ -47,7 +47,7 @@ TINY = LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=100, ma
     ],
 )
 def test_a_card_is_known_by_its_whole_name(name, tflops, bandwidth):
-    assert card.sheet(name) == (tflops, bandwidth)
+    assert gpu_specs.sheet(name) == (tflops, bandwidth)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_card_is_known_by_its_whole_name(name, tflops, bandwidth):
     ],
 )
 def test_a_card_nobody_wrote_down_has_no_peak(name, monkeypatch):
-    assert card.sheet(name) is None
+    assert gpu_specs.sheet(name) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
     assert flops.peak(torch.device("cuda"), torch.bfloat16) is None
 
@@ -137,10 +137,10 @@ def test_a_card_too_old_for_this_torch_is_refused_before_its_first_kernel_fails(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GeForce GTX 1080")
     if served:
-        card.refuse_old(torch.device("cuda", 0))
+        gpu_specs.refuse_old(torch.device("cuda", 0))
     else:
         with pytest.raises(ValueError, match=r"GTX 1080 \(compute capability .*built for 7.5 and newer.*--device cpu"):
-            card.refuse_old(torch.device("cuda", 0))
+            gpu_specs.refuse_old(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(

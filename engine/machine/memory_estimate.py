@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from Config import LLMConfig
-from engine.machine.card import Sheet
+from engine.machine.gpu_specs import Sheet
 
 # Bytes per position: of a block's activations and of the logits with their gradients, eager and compiled.
 BLOCK, LOGITS = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
