@@ -12,13 +12,12 @@ from pathlib import Path
 
 from dataset import load_tokenizer
 from engine import cli
-from engine.checkpoint import gguf, hugging_face
-from engine.checkpoint.imported import import_folder
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
+from engine.export import gguf, hugging_face, page
+from engine.export.imported import import_folder
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
 from engine.options import MODES, ROAD, Checkpoint, weights_of
-from engine.pages import chat_page
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Export(Flags):
 class Page(Flags):
     """page"""
 
-    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHTS)
+    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=page.WEIGHTS)
     stages: list[str] | None = flag(
         None, "several checkpoints of --save_dir; without names: every stage there", nargs="*", metavar="NAME", type=str
     )
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
         stage = None if several else MODES[checkpoint.model_mode]
         found = checkpoints(chosen)
-        chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
+        page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
     else:
         model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
         meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]

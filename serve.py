@@ -21,10 +21,10 @@ from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
+from engine.export import page
 from engine.flags import Chosen, Flags, flag, parse
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
-from engine.pages import chat_page
 from engine.serve.conversation import Conversation, Weights
 from engine.serve.models import Models
 
@@ -62,7 +62,7 @@ def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
     """The page of export.py with this server as its engine; `written` is the time of the weights it looks into."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
-        chat_page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
+        page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
         return target.read_text(encoding="utf-8")
 
 

@@ -165,9 +165,9 @@ def matrix_vector(device: str) -> dict:
 
 def prepare(args, folder: Path) -> dict[str, Any]:
     """The checkpoint and its exports. Without --ckpt its weights are as good as fresh: only their shape matters."""
-    from engine.checkpoint import hugging_face
-    from engine.checkpoint.gguf import to_gguf
     from engine.checkpoint.weights import load_model
+    from engine.export import hugging_face
+    from engine.export.gguf import to_gguf
 
     shape = compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads")
     ckpt = Path(args.ckpt).resolve() if args.ckpt else ours.one_step(shape, args.tokenizer_dir, folder)

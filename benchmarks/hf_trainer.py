@@ -14,9 +14,9 @@ from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import NO_LOSS, load_tokenizer
-from engine.checkpoint.hugging_face import hf_config, hf_name, hf_weights
 from engine.checkpoint.weights import cpu_weights, load_model
 from engine.corpus.token_cache import TokenCache
+from engine.export.hugging_face import hf_config, hf_name, hf_weights
 from model import SpongeBob
 
 

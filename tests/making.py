@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from Config import LLMConfig
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset, fingerprint, load_tokenizer
 from engine import loop, optim, options, packing
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.safe_reader import PlainReader
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.corpus.token_cache import open_or_build
@@ -92,7 +92,7 @@ def same(a: dict, b: dict) -> bool:
 
 def tensors(states) -> dict:
     """Weights and optimizer values of a folder's newest state."""
-    reader = PlainReader(state.find_newest(states) / "tensors")
+    reader = PlainReader(training_state.find_newest(states) / "tensors")
     found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
     dcp.load(found, storage_reader=reader, no_dist=True)
     assert {name.split(".")[0] for name in found} == {"model", "optimizer"}

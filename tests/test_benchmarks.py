@@ -12,8 +12,8 @@ from benchmarks import compare, decode, encode, hf_trainer, original, ours, part
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
-from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
+from engine.export import hugging_face
 from engine.flags import ROOT
 from engine.options import SAMPLE
 from model import SpongeBob

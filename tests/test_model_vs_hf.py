@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
-from engine.checkpoint.hugging_face import half_rotated, hf_config, hf_name, hf_weights
+from engine.export.hugging_face import half_rotated, hf_config, hf_name, hf_weights
 from model import SpongeBob
 
 SCALING = {

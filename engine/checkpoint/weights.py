@@ -16,7 +16,7 @@ from torch import Tensor
 
 from Config import LLMConfig, stretched
 from dataset import fingerprint
-from engine.checkpoint.foreign import check_buffers, plain_weights, why_unreadable
+from engine.checkpoint.clean_state_dict import check_buffers, plain_weights, why_unreadable
 from engine.console import printable, say, warn
 from engine.files import first_line, write_json, write_whole
 from engine.machine.parallel import whole

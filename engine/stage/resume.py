@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import optim
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo, read_info
 from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
 from engine.console import say
@@ -47,7 +47,7 @@ def _choose(output: Output) -> Path | None:
     if output.resume and output.resume != "auto":
         return _named(Path(output.resume), states)
     if output.resume:
-        if (newest := state.find_newest(states)) is not None:
+        if (newest := training_state.find_newest(states)) is not None:
             return newest
         if not weights.exists():
             say(f"--resume: no state in {states} yet, starting from the beginning")
@@ -76,12 +76,12 @@ def clear(output: Output, saved: Saved | None) -> None:
     if output.overwrite and states.exists():
         shutil.rmtree(states)
     elif saved is None or saved.path.resolve().parent == states.resolve():
-        state.set_aside_newer(states, saved.step if saved else -1)
+        training_state.set_aside_newer(states, saved.step if saved else -1)
 
 
 def _remove_left_overs(output: Output) -> None:
     """What a run of this name that was killed was writing; that of another name may still be written."""
-    state.remove_leftovers(output.states)
+    training_state.remove_leftovers(output.states)
     remove_left_overs(output.weights, output.weights.with_suffix(".json"), output.metrics)
 
 
@@ -91,13 +91,13 @@ def _named(path: Path, states: Path) -> Path:
         raise ValueError(f"--resume {path}: no such folder; name a .state folder or one state in it")
     is_one = path.name.isdigit()
     own = (path.parent if is_one else path).resolve() == states.resolve()
-    if not own and state.list_states(states):
+    if not own and training_state.list_states(states):
         raise ValueError(f"--resume {path}: {states} has states of its own; --resume continues them, --name keeps them")
     if not is_one:
-        if (newest := state.find_newest(path)) is None:
+        if (newest := training_state.find_newest(path)) is None:
             raise ValueError(f"--resume {path}: no whole state in it")
         return newest
-    if reason := state.damage(path):
+    if reason := training_state.damage(path):
         raise ValueError(f"--resume {path}: damaged ({reason})")
     return path
 
@@ -175,7 +175,7 @@ def _same_past(step: int, before: dict, now: dict) -> bool:
 def put_back(saved: Saved, run: Run) -> Progress:
     """Put weights, optimizer and random states back, in place, and return where the run stands."""
     rt, info = run.runtime, saved.info
-    state.load_into(saved.path, run.model, run.optimizers)
+    training_state.load_into(saved.path, run.model, run.optimizers)
     run.scaler.load_state_dict(info.scaler)
     try:
         if rt.rank < len(info.ranks):  # ranks that were not there before keep the seed of their own

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
 from engine.checkpoint.weights import cpu_weights, save_weights, tied
 from engine.log.tracker import Tracker
@@ -73,7 +73,7 @@ class Saver:
             weights = cpu_weights(run.model, kept=self.runtime.main)  # every rank has to help
         elif not self.runtime.main:
             return
-        tensors = state.copy_tensors(run.model, run.optimizers)
+        tensors = training_state.copy_tensors(run.model, run.optimizers)
         if self.group is None:
             weights = tied({name: tensors[f"model.{name}"] for name, _ in run.model.named_parameters()})
         self._pending = self._thread.submit(self._write, progress.step, tensors, info, weights, meta)
@@ -81,7 +81,9 @@ class Saver:
     def _write(self, step: int, tensors: dict, info: RunInfo, weights: dict, meta: dict) -> None:
         main = self.runtime.main
         try:
-            state.write(self.output.states, step, tensors, info, keep=self.output.keep, main=main, group=self.group)
+            training_state.write(
+                self.output.states, step, tensors, info, keep=self.output.keep, main=main, group=self.group
+            )
             if main:
                 save_weights(self.output.weights, weights, meta)
             self.tracker.reminder = None

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import export
 from dataset import SFTDataset, fingerprint, load_tokenizer
-from engine.checkpoint.hugging_face import half_rotated, side_by_side, to_hf
 from engine.checkpoint.weights import cpu_weights, load_model
 from engine.corpus import bpe
+from engine.export.hugging_face import half_rotated, side_by_side, to_hf
 from model import rope_frequencies
 
 pytestmark = pytest.mark.usefixtures("one_thread")

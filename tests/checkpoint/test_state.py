@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
 
 INFO = RunInfo(identity={}, batch={}, run="r", run_id=None, progress={}, scaler={}, ranks=[], compiled=False)
@@ -10,15 +10,15 @@ INFO = RunInfo(identity={}, batch={}, run="r", run_id=None, progress={}, scaler=
 
 def test_the_newest_states_are_kept_as_many_as_were_asked_for(tmp_path):
     for step in (2, 4, 6, 8):
-        state.write(tmp_path, step, {"model.weight": torch.ones(3)}, INFO, keep=2)
+        training_state.write(tmp_path, step, {"model.weight": torch.ones(3)}, INFO, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000006", "00000008"]
 
 
 def test_a_bit_that_turned_is_damage_though_the_size_is_the_same(tmp_path):
-    state.write(tmp_path, 2, {"model.weight": torch.ones(3)}, INFO, keep=2)
+    training_state.write(tmp_path, 2, {"model.weight": torch.ones(3)}, INFO, keep=2)
     (file,) = (tmp_path / "00000002/tensors").glob("*.distcp")
-    assert state.damage(tmp_path / "00000002") is None
+    assert training_state.damage(tmp_path / "00000002") is None
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert "does not match its checksum" in state.damage(tmp_path / "00000002")
+    assert "does not match its checksum" in training_state.damage(tmp_path / "00000002")

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 
 from Config import LLMConfig
 from engine import optim, options
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.safe_reader import PlainReader
 from model import SpongeBob
 
@@ -40,26 +40,26 @@ def written(folder, tensors):
 )
 def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, owner, tmp_path):
     """A path of the other system cannot be made here, and torch writes one into each state."""
-    file = written(tmp_path, state.copy_tensors(*owner)) / "tensors/.metadata"
+    file = written(tmp_path, training_state.copy_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
     metadata.storage_meta.checkpoint_id = PurePosixPath("here")
     content = pickle.dumps(metadata, protocol=2)  # names its classes in lines
     assert content.count(b"cpathlib\nPurePosixPath\n") == 1
     file.write_bytes(content.replace(b"cpathlib\nPurePosixPath\n", f"c{home}\n{kind}\n".encode()))
-    state.load_into(tmp_path, *owner)
+    training_state.load_into(tmp_path, *owner)
     read = PlainReader(tmp_path / "tensors").read_metadata().storage_meta.checkpoint_id
     assert read == (PureWindowsPath if kind == "WindowsPath" else PurePosixPath)("here")
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "..\\a", "a\\b", "C:a", "C:\\a", "\\\\server\\share\\a", "."])
 def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner, tmp_path):
-    file = written(tmp_path, state.copy_tensors(*owner)) / "tensors/.metadata"
+    file = written(tmp_path, training_state.copy_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
     for info in metadata.storage_data.values():
         info.relative_path = name
     file.write_bytes(pickle.dumps(metadata))
     with pytest.raises(ValueError, match="points outside its folder"):
-        state.load_into(tmp_path, *owner)
+        training_state.load_into(tmp_path, *owner)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner
     ],
 )
 def test_values_of_the_optimizer_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
-    tensors = state.copy_tensors(*owner)
+    tensors = training_state.copy_tensors(*owner)
     assert name in tensors
     written(tmp_path, tensors | {name: found})
     with pytest.raises(ValueError) as refused:
-        state.load_into(tmp_path, *owner)
+        training_state.load_into(tmp_path, *owner)
     assert f"{name} is {expected}" in str(refused.value)

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import eval_model
 import export
 from dataset import SFTDataset
-from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights
+from engine.export import hugging_face
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from Config import LLMConfig
 from dataset import SFTDataset
-from engine.checkpoint import hugging_face
 from engine.corpus import bpe
+from engine.export import hugging_face
 from model import SpongeBob
 
 CODE = "def f(x):\n\n    return x\n\n\n\nclass A:\n\n        y = 1\n  \n\t\tz\n\n"

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from making import WALL_CLOCK
 
 from engine import cli, loop, packing
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.safe_reader import PlainReader
 from engine.corpus import token_cache
 from engine.log import tracker
@@ -164,7 +164,7 @@ def no_disk_check() -> None:
 
 
 def limit_at(first_save: int, limit) -> None:
-    real, calls = state.write, [0]
+    real, calls = training_state.write, [0]
 
     def write(folder, *arguments, **options):
         calls[0] += 1
@@ -172,7 +172,7 @@ def limit_at(first_save: int, limit) -> None:
             limit(folder)
         return real(folder, *arguments, **options)
 
-    state.write = write
+    training_state.write = write
 
 
 # ------------------------------------------------------------------------------------------------------ torchrun
@@ -232,7 +232,7 @@ def rows(metrics: Path) -> list[dict]:
 
 def tensors(states: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer values of the newest state."""
-    reader = PlainReader(state.find_newest(states) / "tensors")
+    reader = PlainReader(training_state.find_newest(states) / "tensors")
     found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
     dcp.load(found, storage_reader=reader, no_dist=True)
     return found

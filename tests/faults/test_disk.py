@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from harness import differences, go
 
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.stage import plan
 
 ALL = bool(os.environ.get("ALL_FAULTS"))
@@ -22,7 +22,7 @@ def check_a_run_whose_later_saves_fail(home, argv, prepare: str, reason: str, na
     assert "--resume" in done.said.splitlines()[-1] and reason in done.said
     told = [line for line in done.said.splitlines() if line.startswith("warning: step 6 was not saved")]
     assert len(told) >= 2 and "the run goes on" in told[0]  # at once, and at the next row of the log
-    assert [path.name for path in state.list_states(home / name / "pretrain.state")] == ["00000003"]
+    assert [path.name for path in training_state.list_states(home / name / "pretrain.state")] == ["00000003"]
     assert not list((home / name).rglob("*.tmp*"))
     (home / name / "pretrain.state").chmod(0o755)
     again = go("pretrain", options, home)
@@ -91,7 +91,7 @@ def test_damage_to_any_file_of_the_newest_state_is_named_and_the_one_before_it_u
         copy = home / "damaged.state"
         shutil.copytree(states, copy)
         damaged(copy / file, how)
-        assert state.find_newest(copy).name == "00000009", file
+        assert training_state.find_newest(copy).name == "00000009", file
         assert f"{copy / '00000012'} is damaged" in capsys.readouterr().err
         assert (copy / "00000012").is_dir()  # looking changes nothing
         shutil.rmtree(copy)
@@ -109,6 +109,6 @@ def test_a_run_resumed_past_a_damaged_state_ends_with_the_same_bits(home, undist
 
 def test_the_newest_states_are_kept_and_no_more(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
-    assert [path.name for path in state.list_states(whole / "pretrain.state")] == ["00000009", "00000012"]
+    assert [path.name for path in training_state.list_states(whole / "pretrain.state")] == ["00000009", "00000012"]
     assert go("pretrain", [*argv, "--save_dir", "three", "--keep", "3"], home).code == 0
-    assert len(state.list_states(home / "three/pretrain.state")) == 3
+    assert len(training_state.list_states(home / "three/pretrain.state")) == 3

@@ -22,7 +22,7 @@ import SFT
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset, load_tokenizer
 from engine import cli, loop, optim, options
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.run_info import read_info
 from engine.checkpoint.weights import cpu_weights, load_model, shape_json
 from engine.corpus.token_cache import open_or_build
@@ -207,7 +207,7 @@ def a_model() -> tuple[SpongeBob, list]:
 
 def open_state(path: Path) -> None:
     read_info(path)
-    state.load_into(path, *a_model())
+    training_state.load_into(path, *a_model())
 
 
 def test_a_good_state_opens(whole_state):
@@ -218,7 +218,7 @@ def test_a_good_state_opens(whole_state):
 def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
     (whole_state / file).write_bytes(pickle.dumps(Code(), protocol=2))
     seal(whole_state)
-    assert state.damage(whole_state) is None
+    assert training_state.damage(whole_state) is None
     assert str(whole_state / file) in attempt(lambda: open_state(whole_state))
     assert not Path("it-ran").exists()
 
@@ -235,10 +235,12 @@ def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
 )
 def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state):
     model, optimizers = a_model()
-    saved = state.copy_tensors(model, optimizers)
+    saved = training_state.copy_tensors(model, optimizers)
     change(saved)
     shutil.rmtree(whole_state / "tensors")
-    state.dcp.save(saved, storage_writer=state.dcp.FileSystemWriter(whole_state / "tensors"), no_dist=True)
+    training_state.dcp.save(
+        saved, storage_writer=training_state.dcp.FileSystemWriter(whole_state / "tensors"), no_dist=True
+    )
     with pytest.raises(ValueError, match=words):
         open_state(whole_state)
     assert not Path("it-ran").exists()
@@ -282,7 +284,7 @@ def test_an_altered_state_is_passed_over_or_one_line(spots, cut, which, sealed, 
         attempt(lambda: open_state(path))
     elif file.read_bytes() != before and file.name != "manifest.json":
         with contextlib.redirect_stdout(io.StringIO()):
-            assert state.find_newest(states).name == "00000009"
+            assert training_state.find_newest(states).name == "00000009"
     else:
         with contextlib.redirect_stdout(io.StringIO()):
-            assert state.find_newest(states) is not None
+            assert training_state.find_newest(states) is not None

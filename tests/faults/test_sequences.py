@@ -15,7 +15,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 
 FLAGS = [
     *"--dim 32 --n_layers 1 --n_heads 2 --n_kv_heads 1 --dropout 0.1".split(),
@@ -161,7 +161,7 @@ class Sequences(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["run.pt", "manifest.json", "tensors/.metadata"]), how=st.sampled_from(["cut", "gone"]))
     def damage(self, what, how):
         """The newest state loses a file, or its end."""
-        states = state.list_states(self.folder / f"{self.last[1]}.state")
+        states = training_state.list_states(self.folder / f"{self.last[1]}.state")
         if states and (file := states[-1] / what).exists():
             file.unlink() if how == "gone" else file.write_bytes(file.read_bytes()[:-3])
 
@@ -209,8 +209,8 @@ class Sequences(RuleBasedStateMachine):
         return found, self.newest(name), any(path.startswith((f"{name}.pth", f"{name}.state/")) for path in found)
 
     def newest(self, name):
-        for path in reversed(state.list_states(self.folder / f"{name}.state")):
-            if not state.damage(path):
+        for path in reversed(training_state.list_states(self.folder / f"{name}.state")):
+            if not training_state.damage(path):
                 known = torch.load(path / "run.pt", weights_only=True)
                 return known["identity"], int(path.name)
         return None

@@ -9,7 +9,7 @@ import torch
 import pretrain
 from engine import options
 from engine.checkpoint.run_info import read_info
-from engine.checkpoint.state import list_states
+from engine.checkpoint.training_state import list_states
 from engine.checkpoint.weights import read_tensors
 from engine.machine import parallel
 from engine.machine.parallel import PAYS_FROM, choose_compiling

@@ -17,8 +17,8 @@ from tiny import tiny
 import eval_model
 from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokenizer
 from engine import flags
-from engine.checkpoint import hugging_face
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.export import hugging_face
 from engine.generate.engine import complete
 from engine.score import choices, judge, run, statistics
 from engine.score.likelihood import language, windows

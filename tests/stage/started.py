@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from engine import cli, loop
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.corpus import token_cache
 from engine.log import tracker
 from engine.stage import resume, saver
@@ -139,7 +139,7 @@ def in_step():
 
 
 def in_save():
-    saver.state.write = waits(state.write, 1)
+    saver.state.write = waits(training_state.write, 1)
 
 
 def in_validation():
@@ -171,7 +171,7 @@ def old_states_stay():
         if not ignore_errors:
             raise PermissionError(1, "Operation not permitted", str(path))
 
-    state.shutil.rmtree = rmtree
+    training_state.shutil.rmtree = rmtree
 
 
 def no_shared_memory():

@@ -5,7 +5,7 @@ from making import SHAPE, SHORT, SMALL
 
 import pretrain
 from engine import optim
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 from engine.checkpoint.run_info import read_info
 
 
@@ -13,7 +13,7 @@ def test_the_loss_scale_of_fp16_goes_on_and_a_cosine_run_is_not_made_longer(fold
     words = [*SHAPE, *SHORT, *SMALL, *"--dtype float16 --max_seq_len 32 --max_steps 4 --log_step 9 --resume".split()]
     pretrain.main([*words, "--max_minutes", "1e-9"])  # one step
     pretrain.main(words)
-    newest = state.find_newest(folder / "results/pretrain.state")
+    newest = training_state.find_newest(folder / "results/pretrain.state")
     assert newest.name == "00000004" and read_info(newest).scaler["_growth_tracker"] == 4  # steps without an overflow
     with pytest.raises(ValueError, match="steps was 4, is 12 .*only be made longer with --schedule wsd"):
         pretrain.main([*words, "--max_steps", "12"])

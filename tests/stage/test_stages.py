@@ -21,7 +21,7 @@ import eval_model
 import pretrain
 import SFT
 from engine import cli, loop, options
-from engine.checkpoint import state
+from engine.checkpoint import training_state
 
 
 def test_all_stages_run_and_chain_without_renames(folder):
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, wo
 def test_the_end_of_a_run_is_saved_also_where_no_save_is_due(folder, save_step):
     pretrain.main([*SHAPE, *SHORT, *SMALL, "--save_step", save_step])
     assert json.loads((folder / "results/pretrain.json").read_text("utf-8"))["step"] == 6
-    assert state.find_newest(folder / "results/pretrain.state").name == "00000006"
+    assert training_state.find_newest(folder / "results/pretrain.state").name == "00000006"
 
 
 def test_warm_up_is_a_tenth_of_a_short_run_and_the_plan_says_so(folder, capsys):

@@ -11,8 +11,8 @@ from tiny import tiny
 import pretrain
 import SFT
 from Config import LLMConfig, stretched
-from engine.checkpoint.hugging_face import hf_config
 from engine.checkpoint.weights import load_model
+from engine.export.hugging_face import hf_config
 from engine.flags import ROOT
 from engine.log import tracker
 from engine.stage import plan

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import fingerprint, load_tokenizer
-from engine.checkpoint.foreign import check_buffers, plain_weights
-from engine.checkpoint.hugging_face import our_weights
+from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import cpu_weights, load_weights, read_tensors, save_weights, shape_json
 from engine.console import say
+from engine.export.hugging_face import our_weights
 from engine.files import first_line
 from model import SpongeBob
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import BOS, CHAT_TEMPLATE, DEFAULT_SYSTEM, EOS, UNK, load_tokenizer
-from engine.checkpoint.hugging_face import refuse_overflow
 from engine.checkpoint.weights import cpu_weights
+from engine.export.hugging_face import refuse_overflow
 from engine.files import write_whole
 from model import SpongeBob, rope_frequencies
 
