@@ -29,8 +29,8 @@ from engine.pages import report
 from engine.score import run as score
 from engine.score import table
 from engine.score.records import Settings
-from engine.serve import terminal
-from engine.serve.conversation import Conversation, Weights
+from engine.talk import terminal
+from engine.talk.chat_model import Conversation, Weights
 from model import SpongeBob
 
 

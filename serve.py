@@ -25,8 +25,8 @@ from engine.export import page
 from engine.flags import Chosen, Flags, flag, parse
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
-from engine.serve.conversation import Conversation, Weights
 from engine.serve.models import Models
+from engine.talk.chat_model import Conversation, Weights
 
 INSTALL = "pip install -e .[serve]"
 

@@ -19,7 +19,7 @@ from dataset import BOS, DEFAULT_SYSTEM, EOS, TAGS, UNK, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, open_checkpoint
 from engine.files import write_whole
 from engine.generate.fast_decoder import round_rows
-from engine.serve.terminal import SUGGESTIONS
+from engine.talk.terminal import SUGGESTIONS
 from model import SpongeBob, rope_frequencies
 
 PROGRAM = Path(__file__).with_name("chat")

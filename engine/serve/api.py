@@ -17,11 +17,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from engine.serve.conversation import Prompt
 from engine.serve.engine_thread import EngineThread
 from engine.serve.models import Models, Served
 from engine.serve.protocol import ChatAsked, Problem, TextAsked, read
-from engine.serve.reply import Reply
+from engine.serve.response import Reply
+from engine.talk.chat_model import Prompt
 
 
 @dataclass

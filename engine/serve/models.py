@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.generate.engine import Slots
-from engine.serve.conversation import Conversation
+from engine.talk.chat_model import Conversation
 
 
 class Served(NamedTuple):

@@ -12,7 +12,7 @@ from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.fast_decoder import Decoder
-from engine.serve.conversation import Conversation
+from engine.talk.chat_model import Conversation
 
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
 THOUGHT = "<think>\nOne up.\n</think>\n<answer>\n3\n</answer>"

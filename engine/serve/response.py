@@ -15,10 +15,10 @@ from fastapi import Request as Http
 from engine.generate.detokenizer import TextStream
 from engine.generate.engine import Request
 from engine.reasoning import Thoughts
-from engine.serve.conversation import Conversation, Prompt
 from engine.serve.engine_thread import EngineThread, Full, Job
 from engine.serve.models import Served
 from engine.serve.protocol import Asked, ChatAsked, Places, Problem, TextAsked, chat_logprobs, text_logprobs
+from engine.talk.chat_model import Conversation, Prompt
 
 LOOK = 0.25  # seconds between two looks whether the client is still there
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engine.console import warn
 from engine.generate.engine import Request
-from engine.serve.chat import HELP, Chat
-from engine.serve.conversation import Conversation
+from engine.talk.chat_model import Conversation
+from engine.talk.session import HELP, Chat
 
 # What a model that was trained on the bundled sample can answer, by whether it chats or continues a text.
 SUGGESTIONS = {

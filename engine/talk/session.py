@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 
-from engine.serve.conversation import Conversation
+from engine.talk.chat_model import Conversation
 
 HELP = '''/reset forgets what was said; /system TEXT is another system message (alone: the usual one)
 /params shows how answers are made, /params NAME VALUE changes it; /save FILE adds the talk to a JSONL file as a row
