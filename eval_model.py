@@ -26,7 +26,7 @@ from engine.generate import sampling
 from engine.machine import runtime
 from engine.options import MODES, Checkpoint, Device, Products
 from engine.pages import report
-from engine.score import run as score
+from engine.score import evaluate as score
 from engine.score import table
 from engine.score.records import Settings
 from engine.talk import terminal

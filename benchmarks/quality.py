@@ -28,7 +28,7 @@ from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
 from engine.machine import runtime
 from engine.options import SAMPLE
-from engine.score import records, run
+from engine.score import evaluate, records
 
 STAGES = tuple(rows.DATASETS)
 FIGURES = {  # column: (stage, figure of its held-out rows)
@@ -93,7 +93,7 @@ def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: 
     """The figures of a file of rows, as eval_model.py --score has them."""
     settings = records.Settings(rows=0, max_new_tokens=max_new_tokens)
     model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
-    results, _ = run.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
+    results, _ = evaluate.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
     return results[heldout.name]["figures"]
 
 
@@ -104,7 +104,7 @@ def table(found: dict[str, list[dict]]) -> list[str]:
         if failed := next((one["failed"] for one in runs if "failed" in one), None):
             lines.append([name, f"not measured: {failed}", *[""] * (len(lines[0]) - 2)])
             continue
-        forms = {figure: "{:.1%}" if run.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
+        forms = {figure: "{:.1%}" if evaluate.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
         cells = [compare.mean([one[figure] for one in runs], form) for figure, form in forms.items()]
         for what in ("tokens", "seconds"):
             each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]

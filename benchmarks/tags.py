@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import compare
 from engine.flags import ROOT
 from engine.options import SAMPLE
-from engine.score import judge
+from engine.score import answer_matching
 
 FORMED = 0.95  # share of well-formed answers that counts as learned
 
@@ -99,7 +99,7 @@ def without_thoughts(path: Path, out: Path) -> Path:
         for row in map(json.loads, lines):
             for message in row["conversations"]:
                 if message["role"] == "assistant":
-                    message["content"] = judge.THOUGHT.sub("<think>\n</think>", message["content"])
+                    message["content"] = answer_matching.THOUGHT.sub("<think>\n</think>", message["content"])
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return out
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from engine.checkpoint.weights import read_meta
 from engine.options import ROAD
+from engine.score.evaluate import compare
 from engine.score.records import digest_of, read_records
-from engine.score.run import compare
 from engine.score.table import shown
 
 VALIDATION = ("val_loss", "val_bits_per_byte", "val_tag_loss")

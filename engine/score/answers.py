@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, SFTDataset, is_learned
 from engine.generate.engine import complete
-from engine.score import judge
-from engine.score.likelihood import curve, token_nats
+from engine.score import answer_matching
+from engine.score.loglikelihood import curve, token_nats
 from model import SpongeBob
 
 START_STEP = 512  # tokens; answers are grouped by where they begin
@@ -45,7 +45,7 @@ def turns(row: int, messages: list[dict], task: str | None) -> list[Turn]:
 
 def most_frequent(items: list[Turn]) -> str:
     """The answer a model that knows no question does best with."""
-    return Counter(judge.answer_key(item.reference) for item in items).most_common(1)[0][0]
+    return Counter(answer_matching.answer_key(item.reference) for item in items).most_common(1)[0][0]
 
 
 def score_turns(
@@ -74,11 +74,11 @@ def score_turns(
     said = complete(model, prompts, max_new_tokens=limits, end_id=dataset.eos, temperature=0)
     for item, record, limit, ids in zip(items, fits, limits, said, strict=True):
         answer = tokenizer.decode(ids, skip_special_tokens=False)
-        marks = judge.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
-        if judge.is_thought(item.reference):
-            marks["thinking_tokens"] = len(tokenizer.encode(judge.cut(answer)[0]).ids)
+        marks = answer_matching.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
+        if answer_matching.is_thought(item.reference):
+            marks["thinking_tokens"] = len(tokenizer.encode(answer_matching.cut(answer)[0]).ids)
         record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
-        luck = float(judge.answer_key(item.reference) == frequent)
+        luck = float(answer_matching.answer_key(item.reference) == frequent)
         record["chance"] |= {name: luck for name in ("exact", "correct") if name in marks}
         record |= {
             "question": item.messages[-2]["content"] if len(item.messages) > 1 else "",

@@ -12,8 +12,8 @@ from dataset import PretrainDataset, SFTDataset, fingerprint
 from engine.checkpoint.weights import load_model, shape_json, weights_digest
 from engine.corpus import jsonl
 from engine.files import read_log
-from engine.score import answers, choices
-from engine.score.likelihood import Text
+from engine.score import answers, multiple_choice
+from engine.score.loglikelihood import Text
 from model import SpongeBob
 
 VERSION = 3  # part of the records' key: raise it when a row would be scored differently than before
@@ -51,7 +51,7 @@ def _items_of(number: int, row: dict, noted: set[str]) -> list:
     if SFTDataset.holds(row):
         return answers.turns(number, SFTDataset.read(row, noted), task)
     if "choices" in row:
-        return [choices.read_question(number, row)]
+        return [multiple_choice.read_question(number, row)]
     return [Text(number, PretrainDataset.read(row, noted), task)]
 
 

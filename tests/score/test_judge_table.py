@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.score import judge, overlap
+from engine.score import answer_matching, token_f1
 
 TABLE = [
     json.loads(line)
@@ -20,8 +20,8 @@ TABLE = [
 
 @pytest.mark.parametrize("pair", TABLE, ids=lambda pair: f"{pair['given']}_{pair['wanted']}")
 def test_a_pair_of_answers_is_equal_or_not_as_the_table_says_in_both_orders(pair):
-    assert judge.same_answer(pair["given"], pair["wanted"]) is pair["same"]
-    assert judge.same_answer(pair["wanted"], pair["given"]) is pair["same"]
+    assert answer_matching.same_answer(pair["given"], pair["wanted"]) is pair["same"]
+    assert answer_matching.same_answer(pair["wanted"], pair["given"]) is pair["same"]
 
 
 def test_the_table_holds_150_different_pairs_and_both_kinds():
@@ -33,8 +33,8 @@ def test_the_table_holds_150_different_pairs_and_both_kinds():
 @given(st.text(alphabet=string.printable + "½²–【】（）答案是选\\{}^_三万", max_size=24))
 def test_what_the_judge_calls_equal_is_equal_the_other_way_round_too(text):
     for pair in TABLE[::20]:
-        assert judge.same_answer(text, pair["wanted"]) == judge.same_answer(pair["wanted"], text)
-    assert judge.same_answer(text, text)
+        assert answer_matching.same_answer(text, pair["wanted"]) == answer_matching.same_answer(pair["wanted"], text)
+    assert answer_matching.same_answer(text, text)
 
 
 # ------------------------------------------------------------------------------------ the thought and the answer
@@ -61,7 +61,7 @@ GOOD = "<think>想</think>\n<answer>7</answer>"
 )
 @pytest.mark.parametrize("reference", [GOOD, THOUGHT + "<answer>7</answer>", "<answer>7</answer>", "想</think>7"])
 def test_the_answer_is_what_stands_behind_the_thought(reference, answer, correct):
-    assert judge.judge(answer, reference)["correct"] == correct
+    assert answer_matching.judge(answer, reference)["correct"] == correct
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,27 @@ def test_the_answer_is_what_stands_behind_the_thought(reference, answer, correct
     ],
 )
 def test_who_repeats_the_reference_word_for_word_gets_every_mark(reference):
-    assert set(judge.judge(f" {reference}\n", reference).values()) == {1.0}
+    assert set(answer_matching.judge(f" {reference}\n", reference).values()) == {1.0}
 
 
 def test_only_a_reference_of_the_form_asks_for_the_form():
-    assert judge.judge("7", GOOD) == {"well_formed": 0.0, "correct": 1.0}
-    assert judge.judge(GOOD, "想</think>7") == {"correct": 1.0}
-    assert judge.judge("", "<think>没完") == judge.judge("<think></think>", "<think>没完") == {"correct": 0.0}
+    assert answer_matching.judge("7", GOOD) == {"well_formed": 0.0, "correct": 1.0}
+    assert answer_matching.judge(GOOD, "想</think>7") == {"correct": 1.0}
+    assert (
+        answer_matching.judge("", "<think>没完")
+        == answer_matching.judge("<think></think>", "<think>没完")
+        == {"correct": 0.0}
+    )
 
 
 def test_a_reference_without_tags_is_compared_with_what_is_inside_the_answer():
-    assert judge.judge("<think>她住海边。</think>\n<answer>\n码头\n</answer>", "码头") == {"exact": 1.0, "f1": 1.0}
-    assert judge.judge("<think>码头</think><answer>灯塔</answer>", "码头") == {"exact": 0.0, "f1": 0.0}
-    assert judge.judge("<think>码头", "码头") == {"exact": 0.0, "f1": 0.0}
-    assert judge.judge("码头", "码头") == {"exact": 1.0, "f1": 1.0}
+    assert answer_matching.judge("<think>她住海边。</think>\n<answer>\n码头\n</answer>", "码头") == {
+        "exact": 1.0,
+        "f1": 1.0,
+    }
+    assert answer_matching.judge("<think>码头</think><answer>灯塔</answer>", "码头") == {"exact": 0.0, "f1": 0.0}
+    assert answer_matching.judge("<think>码头", "码头") == {"exact": 0.0, "f1": 0.0}
+    assert answer_matching.judge("码头", "码头") == {"exact": 1.0, "f1": 1.0}
 
 
 # ------------------------------------------------------------------------------------------------- token F1
@@ -135,15 +142,15 @@ ENGLISH = [
 @pytest.mark.parametrize("given", ENGLISH)
 @pytest.mark.parametrize("wanted", ENGLISH)
 def test_token_f1_of_english_is_squads(given, wanted):
-    assert overlap.token_f1(given, wanted) == pytest.approx(squad_f1(given, wanted))
+    assert token_f1.token_f1(given, wanted) == pytest.approx(squad_f1(given, wanted))
 
 
 def test_token_f1_differs_from_squads_where_the_docs_say():
-    assert overlap.token_f1("The red boat", "the boat!") == pytest.approx(squad_f1("The red boat", "the boat!", False))
-    assert overlap.token_f1("5.1", "51") == 0 != squad_f1("5.1", "51")
-    assert overlap.token_f1("-3", "3") == 0 != squad_f1("-3", "3")
-    assert overlap.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
-    assert overlap.token_f1("yes—no", "yes no") == 1
+    assert token_f1.token_f1("The red boat", "the boat!") == pytest.approx(squad_f1("The red boat", "the boat!", False))
+    assert token_f1.token_f1("5.1", "51") == 0 != squad_f1("5.1", "51")
+    assert token_f1.token_f1("-3", "3") == 0 != squad_f1("-3", "3")
+    assert token_f1.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
+    assert token_f1.token_f1("yes—no", "yes no") == 1
 
 
 @pytest.mark.parametrize(
@@ -163,4 +170,4 @@ def test_token_f1_differs_from_squads_where_the_docs_say():
     ],
 )
 def test_numbers_marks_and_emoji_are_words(given, wanted, f1):
-    assert overlap.token_f1(given, wanted) == pytest.approx(f1) == overlap.token_f1(wanted, given)
+    assert token_f1.token_f1(given, wanted) == pytest.approx(f1) == token_f1.token_f1(wanted, given)

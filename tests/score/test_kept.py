@@ -10,7 +10,7 @@ from dataset import fingerprint, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.flags import ROOT
 from engine.pages import report, results
-from engine.score import run
+from engine.score import evaluate
 from engine.score.records import read_records, weights_digest
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
@@ -95,7 +95,7 @@ def test_before_is_the_parents_own_figure_on_the_same_rows_paired_row_by_row(fol
         for name in ("SFT", "pretrain")
     )
     records = [list(read_records(folder / one["records"]).values()) for one in (ours, theirs)]
-    change = run.compare(*records)["bits_per_byte"]
+    change = evaluate.compare(*records)["bits_per_byte"]
     figure = found["figures"]["bits_per_byte"]
     assert found["compared_with"] == "pretrain" and figure["n"] == 3 == change["n"]  # pretrain was scored on four
     assert (figure["before"], figure["after"]) == (change["before"], ours["figures"]["bits_per_byte"]["value"])

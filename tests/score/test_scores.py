@@ -20,8 +20,8 @@ from engine import flags
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.export import hugging_face
 from engine.generate.engine import complete
-from engine.score import choices, judge, run, statistics
-from engine.score.likelihood import language, windows
+from engine.score import answer_matching, evaluate, multiple_choice, statistics
+from engine.score.loglikelihood import language, windows
 from engine.score.records import Settings, read_items
 
 TOKENIZER = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
@@ -51,10 +51,10 @@ def question(number, *choices, **more):
 
 
 def measure(model, path, *, batch=4, records=None, **options):
-    """(summary, records) of one file, scored as run.score does."""
+    """(summary, records) of one file, scored as evaluate.score does."""
     options = {"rows": 0, "max_new_tokens": 8} | options
     folder = records or path.parent / "scores"
-    results, found = run.score(model, TOKENIZER, [path], folder, Settings(**options), batch)
+    results, found = evaluate.score(model, TOKENIZER, [path], folder, Settings(**options), batch)
     return results[path.name], found[path.name]
 
 
@@ -93,12 +93,12 @@ def script(monkeypatch, said):
     ],
 )
 def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
-    assert judge.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
+    assert answer_matching.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
 
 
 def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
-    assert judge.judge(" 是 \n", "是")["exact"] == 1
-    assert judge.judge("是。", "是")["exact"] == 0
+    assert answer_matching.judge(" 是 \n", "是")["exact"] == 1
+    assert answer_matching.judge("是。", "是")["exact"] == 0
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
     ],
 )
 def test_equivalent_answers_are_correct(given, wanted):
-    assert judge.same_answer(given, wanted)
-    assert judge.same_answer(wanted, given)
+    assert answer_matching.same_answer(given, wanted)
+    assert answer_matching.same_answer(wanted, given)
 
 
 @pytest.mark.parametrize(
@@ -154,30 +154,30 @@ def test_equivalent_answers_are_correct(given, wanted):
     ],
 )
 def test_another_answer_is_wrong(given, wanted):
-    assert not judge.same_answer(given, wanted)
-    assert not judge.same_answer(wanted, given)
+    assert not answer_matching.same_answer(given, wanted)
+    assert not answer_matching.same_answer(wanted, given)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.fractions(-(10**6), 10**6, max_denominator=40))
 def test_a_number_is_read_as_python_reads_it(value):
-    assert judge.number(judge.normalised(str(value))) == (value, "")
-    assert judge.number(f"{value.numerator:,}") == (Fraction(value.numerator), "")
+    assert answer_matching.number(answer_matching.normalised(str(value))) == (value, "")
+    assert answer_matching.number(f"{value.numerator:,}") == (Fraction(value.numerator), "")
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_breaks_the_judge_and_every_text_is_its_own_answer(text, other):
-    assert judge.same_answer(text, text)
-    assert judge.same_answer(text, other) in (True, False)
-    assert 0 <= judge.token_f1(text, other) == judge.token_f1(other, text) <= 1
+    assert answer_matching.same_answer(text, text)
+    assert answer_matching.same_answer(text, other) in (True, False)
+    assert 0 <= answer_matching.token_f1(text, other) == answer_matching.token_f1(other, text) <= 1
 
 
 def test_token_f1_counts_chinese_by_character_and_english_by_word():
-    assert judge.token_f1("The red boat", "the boat!") == pytest.approx(2 * 2 / 5)
-    assert judge.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
-    assert judge.token_f1("a a a", "a b") == pytest.approx(2 * 1 / 5)
-    assert judge.token_f1("", "。") == 1 != judge.token_f1("", "船")
+    assert answer_matching.token_f1("The red boat", "the boat!") == pytest.approx(2 * 2 / 5)
+    assert answer_matching.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
+    assert answer_matching.token_f1("a a a", "a b") == pytest.approx(2 * 1 / 5)
+    assert answer_matching.token_f1("", "。") == 1 != answer_matching.token_f1("", "船")
 
 
 # ----------------------------------------------------------------------------------------------- statistics
@@ -388,7 +388,7 @@ def test_the_examples_are_the_first_other_rows_and_never_the_question_itself(tmp
         asked.extend(TOKENIZER.decode(ids, skip_special_tokens=False) for ids in sequences)
         return [np.ones(len(ids) - 1) for ids in sequences]
 
-    monkeypatch.setattr(choices, "token_nats", spy)
+    monkeypatch.setattr(multiple_choice, "token_nats", spy)
     rows = [question(n, "红", "蓝") for n in range(5)]
     measure(tiny(), write_rows(tmp_path / "choices.jsonl", rows), chats=chats, shots=(2,))
     found = {tuple(re.findall("问题([0-9])", text)) for text in asked}
@@ -416,7 +416,7 @@ def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_n
 )
 def test_a_bad_question_is_named_with_file_and_line(tmp_path, row, words):
     path = write_rows(tmp_path / "choices.jsonl", [row])
-    with pytest.raises(ValueError, match=f"(?s)choices.jsonl:1: .*({words})"):
+    with pytest.raises(ValueError, match=f"(?s)multiple_choice.jsonl:1: .*({words})"):
         read_items(path, 0)
 
 
@@ -469,7 +469,7 @@ def test_a_checkpoint_compared_with_itself_differs_by_nothing_and_with_another_b
     path = write_rows(tmp_path / "rows.jsonl", MIXED)
     ours, records = measure(tiny(), path)
     theirs, others = measure(tiny(seed=1), path)
-    same, change = run.compare(records, records), run.compare(records, others)
+    same, change = evaluate.compare(records, records), evaluate.compare(records, others)
     assert same["bits_per_byte"]["difference"] == 0 and same["bits_per_byte"]["p"] == 1
     for name in ("bits_per_byte", "answer_loss", "f1"):
         before, after = theirs["figures"][name]["value"], ours["figures"][name]["value"]
@@ -482,7 +482,7 @@ def test_a_baseline_with_a_shorter_context_is_compared_on_the_answers_that_both_
     path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "一", "乙" * 80, "二"), chat("丙", "三"), cut])
     _, records = measure(tiny(), path)
     _, shorter = measure(tiny(max_seq_len=64), path)
-    change = run.compare(records, shorter)["answer_loss"]
+    change = evaluate.compare(records, shorter)["answer_loss"]
     assert change["n"] == 2 and change["difference"] == pytest.approx(0, abs=1e-6)
     assert change["after"] == pytest.approx(np.mean([records[at]["sums"]["answer_loss"][0] / 2 for at in (0, 2)]))
 
@@ -593,4 +593,4 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         path.parent.mkdir()
         path.write_text(json.dumps(chat("甲", "乙")) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="two files have one name"):
-        run.score(tiny(), TOKENIZER, paths, tmp_path, Settings(rows=0, max_new_tokens=4), 4)
+        evaluate.score(tiny(), TOKENIZER, paths, tmp_path, Settings(rows=0, max_new_tokens=4), 4)

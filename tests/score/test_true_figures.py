@@ -15,9 +15,9 @@ from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.files import write_json
 from engine.flags import ROOT
 from engine.generate.sampling import Sampling, choose
-from engine.score import choices, run, table
-from engine.score.choices import Question
-from engine.score.likelihood import token_nats
+from engine.score import evaluate, multiple_choice, table
+from engine.score.loglikelihood import token_nats
+from engine.score.multiple_choice import Question
 from engine.score.records import Settings, weights_digest
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
@@ -36,7 +36,7 @@ def write_rows(path, rows):
 
 def score(model, path, **options):
     options = {"rows": 0, "max_new_tokens": 4} | options
-    results, found = run.score(model, TOKENIZER, [path], path.parent / "scores", Settings(**options), 4)
+    results, found = evaluate.score(model, TOKENIZER, [path], path.parent / "scores", Settings(**options), 4)
     return results[path.name], found[path.name]
 
 
@@ -54,7 +54,7 @@ def tokenizer_that_joins(*texts):
     return tokenizer
 
 
-@pytest.mark.parametrize("encode", [choices.text_ids, choices.chat_ids])
+@pytest.mark.parametrize("encode", [multiple_choice.text_ids, multiple_choice.chat_ids])
 @pytest.mark.parametrize("form", ["letter", "text"])
 @pytest.mark.parametrize(
     "tokenizer",
@@ -70,13 +70,15 @@ def test_the_scored_tokens_spell_the_scored_choice(tokenizer, form, encode):
     item = Question(1, "吹过码头的是？", ("海风", "船", "C", "海"), 0, None)
     spans = encode(tokenizer, form, item, [Question(2, "谁？", ("甲", "乙"), 1, None)])
     said = [tokenizer.decode(ids[first:], skip_special_tokens=False) for ids, first in spans]
-    assert said == choices.answers(form, item)
+    assert said == multiple_choice.answers(form, item)
     assert len({tuple(ids[:first]) for ids, first in spans}) == 1  # all after the same prompt
 
 
 def test_examples_never_equal_the_question_by_content(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(choices, "chat_ids", lambda tokenizer, form, item, shots: shown.append((item, shots)) or [])
+    monkeypatch.setattr(
+        multiple_choice, "chat_ids", lambda tokenizer, form, item, shots: shown.append((item, shots)) or []
+    )
     same = {"question": "问？", "choices": ["红", "蓝"], "answer": 0}
     turned = {"question": " 问？ ", "choices": ["蓝", "红"], "answer": 1}
     rows = [same, same, turned, *({"question": f"{n}？", "choices": ["红", "蓝"], "answer": 0} for n in range(3))]
@@ -93,7 +95,7 @@ def test_equals_share_the_mark_whatever_their_order(tmp_path):
     marks = [record["sums"]["text_0shot"][0] for record in records]
     assert marks in ([0.5, 0.5, 0.0], [0.0, 0.0, 1.0])
     assert sum(marks) == 1 and result["figures"]["text_0shot"]["value"] == pytest.approx(1 / 3)
-    assert [choices.mark(np.array([2.0, 2.0 + 1e-6, 3.0]), answer) for answer in range(3)] == [0.5, 0.5, 0.0]
+    assert [multiple_choice.mark(np.array([2.0, 2.0 + 1e-6, 3.0]), answer) for answer in range(3)] == [0.5, 0.5, 0.0]
 
 
 def test_choices_are_decided_in_float32_under_autocast(tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_choices_are_decided_in_float32_under_autocast(tmp_path, monkeypatch):
         seen.append(torch.is_autocast_enabled("cpu"))
         return token_nats(model, sequences, batch)
 
-    monkeypatch.setattr(choices, "token_nats", spy)
+    monkeypatch.setattr(multiple_choice, "token_nats", spy)
     rows = write_rows(tmp_path / "c.jsonl", [{"question": "谁？", "choices": ["海", "山"], "answer": 0}])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score(tiny(), rows, shots=(0,))

@@ -1,9 +1,9 @@
 """Figures for held-out rows, whatever they hold; a row's schema says how it is scored.
 
-    {"text"}                            bits per byte, by language and by position          likelihood.py
+    {"text"}                            bits per byte, by language and by position          loglikelihood.py
     {"conversations"}                   loss on answers, exact match, F1, by turn           answers.py
     ... with <think> in an answer       well-formed, correct, cut off, length of thinking   judge.py
-    {"question", "choices", "answer"}   right by letter and by text                         choices.py
+    {"question", "choices", "answer"}   right by letter and by text                         multiple_choice.py
 
 Every row leaves a record, written as soon as its batch is done, so a stopped run goes on where it was and two
 checkpoints are compared row by row:
@@ -28,10 +28,10 @@ from tqdm import tqdm
 from engine.checkpoint.weights import weights_digest
 from engine.corpus import jsonl
 from engine.files import to_json, write_json, write_whole
-from engine.score import answers, choices, likelihood
+from engine.score import answers, loglikelihood, multiple_choice
 from engine.score.answers import Turn
-from engine.score.choices import Question
-from engine.score.likelihood import Text
+from engine.score.loglikelihood import Text
+from engine.score.multiple_choice import Question
 from engine.score.records import (
     Settings,
     content_digest,
@@ -75,7 +75,7 @@ def score_file(
 
 def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> dict[type, Callable[[list], list[dict]]]:
     scorers: dict[type, Callable[[list], list[dict]]] = {
-        Text: partial(likelihood.score_texts, model, tokenizer, batch=batch)
+        Text: partial(loglikelihood.score_texts, model, tokenizer, batch=batch)
     }
     if conversations := [item for item in items if isinstance(item, Turn)]:
         scorers[Turn] = partial(
@@ -88,13 +88,13 @@ def _scorers(model, tokenizer, items: list, settings: Settings, batch: int) -> d
         )
     if questions := [item for item in items if isinstance(item, Question)]:
         scorers[Question] = partial(
-            choices.score_questions,
+            multiple_choice.score_questions,
             model,
             tokenizer,
             batch=batch,
             chats=settings.chats,
             shots=settings.shots,
-            examples=choices.examples(questions, max(settings.shots, default=0) + 1),
+            examples=multiple_choice.examples(questions, max(settings.shots, default=0) + 1),
         )
     return scorers
 

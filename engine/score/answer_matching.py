@@ -11,8 +11,8 @@ import unicodedata
 from typing import NamedTuple
 
 from dataset import TAGS
-from engine.score.amounts import number
-from engine.score.overlap import token_f1
+from engine.score.quantities import number
+from engine.score.token_f1 import token_f1
 
 # ----------------------------------------------------------------------------------- the thought and the answer
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dataset import BadRow, PretrainDataset, SFTDataset, text_of
-from engine.score.likelihood import token_nats
+from engine.score.loglikelihood import token_nats
 from model import SpongeBob
 
 LETTERS = "ABCDEFGHIJ"

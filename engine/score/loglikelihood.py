@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from dataset import PretrainDataset, token_bytes
-from engine.score.overlap import words
+from engine.score.token_f1 import words
 from model import SpongeBob
 
 POSITION_STEP = 64
