@@ -11,7 +11,7 @@ from engine import cli, options
 from engine.machine import runtime
 from engine.options import Start
 from engine.packing import cut_conversations
-from engine.stage import run as stage
+from engine.stage import train as stage
 
 # This stage's numbers: each is the default of the flag with the same name. LONG takes their place with --long,
 # ON_SAMPLE where the bundled sample is trained on.

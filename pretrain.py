@@ -15,7 +15,7 @@ from engine import cli, options
 from engine.flags import Flags, flag
 from engine.machine import runtime
 from engine.packing import split_documents
-from engine.stage import run as stage
+from engine.stage import train as stage
 from model import SpongeBob
 
 # This stage's numbers: each is the default of the flag with the same name. ON_SAMPLE takes their place where the

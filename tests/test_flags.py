@@ -31,7 +31,7 @@ from engine import cli, loss, options
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.corpus import bpe, source, worker_pool
 from engine.flags import ROOT
-from engine.log import services, tracker
+from engine.log import tracker, trackers
 from engine.machine import parallel
 from engine.score import answers
 from engine.stage import plan
@@ -267,7 +267,7 @@ def record_arrivals(monkeypatch, arrived):
 
     def service(name, path, project, *_):
         arrived["service"], arrived["project"] = name, project
-        return services.Silent()
+        return trackers.Silent()
 
     def wrap(module, *place, compile, **ways):
         arrived.update(ways)
@@ -294,7 +294,7 @@ def record_arrivals(monkeypatch, arrived):
 
     with monkeypatch.context() as patch:
         patch.setattr(worker_pool, "ProcessPoolExecutor", threads)
-        patch.setattr(services, "open_service", service)
+        patch.setattr(trackers, "open_service", service)
         for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(parallel, "wrap", wrap)

@@ -25,7 +25,7 @@ from trace_recipe import trace
 import model as model_module
 import pretrain
 from engine import loop, optim
-from engine.stage import run as stage
+from engine.stage import train as stage
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
 IN_BF16 = 0.03 * 1e-2 * 0.2 * math.sqrt(192)  # of the longest side of its matrices, SwiGLU's

@@ -86,10 +86,10 @@ def test_files_and_lines_of_a_run_have_its_whole_name(name, tmp_path, capsys):
 
 
 def test_runs_whose_names_begin_alike_have_logs_of_their_own_at_a_service(tmp_path, monkeypatch):
-    from engine.log import services
+    from engine.log import trackers
 
     shown = []
-    monkeypatch.setitem(services.SERVICES, "tensorboard", lambda name, *rest: shown.append(name) or services.Silent())
+    monkeypatch.setitem(trackers.SERVICES, "tensorboard", lambda name, *rest: shown.append(name) or trackers.Silent())
     for name in ("v1.5", "v1.6"):
         Tracker(Output(name=name, save_dir=str(tmp_path), tracker="tensorboard"), {}, steps=4).close()
     assert shown == ["v1.5", "v1.6"]

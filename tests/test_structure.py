@@ -71,7 +71,7 @@ def test_every_room_and_the_hall_are_where_this_file_looks_for_them():
     assert len(ENGINE) >= 40 and {name.split(".")[1] for name in ENGINE} == {part for names in ORDER for part in names}
     for room in ROOMS:
         assert sum(name.startswith(f"engine.{room}.") for name in ENGINE) >= 2, room
-    assert "engine.stage.run" in OURS["pretrain"] and "engine.loop" in OURS["engine.stage.run"]
+    assert "engine.stage.train" in OURS["pretrain"] and "engine.loop" in OURS["engine.stage.train"]
 
 
 def test_imports_go_to_the_left_only():

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from engine.console import warn
 from engine.files import first_line, read_log, to_json, without_nan, write_whole
-from engine.log import services
+from engine.log import trackers
 from engine.options import Output
 
 
@@ -42,7 +42,7 @@ class Tracker:
         self.rows: list[dict] = []
         self.reminder: str | None = None  # a warning that every row repeats
         service = output.service if active else "none"
-        self.service = services.open_service(service, path, output.wandb_project, flags, run_id, step)
+        self.service = trackers.open_service(service, path, output.wandb_project, flags, run_id, step)
         self.run_id = self.service.run_id
         if not active:
             return
@@ -76,7 +76,7 @@ class Tracker:
             self.service.log(numbers, row["step"])
         except Exception as error:  # each has errors of its own
             self.warn(f"the tracker failed and gets nothing more ({first_line(error)})")
-            self.service = services.Silent(self.run_id)
+            self.service = trackers.Silent(self.run_id)
 
     def _append(self) -> None:
         """The rows that are not in the file yet. What a failed try left of a line is written over."""

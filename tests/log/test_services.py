@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.log import services
+from engine.log import trackers
 from engine.log.tracker import Tracker
 from engine.options import Output
 
@@ -42,12 +42,12 @@ def asked(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     for name in ("WANDB_MODE", "WANDB_API_KEY", "SWANLAB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(services, "_has_wandb_account", lambda: bool(os.environ.get("WANDB_API_KEY")))
+    monkeypatch.setattr(trackers, "_has_wandb_account", lambda: bool(os.environ.get("WANDB_API_KEY")))
     return seen
 
 
 def opened(service, run_id=None, step=0):
-    return services.open_service(service, Path("results/v1.5.metrics.jsonl"), "project", {}, run_id, step)
+    return trackers.open_service(service, Path("results/v1.5.metrics.jsonl"), "project", {}, run_id, step)
 
 
 def test_tensorboard_takes_back_what_comes_after_the_state_that_a_run_goes_on_from(asked):

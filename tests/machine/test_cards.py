@@ -12,7 +12,7 @@ from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
 from engine.machine import flops, gpu_specs, parallel, rng, runtime
 from engine.machine.runtime import OUT_OF_TIME, SIGNAL, outcome, votes
-from engine.stage import run as stage
+from engine.stage import train as stage
 from model import SpongeBob, can_attend_by_document
 
 CPU = torch.device("cpu")
