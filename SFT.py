@@ -6,12 +6,13 @@
 distill.py starts from what this leaves.
 """
 
-from dataset import LOSS, NO_LOSS, TAG, SFTDataset, load_tokenizer
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine import cli, options
 from engine.machine import runtime
 from engine.options import Start
 from engine.packing import cut_conversations
 from engine.stage import train as stage
+from engine.tokenizer import load_tokenizer
 
 # This stage's numbers: each is the default of the flag with the same name. LONG takes their place with --long,
 # ON_SAMPLE where the bundled sample is trained on.

@@ -9,20 +9,15 @@ The class of a token says what kind of thing predicting *it* is: 0 nothing to le
 tag. What each class costs is said by the recipes. Nothing here imports torch: tokenising worker processes stay small.
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine.console import warn
+from engine.reasoning import TAGS
 from engine.schemas import (
     ALPACA,
-    TAGS,
     TURNS,
     BadRow,
     EmptyRow,
@@ -34,13 +29,12 @@ from engine.schemas import (
     text_of,
     unread_fields,
 )
-from engine.tokenizer import lost_bytes, unfit
+from engine.tokenizer import BOS, EOS
 
 # Part of the key of every token cache: raise it when rows would be encoded, or lie on disk, differently than before.
 ENCODING_VERSION = 3
 
 NO_LOSS, LOSS, TAG = 0, 1, 2
-UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
 DEFAULT_SYSTEM = "你是 SpongeBob，一个从零开始训练出来的小小语言模型，乐于用简单的话帮助别人。"
 
@@ -63,117 +57,6 @@ class Document(NamedTuple):
 
     ids: np.ndarray
     classes: np.ndarray
-
-
-# ---------------------------------------------------------------------------------------------- tokenizer
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read `folder`/tokenizer.json so that control tokens typed by a user stay ordinary characters."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no tokenizer there; train one with: python train_tokenizer.py --save_dir {folder}")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
-        raise ValueError(f"{path}: not a tokenizer file ({error})") from None
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
-    tokenizer.no_padding()
-    if problem := unfit(tokenizer, (UNK, BOS, EOS)):
-        raise ValueError(f"{path}: {problem}")
-    if lost := lost_bytes(tokenizer):
-        warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
-    return tokenizer
-
-
-def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
-    """Twelve hex digits that change whenever a text might be encoded differently; programs that save a tokenizer again
-    change what does not decide the ids. `of_all`: as it was reckoned before, of everything in the file."""
-    content = json.loads(tokenizer.to_str())
-    if not of_all:
-        content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """(vocab,) int32: how many bytes of text each token stands for; control tokens stand for none.
-
-    Counted on the byte-level symbols (one character a byte), never on decoded strings: a token may hold half
-    a Chinese character, and decoding it would count the replacement character instead.
-    """
-    added = tokenizer.get_added_tokens_decoder()
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
-    for token, index in tokenizer.get_vocab().items():
-        if index not in added:
-            lengths[index] = len(token)
-        elif not added[index].special:
-            lengths[index] = len(token.encode())
-    return lengths
-
-
-# --------------------------------------------------------------------------------------------------- rows
-
-
-def parse_line(line: bytes) -> dict:
-    """One JSONL line as a dict, or BadRow."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise BadRow("not JSON (nested too deeply)") from None
-    except ValueError as error:  # no JSON, or a number of more than 4,300 digits
-        raise BadRow(f"not JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(row, dict):
-        raise BadRow(f"expected an object, found {type(row).__name__}")
-    return row
-
-
-def line_hash(line: bytes) -> int:
-    """64 bits of the line's content: equal lines are held out together, wherever they stand."""
-    return int.from_bytes(hashlib.blake2b(line.strip(), digest_size=8).digest(), "little")
-
-
-def held_out_hashes(files: Sequence[np.ndarray], val_fraction: float) -> np.ndarray:
-    """The content hashes, sorted, of the rows that validation keeps; `files` are the hashes of each file, (n,).
-
-    Of every file those with the smallest hashes, at least 64 rows and at most 2,000; what one file holds out is held
-    out everywhere. Never more than half of any file, so of equal rows none where they are most of it. A function of the
-    content alone: train_tokenizer.py, every stage and every later run agree on it. `val_fraction` 0 keeps none.
-    """
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1")
-    chosen = [_smallest(hashes, val_fraction) for hashes in files if val_fraction]
-    wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *chosen]))
-    room = np.array([len(hashes) // 2 for hashes in files])
-    found = [np.sort(hashes) for hashes in files]
-    rows = [np.searchsorted(part, wanted, "right") - np.searchsorted(part, wanted) for part in found]
-    kept = np.zeros(len(wanted), dtype=bool)
-    for at, taken in enumerate(np.array(rows).T):  # taken (files,): how often a row stands in each file
-        kept[at] = (taken <= room).all()
-        room = room - taken * kept[at]
-    return wanted[kept]
-
-
-def held_out(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
-    """Which rows of a file that is read alone validation keeps: a boolean (n,)."""
-    return np.isin(hashes, held_out_hashes([hashes], val_fraction))
-
-
-def _smallest(hashes: np.ndarray, val_fraction: float) -> np.ndarray:
-    """The smallest hashes of one file that are enough rows of it, and at most half."""
-    room = len(hashes) // 2
-    missing = min(max(round(len(hashes) * val_fraction), 64), 2000, room)
-    kept = []
-    for value, rows in zip(*np.unique(hashes, return_counts=True), strict=True):
-        if missing <= 0:
-            break
-        if rows <= room:  # equal rows are held out together, or not at all
-            kept.append(value)
-            room, missing = room - rows, missing - rows
-    return np.array(kept, dtype=np.uint64)
 
 
 class PretrainDataset:

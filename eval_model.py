@@ -17,7 +17,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
@@ -31,6 +30,7 @@ from engine.score import table
 from engine.score.records import Settings
 from engine.talk import terminal
 from engine.talk.chat_model import Conversation, Weights
+from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
 

@@ -10,7 +10,6 @@ python export.py --format page talk.html --stages     # every stage in --save_di
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
@@ -18,6 +17,7 @@ from engine.export import gguf, hugging_face, page
 from engine.export.imported import import_folder
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
 from engine.options import MODES, ROAD, Checkpoint, weights_of
+from engine.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

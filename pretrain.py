@@ -10,12 +10,13 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 from dataclasses import dataclass
 
 from Config import PRESETS, LLMConfig, stretched
-from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset, load_tokenizer
+from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset
 from engine import cli, options
 from engine.flags import Flags, flag
 from engine.machine import runtime
 from engine.packing import split_documents
 from engine.stage import train as stage
+from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
 # This stage's numbers: each is the default of the flag with the same name. ON_SAMPLE takes their place where the

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import load_tokenizer
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
-from engine.export import page
+from engine.export import page as chat_page
 from engine.flags import Chosen, Flags, flag, parse
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
 from engine.serve.models import Models
 from engine.talk.chat_model import Conversation, Weights
+from engine.tokenizer import load_tokenizer
 
 INSTALL = "pip install -e .[serve]"
 
@@ -62,7 +62,7 @@ def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
     """The page of export.py with this server as its engine; `written` is the time of the weights it looks into."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
-        page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
+        chat_page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
         return target.read_text(encoding="utf-8")
 
 

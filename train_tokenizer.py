@@ -3,7 +3,7 @@
     python train_tokenizer.py --data_path pretrain.jsonl --save_dir mine
 
 Reads the pretraining and the conversation schema. It learns only from rows that training learns from: the rows
-that validation holds out (dataset.held_out) stay unseen here too. Memory is bounded by --max_bytes, whatever the size
+that validation holds out stay unseen here too. Memory is bounded by --max_bytes, whatever the size
 of the files: of a larger corpus an evenly spread part is taken.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import TAGS, BorderedDataset, PretrainDataset, load_tokenizer
+from dataset import BorderedDataset, PretrainDataset
 from engine import cli
 from engine.console import say
 from engine.corpus.bpe import first_pass, report, save, texts_of_examples, train
@@ -20,6 +20,8 @@ from engine.corpus.jsonl import source_files
 from engine.files import file_inside
 from engine.flags import ROOT, Flags, flag, parse, shown
 from engine.options import SAMPLE
+from engine.reasoning import TAGS
+from engine.tokenizer import load_tokenizer
 
 SMALLEST = 260  # tokens: the 256 bytes, three control tokens, one that is learned
 

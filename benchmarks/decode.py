@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import compare, ours
-from dataset import load_tokenizer
 from engine.flags import ROOT
 from engine.machine import runtime
+from engine.tokenizer import load_tokenizer
 
 PRODUCT = "a matrix times a vector"
 TEXT = "从前，海边有一座小镇，镇上的人都靠打鱼为生。The sea was calm that day, and the boats came home early. "

@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import compare, rows
-from dataset import PretrainDataset, load_tokenizer
+from dataset import PretrainDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.options import SAMPLE
+from engine.tokenizer import load_tokenizer
 
 
 def ours(job: dict, out: Path) -> None:
@@ -108,7 +109,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from benchmarks import compare, rows
-from dataset import load_tokenizer
+from engine.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[3])
 before = compare.peak_memory()["memory"]
 cache = rows.open_rows(Path(sys.argv[1]), tokenizer, Path(sys.argv[2]), int(sys.argv[4]))

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dataset import token_bytes
 from engine.corpus.token_cache import TokenCache
 from engine.packing import split_documents
+from engine.tokenizer import token_bytes
 
 
 class HeldOut:

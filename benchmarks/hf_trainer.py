@@ -13,10 +13,11 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
-from dataset import NO_LOSS, load_tokenizer
+from dataset import NO_LOSS
 from engine.checkpoint.weights import cpu_weights, load_model
 from engine.corpus.token_cache import TokenCache
 from engine.export.hugging_face import hf_config, hf_name, hf_weights
+from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
 

@@ -22,8 +22,9 @@ from transformers import AutoTokenizer
 from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
-from dataset import BOS, EOS, TAGS, load_tokenizer
 from engine.checkpoint.weights import load_model
+from engine.reasoning import TAGS
+from engine.tokenizer import BOS, EOS, load_tokenizer
 
 TAG_WEIGHT = 10
 

@@ -23,12 +23,13 @@ import torch
 
 from benchmarks import compare, rows
 from benchmarks.train import MODULES, planned
-from dataset import held_out, line_hash, load_tokenizer
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
+from engine.corpus.held_out import held_out, line_hash
 from engine.machine import runtime
 from engine.options import SAMPLE
 from engine.score import evaluate, records
+from engine.tokenizer import load_tokenizer
 
 STAGES = tuple(rows.DATASETS)
 FIGURES = {  # column: (stage, figure of its held-out rows)

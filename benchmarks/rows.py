@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from Config import LLMConfig
-from dataset import PretrainDataset, SFTDataset, fingerprint, parse_line
+from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import save_weights, shape_json
-from engine.corpus.jsonl import RowCounts, blocks, lines, source_files
+from engine.corpus.jsonl import RowCounts, blocks, lines, parse_line, source_files
 from engine.corpus.token_cache import ARRAYS, TokenCache, open_cache, open_or_build
+from engine.tokenizer import fingerprint
 
 DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDataset}  # by stage
 

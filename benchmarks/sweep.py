@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import compare, rows
-from dataset import load_tokenizer
 from engine import cli
 from engine.options import SAMPLE
+from engine.tokenizer import load_tokenizer
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

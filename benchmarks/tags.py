@@ -50,10 +50,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(job: dict) -> dict:
     """One run of distill.py whose validations answer questions too: {"history": [[step, well-formed, correct]]}."""
     import distill
-    from dataset import load_tokenizer
     from engine import loop
     from engine.files import read_log
     from engine.score import answers, records
+    from engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     items = records.read_items(Path(job["heldout"]), job["answers"])

@@ -23,11 +23,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import compare, growth, ours, parts, rows
-from dataset import load_tokenizer
 from engine import cli
 from engine.corpus.token_cache import TokenCache
 from engine.machine import runtime
 from engine.options import DTYPES, SAMPLE
+from engine.tokenizer import load_tokenizer
 
 PEERS = ("original", "trainer", "trainer_grouped")
 MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"}

@@ -1,8 +1,6 @@
 """An answer that grows -> its thought and what stands behind it, and back to the words the model was trained on."""
 
-from engine.generate.detokenizer import beginning
-
-THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+TAGS = THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
 
 class Thoughts:
@@ -66,3 +64,8 @@ class Thoughts:
 def joined(thought: str, content: str) -> str:
     """What the model said when `Thoughts` made these two of it."""
     return f"{THINK}\n{thought}\n{END_THINK}\n{ANSWER}\n{content}\n{END_ANSWER}"
+
+
+def beginning(text: str, word: str) -> int:
+    """How many of the last characters of `text` could be the first ones of `word`."""
+    return next(size for size in range(min(len(word) - 1, len(text)), -1, -1) if text.endswith(word[:size]))

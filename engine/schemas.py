@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Iterable
 
+from engine.reasoning import TAGS
+
 ROLES = ("system", "user", "assistant", "tool")
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # The names that published rows have for one thing. A name that stands nowhere here is not understood: where it may hold
 # something to learn, that is counted and said, and a bad row under --strict_data.

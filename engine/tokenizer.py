@@ -1,11 +1,65 @@
-"""Which tokenizers can be used: byte-level ones that lose no text, and whose control tokens no text can spell."""
+"""A tokenizer: load one, tell whether it can be used, know it again, count the bytes its tokens stand for.
 
+Usable are byte-level ones that lose no text, and whose special tokens no text can spell.
+"""
+
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from engine.console import warn
+
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 LARGEST = 2**16  # ids are stored in 16 bits
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read `folder`/tokenizer.json so that control tokens typed by a user stay ordinary characters."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no tokenizer there; train one with: python train_tokenizer.py --save_dir {folder}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
+        raise ValueError(f"{path}: not a tokenizer file ({error})") from None
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
+    tokenizer.no_padding()
+    if problem := unfit(tokenizer, (UNK, BOS, EOS)):
+        raise ValueError(f"{path}: {problem}")
+    if lost := lost_bytes(tokenizer):
+        warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
+    return tokenizer
+
+
+def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
+    """Twelve hex digits that change whenever a text might be encoded differently; programs that save a tokenizer again
+    change what does not decide the ids. `of_all`: as it was reckoned before, of everything in the file."""
+    content = json.loads(tokenizer.to_str())
+    if not of_all:
+        content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(vocab,) int32: how many bytes of text each token stands for; control tokens stand for none.
+
+    Counted on the byte-level symbols (one character a byte), never on decoded strings: a token may hold half
+    a Chinese character, and decoding it would count the replacement character instead.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in added:
+            lengths[index] = len(token)
+        elif not added[index].special:
+            lengths[index] = len(token.encode())
+    return lengths
 
 
 def unfit(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:

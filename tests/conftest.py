@@ -9,8 +9,8 @@ from making import save
 from tiny import tiny
 
 import eval_model
-from dataset import load_tokenizer
 from engine.flags import ROOT
+from engine.tokenizer import load_tokenizer
 
 
 def pytest_collection_modifyitems(items):

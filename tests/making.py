@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from Config import LLMConfig
-from dataset import LOSS, NO_LOSS, TAG, SFTDataset, fingerprint, load_tokenizer
+from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine import loop, optim, options, packing
 from engine.checkpoint import training_state
 from engine.checkpoint.safe_reader import PlainReader
@@ -22,6 +22,7 @@ from engine.generate.engine import complete
 from engine.loss import TokenLoss
 from engine.machine import parallel, runtime
 from engine.options import Machine
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,6 @@ import pretrain
 import SFT
 import train_tokenizer
 from Config import LLMConfig
-from dataset import fingerprint, load_tokenizer
 from engine import cli, loss, options
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.corpus import bpe, source, worker_pool
@@ -35,6 +34,7 @@ from engine.log import tracker, trackers
 from engine.machine import parallel
 from engine.score import answers
 from engine.stage import plan
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
 SCRIPTS = {script.__name__: script for script in (pretrain, SFT, distill, train_tokenizer, eval_model, export)}

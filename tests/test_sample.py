@@ -542,7 +542,8 @@ def test_a_thought_about_a_fact_says_what_is_asked_and_what_is_known():
 @pytest.fixture
 def encode(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    from dataset import SFTDataset, load_tokenizer
+    from dataset import SFTDataset
+    from engine.tokenizer import load_tokenizer
 
     data = SFTDataset(load_tokenizer(ROOT / "spongebob_tokenizer"))
     return lambda chats: [len(document.ids) for document in data.encode(chats)]

@@ -19,7 +19,8 @@ FILES = {
 }
 # Modules and rooms of engine/ in the order in which they may import: only what stands before them, or beside them.
 ORDER = (
-    ("console", "files", "flags", "options"),
+    ("console", "files", "flags"),
+    ("options", "tokenizer", "schemas", "reasoning"),
     ("corpus",),
     ("packing",),
     ("machine",),
@@ -28,10 +29,10 @@ ORDER = (
     ("loop",),
     ("stage",),
     ("score",),
-    ("serve", "pages"),
+    ("talk", "serve", "export", "pages"),
     ("cli",),
 )
-ROOMS = ("corpus", "machine", "checkpoint", "generate", "log", "stage", "score", "serve", "pages")
+ROOMS = ("corpus", "machine", "checkpoint", "generate", "log", "stage", "score", "talk", "serve", "export", "pages")
 SHARED = {"Config", "model", "dataset"}
 SCRIPTS = {name for name in FILES if "." not in name} - SHARED
 MOST_STATEMENTS = dict.fromkeys(("pretrain", "SFT", "distill", "train_tokenizer", "export"), 70)
@@ -81,17 +82,21 @@ def test_imports_go_to_the_left_only():
     assert not {(name, other) for name in SCRIPTS for other in OURS[name] & SCRIPTS}  # scripts stand alone
 
 
+LEAVES = {f"engine.{name}" for name in ("console", "files", "flags", "tokenizer", "schemas", "reasoning")}
+
+
 def test_config_imports_nothing_of_ours_the_model_its_config_and_dataset_only_leaves():
     assert OURS["Config"] == set() and OURS["model"] == {"Config"}
-    assert not {(name, other) for name in OURS["dataset"] for other in OURS[name]}
+    assert OURS["dataset"] <= LEAVES
+    assert not {(name, other) for name in LEAVES for other in OURS[name] - LEAVES}
 
 
-def test_imports_make_no_circle_and_no_tower_of_more_than_seven():
+def test_imports_make_no_circle_and_no_tower_of_more_than_eight():
     graph = {name: OURS[name] & set(ENGINE) for name in ENGINE}
     height = {}
     for name in TopologicalSorter(graph).static_order():  # CycleError names the circle
         height[name] = 1 + max((height[other] for other in graph[name]), default=0)
-    assert max(height.values()) <= 7, {name: floor for name, floor in height.items() if floor > 7}
+    assert max(height.values()) <= 8, {name: floor for name, floor in height.items() if floor > 8}
 
 
 def test_the_init_file_of_a_room_is_one_docstring_so_that_importing_it_loads_nothing():

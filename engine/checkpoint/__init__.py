@@ -1,1 +1,1 @@
-"""What lies on disk: weights, states, and the formats of other programs."""
+"""Our own files on disk: weights and training states."""

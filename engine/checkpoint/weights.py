@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from Config import LLMConfig, stretched
-from dataset import fingerprint
 from engine.checkpoint.clean_state_dict import check_buffers, plain_weights, why_unreadable
 from engine.console import printable, say, warn
 from engine.files import first_line, write_json, write_whole
 from engine.machine.parallel import whole
 from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
+from engine.tokenizer import fingerprint
 from model import SpongeBob
 
 # -------------------------------------------------------------------------------------------------- writing

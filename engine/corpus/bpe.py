@@ -11,20 +11,12 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from dataset import (
-    BOS,
-    CHAT_TEMPLATE,
-    EOS,
-    TAGS,
-    UNK,
-    BadRow,
-    PretrainDataset,
-    SFTDataset,
-    held_out_hashes,
-    line_hash,
-    parse_line,
-)
-from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines
+from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
+from engine.corpus.held_out import held_out_hashes, line_hash
+from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, parse_line
+from engine.reasoning import TAGS
+from engine.schemas import BadRow
+from engine.tokenizer import BOS, EOS, UNK
 
 # BPE counts pairs inside "words", and a run of Chinese without punctuation is one word however long it is: fed whole,
 # such text costs several times the time and memory. Cut after punctuation first, else every 512 characters.

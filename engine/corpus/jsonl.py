@@ -1,6 +1,7 @@
 """Reading JSONL as it comes: plain or gzip, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
+import json
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dataset import parse_line
 from engine.console import printable, warn
 from engine.corpus.file_types import GZIP, LOOKED_AT, what_is
-from engine.schemas import TAGS, BadRow, EmptyRow
+from engine.reasoning import TAGS
+from engine.schemas import BadRow, EmptyRow
 
 BLOCK = 4 << 20  # bytes read at a time; a tokenising process gets one block
 Readable = BinaryIO | gzip.GzipFile
@@ -72,6 +73,21 @@ def lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
             line = line.removeprefix(BOM).strip()
         if line:
             yield number, line
+
+
+def parse_line(line: bytes) -> dict:
+    """One JSONL line as a dict, or BadRow."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise BadRow("not JSON (nested too deeply)") from None
+    except ValueError as error:  # no JSON, or a number of more than 4,300 digits
+        raise BadRow(f"not JSON ({getattr(error, 'msg', error)})") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"expected an object, found {type(row).__name__}")
+    return row
 
 
 def source_files(data_path: Sequence[str | Path]) -> list[Path]:

@@ -26,20 +26,14 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dataset import (
-    ENCODING_VERSION,
-    EOS,
-    PretrainDataset,
-    SFTDataset,
-    fingerprint,
-    held_out_hashes,
-    line_hash,
-)
+from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
 from engine.corpus.digests import content_digest
+from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
 from engine.corpus.tiktoken_backend import fastest
 from engine.corpus.worker_pool import in_order
 from engine.files import to_json
+from engine.tokenizer import EOS, fingerprint
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
 ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from Config import LLMConfig
-from dataset import BOS, CHAT_TEMPLATE, DEFAULT_SYSTEM, EOS, UNK, load_tokenizer
+from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
 from engine.checkpoint.weights import cpu_weights
 from engine.export.hugging_face import refuse_overflow
 from engine.files import write_whole
+from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, rope_frequencies
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # ours: gguf's

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
-from dataset import BOS, CHAT_TEMPLATE, EOS, UNK, load_tokenizer
+from dataset import CHAT_TEMPLATE
 from engine.checkpoint.weights import cpu_weights
 from engine.console import say
 from engine.files import write_json
+from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob
 
 NAMES = {

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from Config import LLMConfig
-from dataset import fingerprint, load_tokenizer
 from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import cpu_weights, load_weights, read_tensors, save_weights, shape_json
 from engine.console import say
 from engine.export.hugging_face import our_weights
 from engine.files import first_line
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
 # What a LlamaConfig may say beside numbers: the only value that this model has, which is also its default.

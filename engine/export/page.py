@@ -1,8 +1,8 @@
 """A page that holds trained models and talks: program, tokenizer and weights in one HTML file that needs nothing else.
 
-engine/pages/chat/ is model.py, dataset.py's tokenizer and template, and sampling again in plain JavaScript; the rounded
-weights (8-bit rows with scales, or float16) lie in the file as base64. Tests prove that the page computes with them
-what model.py computes with them.
+engine/export/page/ is model.py, the tokenizer, dataset.py's template and sampling again in plain JavaScript. The
+rounded weights (8-bit rows with scales, or float16) are embedded as base64. Tests prove that the page computes what model.py
+computes with them.
 """
 
 import base64
@@ -15,14 +15,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dataset import BOS, DEFAULT_SYSTEM, EOS, TAGS, UNK, load_tokenizer
+from dataset import DEFAULT_SYSTEM
 from engine.checkpoint.weights import cpu_weights, open_checkpoint
 from engine.files import write_whole
 from engine.generate.fast_decoder import round_rows
+from engine.reasoning import TAGS
 from engine.talk.terminal import SUGGESTIONS
+from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, rope_frequencies
 
-PROGRAM = Path(__file__).with_name("chat")
+PROGRAM = Path(__file__).with_name("page")
 WEIGHTS = ("int8", "float16")
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len", "norm_eps")
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from engine.reasoning import beginning
+
 
 class TextStream:
     """The text of an answer that grows. What may turn out to be part of a stop string is held back until it is not."""
@@ -36,8 +38,3 @@ class TextStream:
             return
         held = max((beginning(text, word) for word in self.stop), default=0)
         self.written, self._held = self.written + text[: len(text) - held], text[len(text) - held :]
-
-
-def beginning(text: str, word: str) -> int:
-    """How many of the last characters of `text` could be the first ones of `word`."""
-    return next(size for size in range(min(len(word) - 1, len(text)), -1, -1) if text.endswith(word[:size]))

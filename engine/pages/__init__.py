@@ -1,1 +1,1 @@
-"""What opens in a browser, without anything from elsewhere."""
+"""The report on a folder of checkpoints, as one page."""

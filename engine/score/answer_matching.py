@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from dataset import TAGS
+from engine.reasoning import TAGS
 from engine.score.quantities import number
 from engine.score.token_f1 import token_f1
 

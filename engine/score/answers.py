@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from dataset import NO_LOSS, SFTDataset, is_learned
+from dataset import NO_LOSS, SFTDataset
 from engine.generate.engine import complete
+from engine.schemas import is_learned
 from engine.score import answer_matching
 from engine.score.loglikelihood import curve, token_nats
 from model import SpongeBob

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
-from dataset import PretrainDataset, token_bytes
+from dataset import PretrainDataset
 from engine.score.token_f1 import words
+from engine.tokenizer import token_bytes
 from model import SpongeBob
 
 POSITION_STEP = 64

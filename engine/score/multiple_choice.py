@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dataset import BadRow, PretrainDataset, SFTDataset, text_of
+from dataset import PretrainDataset, SFTDataset
+from engine.schemas import BadRow, text_of
 from engine.score.loglikelihood import token_nats
 from model import SpongeBob
 

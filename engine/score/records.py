@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dataset import PretrainDataset, SFTDataset, fingerprint
+from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import load_model, shape_json, weights_digest
 from engine.corpus import jsonl
 from engine.files import read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
+from engine.tokenizer import fingerprint
 from model import SpongeBob
 
 VERSION = 3  # part of the records' key: raise it when a row would be scored differently than before

@@ -1,1 +1,1 @@
-"""Talking to a checkpoint."""
+"""Checkpoints behind OpenAI's API: HTTP alone."""

@@ -141,7 +141,8 @@ def trial(run: Run, progress: Progress) -> str:
         load = _load(run)
         raise ValueError(
             f"out of GPU memory with micro-batches of {run.training.batch_size} rows, which take about "
-            f"{memory_estimate.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): {memory_estimate.relief(load)}"
+            f"{memory_estimate.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): "
+            f"{memory_estimate.relief(load)}"
         ) from error
     rng.set_random_states(before)
     left = seconds * (run.steps - progress.step)

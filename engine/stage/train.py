@@ -13,7 +13,6 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import nn
 
-from dataset import fingerprint, token_bytes
 from engine import loop, optim
 from engine.checkpoint.weights import open_checkpoint, shape_json, weights_digest
 from engine.console import say
@@ -31,6 +30,7 @@ from engine.packing import Batches, PackedRows, Pieces, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage import lock, plan, resume
 from engine.stage.saver import Saver
+from engine.tokenizer import fingerprint, token_bytes
 from model import SpongeBob, can_attend_by_document
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 
-from dataset import EOS, PretrainDataset, SFTDataset
+from dataset import PretrainDataset, SFTDataset
 from engine.console import warn
 from engine.flags import Flags, flag
 from engine.generate.detokenizer import TextStream
@@ -16,6 +16,7 @@ from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
 from engine.machine.runtime import pick_dtype
 from engine.options import DTYPES
+from engine.tokenizer import EOS
 from model import SpongeBob
 
 AT_ONCE = 16  # more would not be faster on a CPU, and each takes a row of the cache

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 
 import export
 from Config import LLMConfig
-from dataset import DEFAULT_SYSTEM, SFTDataset, fingerprint, load_tokenizer
+from dataset import DEFAULT_SYSTEM, SFTDataset
 from engine.checkpoint.weights import cpu_weights
 from engine.corpus import bpe
 from engine.export.gguf import LLAMA_3_SPLIT, pre_tokenizer_name, to_gguf
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import rope_frequencies
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,10 +14,11 @@ from tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
 
 import export
-from dataset import SFTDataset, fingerprint, load_tokenizer
+from dataset import SFTDataset
 from engine.checkpoint.weights import cpu_weights, load_model
 from engine.corpus import bpe
 from engine.export.hugging_face import half_rotated, side_by_side, to_hf
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import rope_frequencies
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import train_tokenizer
-from dataset import TAGS, load_tokenizer
 from engine.corpus import bpe
+from engine.reasoning import TAGS
+from engine.tokenizer import load_tokenizer
 
 MIXED = [
     "海绵宝宝住在菠萝里。",

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import PretrainDataset, held_out, held_out_hashes
+from dataset import PretrainDataset
 from engine.corpus.bpe import first_pass
+from engine.corpus.held_out import held_out, held_out_hashes
 from engine.corpus.token_cache import open_or_build
 
 

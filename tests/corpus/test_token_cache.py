@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from dataset import PretrainDataset, SFTDataset, fingerprint
+from dataset import PretrainDataset, SFTDataset
 from engine.corpus import jsonl, token_cache
 from engine.corpus.bpe import first_pass
 from engine.corpus.token_cache import open_or_build
+from engine.tokenizer import fingerprint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 import train_tokenizer
 from Config import LLMConfig
-from dataset import PretrainDataset, fingerprint, load_tokenizer, token_bytes
+from dataset import PretrainDataset
 from engine.checkpoint.weights import check_tokenizer, open_checkpoint, save_weights
 from engine.corpus.tiktoken_backend import TiktokenEncoder
 from engine.corpus.token_cache import open_or_build
@@ -17,6 +17,7 @@ from engine.flags import ROOT
 from engine.generate.engine import complete
 from engine.loss import count
 from engine.packing import Batches, pack, split_documents
+from engine.tokenizer import fingerprint, load_tokenizer, token_bytes
 
 TEXTS = ["the sea is calm", "海很平静，船回来了。", "boats and fish, fish and boats"] * 9
 CONTROL = ["<unk>", "<s>", "</s>"]

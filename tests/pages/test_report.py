@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import eval_model
 from Config import LLMConfig
-from dataset import fingerprint, load_tokenizer
 from engine import flags
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.pages import html, report
+from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
 HOSTILE = "<script>alert(1)</script> & \u2028<b>"

@@ -6,12 +6,12 @@ import pytest
 from tiny import tiny
 
 import eval_model
-from dataset import fingerprint, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.flags import ROOT
 from engine.pages import report, results
 from engine.score import evaluate
 from engine.score.records import read_records, weights_digest
+from engine.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import tiny
 
 import eval_model
-from dataset import LOSS, PretrainDataset, SFTDataset, fingerprint, load_tokenizer
+from dataset import LOSS, PretrainDataset, SFTDataset
 from engine import flags
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.export import hugging_face
@@ -23,6 +23,7 @@ from engine.generate.engine import complete
 from engine.score import answer_matching, evaluate, multiple_choice, statistics
 from engine.score.loglikelihood import language, windows
 from engine.score.records import Settings, read_items
+from engine.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = load_tokenizer(flags.ROOT / "spongebob_tokenizer")
 GOOD = "<think>\n想\n</think>\n<answer>\n汪晴晴\n</answer>"

@@ -10,7 +10,6 @@ from tiny import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import eval_model
-from dataset import fingerprint, load_tokenizer
 from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
 from engine.files import write_json
 from engine.flags import ROOT
@@ -19,6 +18,7 @@ from engine.score import evaluate, multiple_choice, table
 from engine.score.loglikelihood import token_nats
 from engine.score.multiple_choice import Question
 from engine.score.records import Settings, weights_digest
+from engine.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -420,7 +420,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
     assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
 
 
-@pytest.mark.parametrize("owner, name", [(decode, "choose"), (engine.Slots, "_read_prompts")])
+@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.Slots, "_read_prompts")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("\nout of memory")

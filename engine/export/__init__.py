@@ -1,0 +1,1 @@
+"""Checkpoints for other programs, and theirs as one of ours."""
