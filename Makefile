@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-faults test-inductor test-pages test-planted test-runtimes lint types
+.PHONY: install demo test test-faults test-inductor test-pages test-mutants test-runtimes lint types
 
 .venv/installed: requirements.txt runs/install.py
 	$(PYTHON) runs/install.py
@@ -24,13 +24,13 @@ test-faults: .venv/installed-dev
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/stage
 
 test-pages: .venv/installed-dev
-	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m pages tests/pages
+	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m pages tests/export tests/pages
 
 test-runtimes: .venv/installed-dev
-	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint tests/generate
+	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint tests/export tests/generate
 
-test-planted: .venv/installed-dev
-	$(BIN)/python tests/plant/run.py $(PLANTED)
+test-mutants: .venv/installed-dev
+	$(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

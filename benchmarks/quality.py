@@ -25,7 +25,7 @@ from benchmarks import compare, rows
 from benchmarks.train import MODULES, planned
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
-from engine.corpus.held_out import held_out, line_hash
+from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.machine import runtime
 from engine.options import SAMPLE
 from engine.score import evaluate, records
@@ -65,7 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def write_heldout(path: Path, out: Path, val_fraction: float, count: int, seed: int = 0) -> None:
     """`count` rows, drawn at random, of those that every run holds out of a file."""
     found = [line for block in jsonl.blocks(path) for _, line in jsonl.lines(*block)]
-    kept = np.flatnonzero(held_out(np.array([line_hash(line) for line in found], dtype=np.uint64), val_fraction))
+    hashes = np.array([line_hash(line) for line in found], dtype=np.uint64)
+    kept = np.flatnonzero(np.isin(hashes, held_out_hashes([hashes], val_fraction)))
     chosen = np.random.default_rng(seed).permutation(kept)[:count]
     out.write_bytes(b"".join(found[number].rstrip() + b"\n" for number in sorted(chosen)))
 

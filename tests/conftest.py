@@ -5,8 +5,8 @@ import os
 
 import pytest
 import torch
-from making import save
-from tiny import tiny
+from factories import save
+from tiny_model import tiny
 
 import eval_model
 from engine.flags import ROOT
@@ -14,9 +14,10 @@ from engine.tokenizer import load_tokenizer
 
 
 def pytest_collection_modifyitems(items):
-    """The tests that need other programs (llama.cpp, trl, a compiler) run only when they are asked for."""
-    if not os.environ.get("RUNTIMES"):
-        items[:] = [item for item in items if not item.get_closest_marker("runtimes")]
+    """The tests that need other programs (llama.cpp, trl, a compiler, a browser) run only when they are asked for."""
+    for marker in ("runtimes", "pages"):
+        if not os.environ.get(marker.upper()):
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 @pytest.fixture(scope="session")

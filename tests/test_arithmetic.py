@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from making import SHAPE, TOKENIZER, rows, weights, write_rows
+from factories import SHAPE, TOKENIZER, rows, weights, write_rows
 
 import pretrain
 from Config import LLMConfig

@@ -10,7 +10,6 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from dataset import DEFAULT_SYSTEM, LOSS, NO_LOSS, TAG, PretrainDataset, SFTDataset
-from engine.corpus.held_out import held_out, line_hash
 from engine.corpus.jsonl import parse_line
 from engine.flags import ROOT
 from engine.schemas import BadRow
@@ -121,45 +120,6 @@ def test_token_bytes_sum_to_the_utf8_size_of_the_text(tokenizer):
         for text in [*TEXTS, "<think>想</think>"]:
             assert sizes[each.encode(text, add_special_tokens=False).ids].sum() == len(text.encode())
         assert sizes[:3].tolist() == [0, 0, 0] and (sizes[3:] > 0).all()
-
-
-# ------------------------------------------------------------------------------------------- held-out rows
-
-
-def some_hashes(count: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(0)).integers(0, 2**64, count, dtype=np.uint64)
-
-
-@pytest.mark.parametrize(
-    "rows, fraction, kept",
-    [
-        (10_000, 0.01, 100),
-        (1000, 0.01, 64),
-        (500_000, 0.01, 2000),
-        (100, 0.01, 50),
-        (11, 0.5, 5),
-        (1000, 0.9, 500),
-        (1000, 0, 0),
-        (1, 0.1, 0),
-        (0, 0.1, 0),
-    ],
-)
-def test_at_least_64_rows_are_held_out_at_most_2000_and_never_more_than_half(rows, fraction, kept):
-    assert held_out(some_hashes(rows), fraction).sum() == kept
-
-
-def test_the_same_content_is_held_out_whatever_the_order_and_duplicates_stay_together():
-    hashes = np.tile(some_hashes(5000), 3)
-    mask = held_out(hashes, 0.01)
-    assert mask.any() and (mask[:5000] == mask[5000:10_000]).all() and (mask[:5000] == mask[10_000:]).all()
-    assert (held_out(hashes[::-1], 0.01)[::-1] == mask).all()
-    assert line_hash(b'{"text": "a"}') == line_hash(b'{"text": "a"}\r\n') != line_hash(b'{"text": "b"}')
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
-def test_a_share_that_is_none_is_refused(fraction):
-    with pytest.raises(ValueError, match=f"val_fraction={fraction}"):
-        held_out(some_hashes(10), fraction)
 
 
 # ------------------------------------------------------------------------------------------------ bad rows

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from making import WALL_CLOCK, actions_of, chosen
+from factories import WALL_CLOCK, actions_of, chosen
 
 import distill
 import eval_model

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from compiler import needs_compiler
-from making import (
+from compile_support import needs_compiler
+from factories import (
     OPTION_NAMES,
     OPTIONS,
     SHAPE,

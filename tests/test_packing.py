@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from factories import cost
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import cost
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import TokenCache

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # pytest knows these folders
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from making import save, write_rows  # noqa: E402
-from tiny import tiny  # noqa: E402
+from factories import save, write_rows  # noqa: E402
+from tiny_model import tiny  # noqa: E402
 
 import distill  # noqa: E402
 from engine import loop  # noqa: E402

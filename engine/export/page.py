@@ -1,8 +1,8 @@
 """A page that holds trained models and talks: program, tokenizer and weights in one HTML file that needs nothing else.
 
 engine/export/page/ is model.py, the tokenizer, dataset.py's template and sampling again in plain JavaScript. The
-rounded weights (8-bit rows with scales, or float16) are embedded as base64. Tests prove that the page computes what model.py
-computes with them.
+rounded weights (8-bit rows with scales, or float16) are embedded as base64. Tests prove that the page computes what
+model.py computes with them.
 """
 
 import base64

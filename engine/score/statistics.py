@@ -2,7 +2,7 @@
 
 Every figure is a ratio of sums over rows, sum(x) / sum(w): correct answers over answers, bits over bytes, nats over
 tokens. Rows are the unit of chance: the turns of one conversation and the bytes of one text are not independent. How
-often the intervals hold the truth at 3 to 100 rows was simulated: docs/evaluation.md, tests/score/test_intervals.py.
+often the intervals hold the truth at 3 to 100 rows was simulated: docs/evaluation.md, tests/score/test_statistics.py.
 """
 
 import math

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from making import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, save
-from tiny import tiny
+from factories import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, save
+from tiny_model import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval_model

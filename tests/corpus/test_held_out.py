@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 
 from dataset import PretrainDataset
 from engine.corpus.bpe import first_pass
-from engine.corpus.held_out import held_out, held_out_hashes
+from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.token_cache import open_or_build
+
+
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which rows of a file that is read alone are held out, a boolean (n,)."""
+    return np.isin(hashes, held_out_hashes([hashes], fraction))
 
 
 def write(path, texts):
@@ -49,3 +54,39 @@ def test_of_no_file_more_than_half_is_held_out_whatever_stands_in_the_others(fil
     assert (np.diff(kept.astype(np.int64)) > 0).all()
     assert all(2 * np.isin(rows, kept).sum() <= len(rows) for rows in files)
     assert len(held_out_hashes(files, 0)) == 0
+
+
+def some_hashes(count: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(0)).integers(0, 2**64, count, dtype=np.uint64)
+
+
+@pytest.mark.parametrize(
+    "rows, fraction, kept",
+    [
+        (10_000, 0.01, 100),
+        (1000, 0.01, 64),
+        (500_000, 0.01, 2000),
+        (100, 0.01, 50),
+        (11, 0.5, 5),
+        (1000, 0.9, 500),
+        (1000, 0, 0),
+        (1, 0.1, 0),
+        (0, 0.1, 0),
+    ],
+)
+def test_at_least_64_rows_are_held_out_at_most_2000_and_never_more_than_half(rows, fraction, kept):
+    assert held_out(some_hashes(rows), fraction).sum() == kept
+
+
+def test_the_same_content_is_held_out_whatever_the_order_and_duplicates_stay_together():
+    hashes = np.tile(some_hashes(5000), 3)
+    mask = held_out(hashes, 0.01)
+    assert mask.any() and (mask[:5000] == mask[5000:10_000]).all() and (mask[:5000] == mask[10_000:]).all()
+    assert (held_out(hashes[::-1], 0.01)[::-1] == mask).all()
+    assert line_hash(b'{"text": "a"}') == line_hash(b'{"text": "a"}\r\n') != line_hash(b'{"text": "b"}')
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
+def test_a_share_that_is_none_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"val_fraction={fraction}"):
+        held_out(some_hashes(10), fraction)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
-from making import WALL_CLOCK
+from factories import WALL_CLOCK
 
 from engine import cli, loop, packing
 from engine.checkpoint import training_state

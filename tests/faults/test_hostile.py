@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import actions_of
 from harness import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from making import actions_of
 
 import distill
 import pretrain

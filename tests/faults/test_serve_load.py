@@ -12,8 +12,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from making import EOS, ROOT, TOKENIZER, save
-from tiny import tiny
+from factories import EOS, ROOT, TOKENIZER, save
+from tiny_model import tiny
 
 from dataset import SFTDataset
 from engine.generate.engine import complete

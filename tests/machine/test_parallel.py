@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, torchrun
-from tiny import tiny
+from factories import OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, torchrun
+from tiny_model import tiny
 from torch._inductor.runtime import cache_dir_utils
 
 import pretrain

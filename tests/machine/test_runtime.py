@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from making import CPU, ROOT, torchrun
+from factories import CPU, ROOT, torchrun
 
 from engine import options
 from engine.machine import runtime

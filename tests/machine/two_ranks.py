@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from making import CPU, OPTIONS, a_run
+from factories import CPU, OPTIONS, a_run
 
 from engine import loop, optim
 from engine.machine import parallel, runtime

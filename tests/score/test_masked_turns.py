@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from making import TOKENIZER, write_rows
-from tiny import tiny
+from factories import TOKENIZER, write_rows
+from tiny_model import tiny
 
 from dataset import NO_LOSS, SFTDataset
 from engine.score.answers import losses, turns

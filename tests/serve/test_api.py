@@ -12,11 +12,11 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from compiler import as_written
-from listening import listening
-from making import EOS, TOKENIZER, actions_of, save
+from compile_support import as_written
+from factories import EOS, TOKENIZER, actions_of, save
+from live_server import listening
 from starlette.requests import ClientDisconnect
-from tiny import tiny
+from tiny_model import tiny
 
 import serve
 from dataset import SFTDataset

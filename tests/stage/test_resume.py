@@ -1,7 +1,7 @@
 """What a run goes on with, and what it may not go on with; our own mistakes are not blamed on a state."""
 
 import pytest
-from making import SHAPE, SHORT, SMALL
+from factories import SHAPE, SHORT, SMALL
 
 import pretrain
 from engine import optim

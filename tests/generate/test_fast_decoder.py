@@ -1,0 +1,74 @@
+"""The decoder of small weights computes what model.py computes with the same weights."""
+
+import pytest
+import torch
+from tiny_model import tiny
+
+from engine.generate.fast_decoder import Decoder, rounded
+from engine.generate.kv_cache import KVCache
+
+CPU = torch.device("cpu")
+# A step in bfloat16 rounds to 8 bits; logits here are of the size of 1.
+EXACT = {"float32": 1e-5, "int8": 0.05, "bfloat16": 0.05, "float16": 0.01}
+SHAPES = {
+    "one key head": {"n_heads": 4, "n_kv_heads": 1},
+    "as many key heads": {"n_heads": 4, "n_kv_heads": 4},
+    "odd sizes": {"dim": 36, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 52},
+}
+
+
+def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (B, T, V) where every token is read alone, in a cache that held something else."""
+    rows, length = ids.shape
+    cache = KVCache(decoder.config, rows + 1, length + 3, CPU, torch.float32)
+    cache.kv.fill_(1e4)
+    logits = []
+    for place in range(length):
+        cache.length = place + 1
+        logits.append(decoder(ids[:, place], torch.full((rows,), place), cache))
+    return torch.stack(logits, dim=1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 20])
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@torch.inference_mode()
+def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weights(shape, kind, rows):
+    model = tiny(3, **shape)
+    decoder = Decoder.ready(model, kind, CPU)
+    ids = torch.randint(3, 300, (rows, 12), generator=torch.Generator().manual_seed(rows))
+    expected = model(ids).logits
+    assert expected.abs().max() > 0.5
+    torch.testing.assert_close(step_by_step(decoder, ids), expected, atol=EXACT[kind], rtol=0)
+
+
+@torch.inference_mode()
+def test_rows_stand_at_places_of_their_own():
+    look_at_rows_apart(Decoder(tiny(4)))
+
+
+def look_at_rows_apart(decoder: Decoder) -> None:
+    model, ids = decoder.model, torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    cache = KVCache(model.config, 2, 16, CPU, torch.float32)
+    for place in range(9):
+        cache.length = 9
+        late = min(place, 4)  # the second row waits at its fifth token
+        logits = decoder(torch.stack([ids[0, place], ids[1, late]]), torch.tensor([place, late]), cache)
+    torch.testing.assert_close(logits[0], model(ids[:1]).logits[0, -1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits[1], model(ids[1:, :5]).logits[0, -1], atol=1e-5, rtol=0)
+
+
+def test_a_row_of_codes_is_off_by_half_a_step_at_most_and_rounds_to_itself():
+    weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 7)[:, None]
+    kept = rounded(weight, "int8")
+    assert ((kept - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
+    torch.testing.assert_close(rounded(kept, "int8"), kept, rtol=1e-6, atol=0)
+    vector = weight[0]
+    assert rounded(vector, "int8") is vector and not rounded(torch.zeros(2, 3), "int8").any()
+
+
+def test_weights_that_do_not_fit_are_refused_by_name():
+    model = tiny()
+    model.layers[0].attention.wo.weight.data[0, 0] = 1e6
+    with pytest.raises(ValueError, match="float16: layers.0.attention.wo.weight .* choose another"):
+        Decoder.ready(model, "float16", CPU)

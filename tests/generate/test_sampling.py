@@ -1,0 +1,144 @@
+"""Cached decoding is the full forward pass; sampling does what its names say; streams are whole text."""
+
+import pytest
+import torch
+from factories import EOS, TOKENIZER, greedy, prompts
+
+from engine.generate import sampling
+from engine.generate.detokenizer import TextStream
+from engine.generate.engine import complete
+from engine.generate.sampling import Sampling, choose, draw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_greedy_answer_is_the_argmax_of_the_full_forward(model):
+    ids = prompts()[2]
+    with torch.no_grad():
+        for token in greedy(model, ids):
+            assert token == model(torch.tensor([ids])).logits[0, -1].argmax()
+            ids = [*ids, token]
+
+
+def test_prompts_of_different_lengths_are_answered_together_as_alone(model):
+    together = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
+    assert together == [greedy(model, ids) for ids in prompts()]
+    assert len(set(map(tuple, together))) == 4
+
+
+def test_a_finished_row_stays_silent_while_others_go_on(model):
+    alone = [greedy(model, ids) for ids in prompts()]
+    end_id = alone[0][3]
+    together = complete(model, prompts(), max_new_tokens=12, end_id=end_id, temperature=0)
+    assert together == [answer[: answer.index(end_id)] if end_id in answer else answer for answer in alone]
+    assert len(together[0]) == alone[0].index(end_id)
+
+
+def test_top_k_of_one_is_greedy(model):
+    sampled = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=1.5, top_k=1)
+    assert sampled == complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
+
+
+def test_max_new_tokens_counts_only_new_tokens_and_may_differ_from_prompt_to_prompt(model):
+    ids = list(range(10, 60))
+    assert len(complete(model, [ids], max_new_tokens=1, end_id=-1, temperature=0)[0]) == 1
+    answers = complete(model, [ids, ids[:4]], max_new_tokens=(5, 9), end_id=-1, temperature=0)
+    assert [len(answer) for answer in answers] == [5, 9]
+
+
+def drawn(logits, **options):
+    options = {"temperature": 1.0, "top_p": 1.0} | options
+    chances = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0))
+    return set(choose(logits.expand(2000, -1), [Sampling(**options)] * 2000, chances).tolist())
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert drawn(logits, top_p=0.4) == {0}
+    assert drawn(logits, top_p=0.6) == {0, 1}
+    assert drawn(logits, top_p=0.9) == {0, 1, 2}
+    assert drawn(logits) == {0, 1, 2, 3}
+    assert drawn(logits, top_k=2, top_p=0.6) == {0}  # of what top_k keeps: 0.625 and 0.375
+
+
+def test_min_p_leaves_out_what_is_less_likely_than_its_share_of_the_likeliest():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert drawn(logits, min_p=0.61) == {0}
+    assert drawn(logits, min_p=0.31) == {0, 1}
+    assert drawn(logits, min_p=0.29) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "top_k, top_p, min_p",
+    [(0, 0.9, 0), (5, 1, 0), (5, 0.5, 0), (0, 1, 0.2), (200, 0.99, 0), (0, 1, 0), (0, 0.9999999, 0), (300, 0.6, 0.001)],
+)
+@pytest.mark.parametrize("sharpness", [0.1, 1.5, 3.0])
+def test_a_look_at_the_likeliest_finds_what_a_sorted_vocabulary_does(top_k, top_p, min_p, sharpness, monkeypatch):
+    logits = sharpness * torch.randn(6, 500, generator=torch.Generator().manual_seed(0))
+    logits[:, 7] = logits[:, 30] = logits.max()
+    columns = [torch.full((6, 1), float(value)) for value in (1, top_k, top_p, min_p)]
+    found = sampling.distribution(logits, *columns)
+    monkeypatch.setattr(sampling, "FEW", 500)
+    torch.testing.assert_close(found, sampling.distribution(logits, *columns))
+
+
+def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert drawn(logits, temperature=0) == {1} == drawn(logits, temperature=0.05)
+    assert drawn(logits, temperature=2.0) == {0, 1, 2}
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely_and_an_impossible_one_never():
+    probabilities = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.0]])
+    chances = torch.tensor([[0.0], [0.59], [0.61], [1 - 2**-24]])
+    assert draw(probabilities.expand(4, -1), chances).tolist() == [1, 1, 3, 3]
+
+
+def test_rows_of_a_batch_have_settings_of_their_own():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4, -1)
+    free = {"temperature": 1.0, "top_p": 1.0}
+    each = [Sampling(**free), Sampling(**free | {"top_p": 0.6}), Sampling(**free, top_k=3), Sampling(temperature=0)]
+    assert choose(logits, each, torch.full((4, 1), 1 - 2**-24)).tolist() == [3, 1, 2, 0]
+
+
+def test_penalties_lower_either_sign_and_leave_unsaid_tokens_alone():
+    said = torch.tensor([[True, False, False]])
+    pick = lambda logits, said, **more: choose(
+        torch.tensor([logits]), [Sampling(temperature=0, **more)], torch.zeros(1, 1), said
+    )
+    for penalty in ({"repetition_penalty": 2.0}, {"presence_penalty": 0.75}):
+        assert pick([2.0, 1.5, -9.0], said, **penalty) == 1
+        assert pick([-1.0, -1.5, -9.0], said, **penalty) == 1
+        assert pick([2.0, 1.5, -9.0], ~said, **penalty) == 0
+        assert pick([2.0, 1.5, -9.0], torch.zeros_like(said), **penalty) == 0
+
+
+def pieces(ids):
+    """What a stream shows after each token, and at its end."""
+    stream, seen = TextStream(TOKENIZER), 0
+    for token in ids:
+        stream.add(token)
+        yield stream.written[seen:]
+        seen = len(stream.written)
+    stream.end()
+    yield stream.written[seen:]
+
+
+@pytest.mark.parametrize(
+    "text", ["你好，世界！龘靐齉", "笑脸😀👨‍👩‍👧‍👦和🇨🇳", "a b\n  c", "<think>\n嗯\n</think>", "é ñ ü"]
+)
+def test_streaming_equals_the_whole_text_without_broken_characters(text):
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
+    found = list(pieces(ids))
+    assert "".join(found) == text
+    assert not any("\ufffd" in piece for piece in found)
+
+
+def test_streaming_any_tokens_equals_decoding_them_at_once():
+    """A young model's bytes need not be text at all."""
+    generator = torch.Generator().manual_seed(0)
+    for high in (260, 6400):
+        for _ in range(50):
+            ids = torch.randint(3, high, (30,), generator=generator).tolist()
+            streamed = "".join(pieces(ids))
+            assert streamed == TOKENIZER.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,315 @@
+"""Rows as other people have them: learned as they are meant, or left out with a word."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import tiny
+
+from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
+from engine.corpus.token_cache import open_or_build
+from engine.flags import ROOT
+from engine.generate.fast_decoder import Decoder
+from engine.talk.chat_model import Conversation
+
+ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
+THOUGHT = "<think>\nOne up.\n</think>\n<answer>\n3\n</answer>"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small):
+    return small
+
+
+@pytest.fixture
+def build(tokenizer, tmp_path, without_tiktoken):
+    """build(rows, ...) -> the token cache of a file of these rows."""
+
+    def build(*files, dataset_class=SFTDataset, **options):
+        paths = [write(tmp_path / f"{number}.jsonl", rows) for number, rows in enumerate(files)]
+        return open_or_build(paths, dataset_class, tokenizer, cache_dir=tmp_path / "cache", **options)
+
+    return build
+
+
+def learned(cache, tokenizer):
+    """What is learned of every document, in words."""
+    found = []
+    for begin, end in zip(cache.offsets[:-1], cache.offsets[1:], strict=True):
+        ids = cache.ids[begin:end][cache.classes[begin:end] != NO_LOSS]
+        found.append(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+    return found
+
+
+def whole(cache, tokenizer, number=0):
+    begin, end = cache.offsets[number], cache.offsets[number + 1]
+    return tokenizer.decode(cache.ids[begin:end].tolist(), skip_special_tokens=False)
+
+
+# -------------------------------------------------------------------------------------------------- schemas
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, GREETED]},
+        {"conversations": [{"from": "human", "value": "2+1?"}, {"from": "gpt", "value": "3"}]},
+        {"conversations": [{"from": "Human", "content": "2+1?"}, {"from": "bot", "content": "3"}]},
+        {"conversations": [{"role": None, "speaker": "user", "text": "2+1?"}, {"speaker": "model", "text": "3"}]},
+        {"conversations": [{"content": "2+1?"}, {"content": "3"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "2+1?"}]}, GREETED]},
+        {"instruction": "2+1?", "input": "", "output": "3"},
+        {"instruction": "", "input": "2+1?", "output": "3", "history": None},
+        {"id": 7, "task": "sums", "source": "a book", "conversations": [ASKED, GREETED], "answer": "3"},
+    ],
+)
+def test_one_conversation_under_other_names_gives_the_same_ids(build, tokenizer, row):
+    same = build([{"conversations": [ASKED, GREETED]}])
+    assert np.array_equal(build([row], strict=True).ids, same.ids)
+
+
+def test_alpaca_is_history_then_instruction_and_input_and_its_system_stands_first(build, tokenizer):
+    row = {"instruction": "Add.", "input": "2+1", "output": "3", "history": [["1+1?", "2"]], "system": "Be brief."}
+    said = ("system\nBe brief.", "user\n1+1?", "assistant\n2", "user\nAdd.\n2+1", "assistant\n3")
+    assert whole(build([row], strict=True), tokenizer) == "".join(f"<s>{turn}</s>\n" for turn in said)
+
+
+def test_a_system_beside_the_turns_becomes_the_first_turn(build, tokenizer):
+    text = whole(build([{"system": "Be brief.", "conversations": [ASKED, GREETED]}], strict=True), tokenizer)
+    assert text.startswith("<s>system\nBe brief.</s>\n<s>user\n") and DEFAULT_SYSTEM not in text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"role": "system", "content": ""}, ASKED, GREETED]},
+        {"conversations": [ASKED, GREETED], "system": ""},
+        {"instruction": "2+1?", "output": "3", "system": ""},
+    ],
+)
+def test_an_empty_system_message_means_none(build, tokenizer, row):
+    assert whole(build([row], strict=True), tokenizer) == "<s>user\n2+1?</s>\n<s>assistant\n3</s>\n"
+
+
+@pytest.mark.parametrize("key", ["from", "speaker", "role"])
+def test_the_speaker_is_who_the_row_says_also_where_the_assistant_begins(build, tokenizer, key):
+    turns = [{key: "gpt", "content": "Welcome."}, {key: "human", "content": "2+1?"}, {key: "gpt", "content": "3"}]
+    assert learned(build([{"conversations": turns}]), tokenizer) == ["Welcome.</s>3</s>"]
+
+
+@pytest.mark.parametrize(
+    "turns, reason",
+    [
+        ([ASKED, {"content": "3"}], "turn 1 does not say who speaks"),
+        ([{"who": "bot", "content": "Hi"}, {"who": "me", "content": "2+1?"}], "turn 0 does not say who speaks.*who"),
+        ([{"name": "bot", "content": "Hi"}, {"name": "me", "content": "2+1?"}], "turn 0 does not say who speaks"),
+        ([ASKED, {"from": "function_call", "value": "add"}, GREETED], "turn 1 has role 'function_call'"),
+        ([{"role": "user", "from": "gpt", "content": "Hi"}, GREETED], "turn 0 has role and from, and they differ"),
+        ([ASKED, {"role": "assistant", "content": "3", "value": "4"}], "turn 1 has content and value, and they differ"),
+    ],
+)
+def test_a_speaker_or_words_that_are_not_clear_are_a_bad_row(build, turns, reason):
+    with pytest.raises(ValueError, match=f"jsonl:1: {reason}"):
+        build([{"conversations": turns}])
+
+
+def test_what_a_program_answered_is_read_and_not_learned(build, tokenizer):
+    turns = [
+        {"from": "human", "value": "2+1?"},
+        {"from": "observation", "value": "three"},
+        {"from": "gpt", "value": "3"},
+    ]
+    cache = build([{"conversations": turns}], strict=True)
+    assert "<s>tool\nthree</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
+
+
+def test_what_is_not_understood_names_the_fields_that_were_found_and_shows_a_valid_line(build):
+    with pytest.raises(ValueError, match='(?s)no field "conversations".*"prompt", "response".*a valid line: {"conv'):
+        build([{"prompt": "2+1?", "response": "3"}])
+    with pytest.raises(ValueError, match='(?s)no field "text"; it has "conversations".*a valid line: {"text"'):
+        build([{"conversations": [ASKED, GREETED]}], dataset_class=PretrainDataset)
+
+
+# ----------------------------------------------------------------------------- fields that change what is learned
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_thought_beside_the_answer_is_learned_in_the_form_of_the_stage(build, tokenizer, name):
+    turn = GREETED | {name: "One up.\n"}
+    assert learned(build([{"messages": [ASKED, turn]}], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
+    row = {"instruction": "2+1?", "output": "3", name: "One up."}
+    assert learned(build([row], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"loss": 0}])
+def test_a_turn_of_weight_0_is_read_and_its_words_and_end_mark_are_not_learned(build, tokenizer, mark):
+    wrong = {"role": "assistant", "content": "WRONG"} | mark
+    cache = build([{"conversations": [ASKED, wrong, ASKED, GREETED | {"weight": 1}]}], strict=True)
+    assert "WRONG</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
+    with pytest.raises(ValueError, match="no assistant turn that is learned"):
+        build([{"conversations": [ASKED, wrong]}])
+
+
+@pytest.mark.parametrize(
+    "row, name",
+    [
+        ({"conversations": [ASKED, GREETED | {"tool_calls": [{"name": "add"}]}]}, "tool_calls"),
+        ({"conversations": [ASKED, GREETED], "tools": "[]..."}, "tools"),
+        ({"conversations": [ASKED, GREETED], "history": [["a", "b"]]}, "history"),
+        ({"conversations": [ASKED, GREETED, ASKED], "chosen": GREETED}, "chosen"),
+        ({"conversations": [ASKED, GREETED | {"weight": 0.5}]}, "weight"),
+        ({"conversations": [ASKED | {"train": True}, GREETED]}, "train"),
+        ({"conversations": [{"role": "system", "content": "a"}, ASKED, GREETED], "system": "b"}, "system"),
+        ({"instruction": "a", "output": "b", "rejected": "c"}, "rejected"),
+    ],
+)
+def test_a_field_that_is_not_understood_is_counted_once_a_file_and_a_bad_row_when_strict(build, capsys, row, name):
+    rows = [row] * 3 + [{"conversations": [ASKED, GREETED]}]
+    for _ in range(2):  # built, and opened again
+        build(rows)
+        assert capsys.readouterr().err.count(f"field {name} of 3 rows is not used") == 1
+    with pytest.raises(ValueError, match=f"jsonl:1: field {name} is not used .*--strict_data"):
+        build(rows, strict=True)
+
+
+def test_rows_without_words_are_counted_apart_and_no_reason_to_refuse_a_file(build, capsys):
+    rows = [{"text": "" if number % 3 else "boats"} for number in range(30)]
+    cache = build(rows, dataset_class=PretrainDataset, strict=True)
+    assert len(cache) == 10 and (cache.meta["bad"], cache.meta["empty"]) == (0, 20)
+    assert "left out 20 rows of 30, which are empty" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no usable row in it, 3 are empty"):
+        build([{"text": " "}] * 3, dataset_class=PretrainDataset)
+
+
+def test_answers_that_hold_some_of_the_tags_are_counted(build, capsys):
+    answers = [
+        THOUGHT,
+        "One up.\n</think>\n<answer>\n3\n</answer>",
+        "3",
+        THOUGHT.replace("One", "<answer>4</answer> One"),
+    ]
+    cache = build([{"conversations": [ASKED, {"role": "assistant", "content": answer}]} for answer in answers])
+    assert "1 rows hold some of <think> </think> <answer> </answer>" in capsys.readouterr().err
+    assert cache.meta["sources"][0]["counts"]["noted"]["tags none"] == [1, 3]
+
+
+# -------------------------------------------------------------------------------------------------- several files
+
+
+def test_a_file_that_is_mostly_bad_is_refused_beside_a_good_one(build):
+    good = [{"conversations": [ASKED, GREETED]}] * 2000
+    with pytest.raises(ValueError, match=r"(?s)1\.jsonl: 8 of 8 rows are bad.*1\.jsonl:1: no field"):
+        build(good, [{"prompt": "a"}] * 8)
+    with pytest.raises(ValueError, match=r"1\.jsonl: 6 of 9 rows are bad"):
+        build(good, [{"prompt": "a"}] * 6 + good[:3])
+
+
+def test_what_was_left_out_is_said_of_its_file_in_the_first_start_and_from_the_cache(build, capsys):
+    good = [{"conversations": [ASKED, GREETED]}] * 5
+    for _ in range(2):
+        build(good, [*good, {"prompt": "\u001b[31ma"}])
+        said = capsys.readouterr().err
+        assert "1.jsonl: skipped 1 bad rows of 6" in said and '1.jsonl:6: no field "conversations"' in said
+        assert "0.jsonl" not in said and "\u001b[31m" not in said
+    with pytest.raises(ValueError, match="1.jsonl:6: .*--strict_data"):
+        build(good, [*good, {"prompt": "\u001b[31ma"}], strict=True)
+
+
+# ------------------------------------------------------------------- an independent reader, and rows of all kinds
+
+
+def expected(row):
+    """What is learned of a row, or None where it is bad or empty: written apart from the program."""
+    if "instruction" in row:
+        if not isinstance(row.get("output"), str) or not (
+            row["output"].strip() and (row["instruction"] + row["input"])
+        ):
+            return None
+        thought = row.get("reasoning_content")
+        turns = [("user", "x", {}), ("assistant", row["output"], {"reasoning_content": thought} if thought else {})]
+    else:
+        turns = []
+        items = row["conversations"] if "conversations" in row else row.get("messages")
+        if not items:
+            return None
+        names = {"human": "user", "gpt": "assistant"}
+        for item in items:
+            who = item["role"] if "role" in item else item.get("from")
+            words = item["content"] if "content" in item else item.get("value")
+            turns.append((names.get(who, who), words, item))
+        if all(who is None for who, _, _ in turns):
+            turns = [(("user", "assistant")[at % 2], words, item) for at, (_, words, item) in enumerate(turns)]
+    said = ""
+    for who, words, item in turns:
+        if who not in ("system", "user", "assistant") or not isinstance(words, str):
+            return None
+        if not words.strip() and who != "system":
+            return None
+        if who == "assistant" and item.get("weight") != 0:
+            thought = item.get("reasoning_content")
+            form = f"<think>\n{thought}\n</think>\n<answer>\n{words}\n</answer>"
+            said += (form if thought else words) + "</s>"
+    return said or None
+
+
+WORD = st.sampled_from(["3", "海", "two words", "", " "]) | st.none()
+GOOD_WORD = st.sampled_from(["3", "海", "two words"])
+
+
+@st.composite
+def rows_of_all_kinds(draw):
+    words = draw(st.sampled_from([GOOD_WORD, GOOD_WORD, WORD]))
+    kind = draw(st.sampled_from(["conversations", "messages", "sharegpt", "alpaca", "nobody"]))
+    extra = st.dictionaries(st.sampled_from(["weight", "reasoning_content", "tool_calls"]), st.just("A thought"))
+    if kind == "alpaca":
+        row = {"instruction": draw(GOOD_WORD), "input": draw(st.sampled_from(["", "1"])), "output": draw(words)}
+        return row | {name: value for name, value in draw(extra).items() if name == "reasoning_content"}
+    who, what = ("from", "value") if kind == "sharegpt" else ("role", "content")
+    turns = []
+    for number in range(draw(st.integers(0, 4))):
+        speakers = ("human", "gpt") if kind == "sharegpt" else ("user", "assistant")
+        speaker = (
+            speakers[number % 2] if draw(st.integers(0, 5)) else draw(st.sampled_from(["system", "narrator", None]))
+        )
+        turn = {who: speaker} if kind != "nobody" else {}
+        turn[what] = draw(words)
+        if kind != "nobody" and speakers[1] == speaker:
+            turn |= {name: 0 if name == "weight" else value for name, value in draw(extra).items()}
+        turns.append(turn)
+    return {"messages" if kind == "messages" else "conversations": turns}
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(rows=st.lists(rows_of_all_kinds(), max_size=12))
+def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(rows, tokenizer, tmp_path_factory):
+    rows += [{"conversations": [ASKED, GREETED]}] * (len(rows) + 1)  # never mostly bad
+    folder = tmp_path_factory.mktemp("kinds")
+    wanted = [said for said in map(expected, rows) if said]
+    if len(rows) - len(wanted) > 10:
+        return
+    cache = open_or_build([write(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
+    assert learned(cache, tokenizer) == wanted
+    assert cache.meta["rows"] == len(rows) == len(cache) + cache.meta["bad"] + cache.meta["empty"]
+
+
+# ------------------------------------------------------------------------------------------- no system message
+
+
+def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_other_programs(tokenizer):
+    from transformers import AutoTokenizer
+
+    talk = Conversation(Decoder(tiny()), tokenizer, True, "", 8)
+    plain = "<s>user\n2+1?</s>\n<s>assistant\n"
+    assert tokenizer.decode(talk.prompt("2+1?").ids, skip_special_tokens=False) == plain
+    asked = tokenizer.decode(talk._replace(system=None).prompt("2+1?").ids, skip_special_tokens=False)
+    assert asked == f"<s>system\n{DEFAULT_SYSTEM}</s>\n{plain}"
+    theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
+    messages = [{"role": "system", "content": ""}, ASKED]
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == plain
