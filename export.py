@@ -13,7 +13,8 @@ from pathlib import Path
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import say
-from engine.export import gguf, hugging_face, page
+from engine.export import gguf, hugging_face
+from engine.export import page as chat_page
 from engine.export.imported import import_folder
 from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
 from engine.options import MODES, ROAD, Checkpoint, weights_of
@@ -43,7 +44,7 @@ class Export(Flags):
 class Page(Flags):
     """page"""
 
-    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=page.WEIGHTS)
+    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHTS)
     stages: list[str] | None = flag(
         None, "several checkpoints of --save_dir; without names: every stage there", nargs="*", metavar="NAME", type=str
     )
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
         stage = None if several else MODES[checkpoint.model_mode]
         found = checkpoints(chosen)
-        page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
+        chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
     else:
         model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
         meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]

@@ -417,7 +417,7 @@ def test_a_chat_model_is_asked_with_roles_and_a_question_that_does_not_fit_has_n
 )
 def test_a_bad_question_is_named_with_file_and_line(tmp_path, row, words):
     path = write_rows(tmp_path / "choices.jsonl", [row])
-    with pytest.raises(ValueError, match=f"(?s)multiple_choice.jsonl:1: .*({words})"):
+    with pytest.raises(ValueError, match=f"(?s)choices.jsonl:1: .*({words})"):
         read_items(path, 0)
 
 

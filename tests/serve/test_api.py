@@ -21,7 +21,7 @@ from tiny_model import tiny
 import serve
 from dataset import SFTDataset
 from engine.generate import engine
-from engine.generate.engine import Slots, complete
+from engine.generate.engine import Request, Slots, complete
 from engine.generate.fast_decoder import Decoder
 from engine.reasoning import Thoughts, joined
 from engine.serve.api import Api
@@ -340,7 +340,7 @@ def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
 
 def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
     engine, slots = EngineThread(2), Slots(Decoder(tiny()), 2, 64)
-    jobs = [Job(engine.Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
+    jobs = [Job(Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
     engine.submit(jobs)
     engine._take_in(wait=False)
     engine._step(slots)

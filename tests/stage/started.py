@@ -139,7 +139,7 @@ def in_step():
 
 
 def in_save():
-    saver.state.write = waits(training_state.write, 1)
+    saver.training_state.write = waits(training_state.write, 1)
 
 
 def in_validation():
