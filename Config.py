@@ -87,7 +87,7 @@ class LLMConfig(PretrainedConfig):
         self.norm_eps = norm_eps
         self.max_seq_len = max_seq_len
         # The one field in which transformers 5 keeps and saves all of RoPE's numbers; `rope_scaling` there is an alias.
-        self.rope_parameters = rope_numbers(rope_theta, rope_scaling, rope_parameters)
+        self.rope_parameters = resolve_rope_parameters(rope_theta, rope_scaling, rope_parameters)
         self.rope_theta = self.rope_parameters["rope_theta"]
         self.dropout = dropout
         self._check()
@@ -125,7 +125,7 @@ def _positive(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} must be a positive number")
 
 
-def stretched(parameters: dict, factor: float, trained_for: int) -> dict:
+def scale_rope(parameters: dict, factor: float, trained_for: int) -> dict:
     """The rope_parameters of a model for rows longer than the `trained_for` tokens of before (Llama 3.1's rule).
 
     A wavelength that fits four times into those tokens stays, the model knows all of it; one that does not fit once
@@ -141,7 +141,7 @@ def stretched(parameters: dict, factor: float, trained_for: int) -> dict:
     }
 
 
-def rope_numbers(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
+def resolve_rope_parameters(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
     """RoPE's numbers from the fields in which they are given, of which transformers has had three.
 
     ValueError where two of them differ, and for whatever would silently not scale.

@@ -22,10 +22,10 @@ from engine.schemas import (
     BadRow,
     EmptyRow,
     alpaca_turns,
-    is_learned,
-    marks_in,
+    is_trained,
     names_of,
     read_turns,
+    special_tokens_in,
     text_of,
     unread_fields,
 )
@@ -76,7 +76,7 @@ class PretrainDataset:
             raise BadRow(f'no field "{cls.field}"; it has {names_of(row)}')
         text = text_of(row[cls.field], f'"{cls.field}"')
         if noted is not None:
-            noted |= {"schema text"} | unread_fields(row, [cls.field]) | marks_in(text)
+            noted |= {"schema text"} | unread_fields(row, [cls.field]) | special_tokens_in(text)
         return text
 
     @staticmethod
@@ -98,7 +98,7 @@ class PretrainDataset:
 class BorderedDataset(PretrainDataset):
     """Texts in which <s> and </s> are written between documents: each is one of its own, and the marks are no letters.
 
-    For files of which one knows that (pretrain.py --marks_are_borders); in what a user types they stay letters.
+    For files of which one knows that (pretrain.py --split_on_special_tokens); in what a user types they stay letters.
     """
 
     _border = re.compile(f"{BOS}|{EOS}")
@@ -166,11 +166,11 @@ class SFTDataset:
                 messages.insert(0, system)
             elif system["content"].strip() and messages[0] != system:
                 noted.add("field system")
-        answers = [message["content"] for message in messages if is_learned(message)]
+        answers = [message["content"] for message in messages if is_trained(message)]
         if not answers:
             raise BadRow("no assistant turn that is learned, so nothing to learn")
         noted.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema}")
-        noted |= set().union(*(marks_in(message["content"]) for message in messages))
+        noted |= set().union(*(special_tokens_in(message["content"]) for message in messages))
         noted |= {f"tags {form}" for form in map(cls._form, answers) if form != "whole"}
         return messages
 
@@ -187,7 +187,7 @@ class SFTDataset:
     def parts(messages: list[dict]) -> list[list[dict]]:
         return [messages]
 
-    def pieces(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
+    def template_parts(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
         """The chat template: [(text to encode or one control id, loss class)].
 
         Header and content are encoded apart, as they are when the model answers: it continues after
@@ -197,34 +197,36 @@ class SFTDataset:
         if not messages or messages[0]["role"] != "system":
             messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
         messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
-        pieces: list[tuple[str | int, int]] = []
+        template_parts: list[tuple[str | int, int]] = []
         for message in messages:
-            role, learned = message["role"], LOSS if is_learned(message) else NO_LOSS
-            pieces += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
+            role, learned = message["role"], LOSS if is_trained(message) else NO_LOSS
+            template_parts += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
             for text in self._tag.split(message["content"]):
-                pieces.append((text, TAG if learned and text in TAGS else learned))
-            pieces += [(self.eos, learned), ("\n", NO_LOSS)]
+                template_parts.append((text, TAG if learned and text in TAGS else learned))
+            template_parts += [(self.eos, learned), ("\n", NO_LOSS)]
         if add_generation_prompt:
-            pieces += [(self.bos, NO_LOSS), ("assistant\n", NO_LOSS)]
-        return pieces
+            template_parts += [(self.bos, NO_LOSS), ("assistant\n", NO_LOSS)]
+        return template_parts
 
     def encode(self, conversations: list[list[dict]]) -> list[Document]:
         """Many conversations at once."""
-        return self._encode([self.pieces(messages) for messages in conversations])
+        return self._encode([self.template_parts(messages) for messages in conversations])
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """The ids to continue when the assistant is to answer `messages`."""
-        return self._encode([self.pieces(messages, add_generation_prompt=True)])[0].ids.tolist()
+        return self._encode([self.template_parts(messages, add_generation_prompt=True)])[0].ids.tolist()
 
     def _encode(self, rendered: list[list[tuple[str | int, int]]]) -> list[Document]:
         # Headers and tags come again in every turn: each distinct text is encoded once a batch.
-        texts = list(dict.fromkeys(text for pieces in rendered for text, _ in pieces if isinstance(text, str)))
+        texts = list(
+            dict.fromkeys(text for template_parts in rendered for text, _ in template_parts if isinstance(text, str))
+        )
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids_of = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
         documents = []
-        for pieces in rendered:
+        for template_parts in rendered:
             ids, classes = [], []
-            for piece, loss_class in pieces:
+            for piece, loss_class in template_parts:
                 tokens = ids_of[piece] if isinstance(piece, str) else [piece]
                 ids += tokens
                 classes += [loss_class] * len(tokens)

@@ -19,17 +19,17 @@ from tokenizers import Tokenizer
 
 from engine import cli
 from engine.checkpoint.weights import open_chosen
-from engine.console import say
-from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
+from engine.console import print0
+from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
 from engine.generate import sampling
 from engine.machine import runtime
-from engine.options import MODES, Checkpoint, Device, Products
+from engine.options import MODES, Checkpoint, Device, Precision
 from engine.pages import report
 from engine.score import evaluate as score
 from engine.score import table
 from engine.score.records import Settings
 from engine.talk import terminal
-from engine.talk.chat_model import Conversation, Weights
+from engine.talk.chat_model import ChatModel, Weights
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
@@ -38,22 +38,22 @@ from model import SpongeBob
 class Answers(Flags):
     """answers"""
 
-    max_new_tokens: int = flag(512, "longest answer in tokens", above=0)
+    max_new_tokens: int = flag(512, "longest answer in tokens", gt=0)
 
 
 @dataclass(frozen=True)
 class Sampling(Flags):
     """sampling"""
 
-    temperature: float = flag(sampling.Sampling.temperature, "divides the logits (0: greedy)", least=0)
+    temperature: float = flag(sampling.Sampling.temperature, "divides the logits (0: greedy)", ge=0)
     top_p: float = flag(
-        sampling.Sampling.top_p, "sample from the likeliest tokens with this much in sum (1: off)", above=0
+        sampling.Sampling.top_p, "sample from the likeliest tokens with this much in sum (1: off)", gt=0
     )
-    top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", least=0)
-    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", least=0)
-    repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", above=0)
+    top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", ge=0)
+    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", ge=0)
+    repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", gt=0)
     presence_penalty: float = flag(0.0, "taken from the logits of tokens the answer already holds (0: off)")
-    seed: int = flag(42, "random seed of the sampling", least=0)
+    seed: int = flag(42, "random seed of the sampling", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class Talk(Flags):
         None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
     )
     prompts: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
-    history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", least=0)
+    history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", ge=0)
     system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
 
@@ -83,8 +83,8 @@ class Scoring(Flags):
         None, "figures for JSONL files, greedy: SAVE_DIR/CHECKPOINT.scores.json", nargs="+", metavar="FILE", type=str
     )
     baseline: str | None = flag(None, "score this checkpoint on the same rows, and test the difference", metavar="CKPT")
-    score_rows: int = flag(200, "first rows of each file that are scored (0: all)", least=0)
-    score_batch: int = flag(16, "rows answered at once", above=0)
+    score_rows: int = flag(200, "first rows of each file that are scored (0: all)", ge=0)
+    score_batch: int = flag(16, "rows answered at once", gt=0)
     shots: list[int] = flag((0, 5), "examples before a multiple-choice question", nargs="+", type=int)
 
     def __post_init__(self) -> None:
@@ -103,49 +103,47 @@ class Report(Flags):
     export: list[str] | None = flag(None, argparse.SUPPRESS, nargs="*", type=str)  # moved to export.py
 
 
-ANSWERING = names_in(Checkpoint, Device, Weights, Answers, Sampling)
+ANSWERING = flag_names(Checkpoint, Device, Weights, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
     "--prompts": {*ANSWERING, "prompts", "system"},
-    "--score": {*names_in(Checkpoint, Products, Answers, Scoring)},
+    "--score": {*flag_names(Checkpoint, Precision, Answers, Scoring)},
     "--report": {"report", "save_dir"},
 }
 
 
-def choose(argv: list[str] | None) -> tuple[str, Chosen]:
+def parse_args(argv: list[str] | None) -> tuple[str, Args]:
     """The mode and its flags; a flag of another mode is refused."""
-    chosen = parse(__doc__, argv, Checkpoint, Products, Weights, Answers, Sampling, Talk, Scoring, Report)
-    if "export" in chosen.typed:
+    args = parse(__doc__, argv, Checkpoint, Precision, Weights, Answers, Sampling, Talk, Scoring, Report)
+    if "export" in args.explicit:
         raise ValueError("--export has a script of its own: python export.py --format hf FOLDER")
-    modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in chosen.typed]
+    modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in args.explicit]
     if len(modes) > 1:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
-    refuse_unread(chosen.typed, mode, READS)
-    baseline = chosen.scoring.baseline
+    check_flags_used(args.explicit, mode, READS)
+    baseline = args.scoring.baseline
     if baseline and not Path(baseline).is_file():
         raise ValueError(f"--baseline {baseline}: no such checkpoint")
-    return mode, chosen
+    return mode, args
 
 
-def load(path: Path, chosen: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
+def load(path: Path, args: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
     """A checkpoint, whether it chats or continues a text, and whether it was trained on the bundled sample."""
-    model, meta = open_chosen(chosen, tokenizer, path)
-    chats = (meta.get("stage") or MODES[chosen.model_mode]) != "pretrain"
+    model, meta = open_chosen(args, tokenizer, path)
+    chats = (meta.get("stage") or MODES[args.model_mode]) != "pretrain"
     return model.eval(), chats, bool(meta.get("on_sample"))
 
 
-def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
+def write_scores(args: Args, tokenizer: Tokenizer) -> None:
     """Score the checkpoint, and the baseline on the same rows; print tables and keep the figures."""
-    scoring, path, folder = chosen.scoring, chosen.checkpoint.path, Path(chosen.checkpoint.save_dir)
-    rt = runtime.start(chosen.products, seed=0)
+    scoring, path, folder = args.scoring, args.checkpoint.path, Path(args.checkpoint.save_dir)
+    rt = runtime.start(args.precision, seed=0)
 
     def measure(checkpoint: Path) -> tuple[dict, dict]:
-        model, chats, _ = load(checkpoint, chosen.checkpoint, tokenizer)
-        settings = Settings(
-            scoring.score_rows, chosen.answers.max_new_tokens, tuple(scoring.shots), chats, str(rt.dtype)
-        )
+        model, chats, _ = load(checkpoint, args.checkpoint, tokenizer)
+        settings = Settings(scoring.score_rows, args.answers.max_new_tokens, tuple(scoring.shots), chats, str(rt.dtype))
         records = folder / f"{checkpoint.stem}.scores"
         with rt.autocast():  # as in validation, so that the figures compare
             try:
@@ -155,18 +153,18 @@ def write_scores(chosen: Chosen, tokenizer: Tokenizer) -> None:
                 raise ValueError(f"{checkpoint}: {error}") from None
 
     results, records = measure(path)
-    say(table.table(results))
+    print0(table.table(results))
     if scoring.baseline:
         before, earlier = measure(Path(scoring.baseline))
         changes = {name: score.compare(records[name], earlier[name]) for name in records}
-        say(table.comparison(changes, scoring.baseline))
+        print0(table.comparison(changes, scoring.baseline))
         for name, figures in changes.items():
             of = {key: before[name][key] for key in ("weights", "records")}
             results[name]["baseline"] = {"checkpoint": scoring.baseline, "figures": figures} | of
     target = scores_file(path, folder, next(iter(results.values()))["weights"])
     score.save(target, results)
-    say(f"wrote {target}")
-    say(table.markdown(path.stem, results))
+    print0(f"wrote {target}")
+    print0(table.markdown(path.stem, results))
 
 
 def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
@@ -176,16 +174,16 @@ def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
     return folder / f"{checkpoint.stem}{'-' + weights if foreign else ''}.scores.json"
 
 
-def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
+def answer(args: Args, tokenizer: Tokenizer) -> None:
     """Chat, or answer --prompt."""
-    talk, path = chosen.talk, chosen.checkpoint.path
-    model, chats, on_sample = load(path, chosen.checkpoint, tokenizer)
-    rt = runtime.start(chosen.products, chosen.sampling.seed)  # seeded after the weights were drawn
+    talk, path = args.talk, args.checkpoint.path
+    model, chats, on_sample = load(path, args.checkpoint, tokenizer)
+    rt = runtime.start(args.precision, args.sampling.seed)  # seeded after the weights were drawn
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
-    decoder = chosen.weights.decoder(model, rt.device)
-    limit, settings = chosen.answers.max_new_tokens, sampling.Sampling(**vars(chosen.sampling))
-    conversation = Conversation(decoder, tokenizer, chats, talk.system, limit, settings)
+    decoder = args.weights.decoder(model, rt.device)
+    limit, settings = args.answers.max_new_tokens, sampling.Sampling(**vars(args.sampling))
+    conversation = ChatModel(decoder, tokenizer, chats, talk.system, limit, settings)
     if talk.prompts is not None:
         terminal.answer_file(conversation, Path(talk.prompts))
     elif talk.prompt:
@@ -195,20 +193,20 @@ def answer(chosen: Chosen, tokenizer: Tokenizer) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    mode, chosen = choose(argv)
+    mode, args = parse_args(argv)
     for stream in (sys.stdin, sys.stdout):  # bytes that are no text, a console without Chinese
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":
-        folder = Path(chosen.checkpoint.save_dir)
-        say(report.summary(folder))
-        say(f"wrote {report.write(folder, Path(chosen.report.report or folder / 'report.html'))}")
+        folder = Path(args.checkpoint.save_dir)
+        print0(report.summary(folder))
+        print0(f"wrote {report.write(folder, Path(args.report.report or folder / 'report.html'))}")
         return
-    tokenizer = load_tokenizer(chosen.checkpoint.tokenizer_dir)
+    tokenizer = load_tokenizer(args.checkpoint.tokenizer_dir)
     if mode == "--score":
-        write_scores(chosen, tokenizer)
+        write_scores(args, tokenizer)
     else:
-        answer(chosen, tokenizer)
+        answer(args, tokenizer)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from engine import cli
 from engine.checkpoint.weights import open_chosen
-from engine.console import say
+from engine.console import print0
 from engine.export import gguf, hugging_face
 from engine.export import page as chat_page
 from engine.export.imported import import_folder
-from engine.flags import Chosen, Flags, flag, names_in, parse, refuse_unread
+from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
 from engine.options import MODES, ROAD, Checkpoint, weights_of
 from engine.tokenizer import load_tokenizer
 
@@ -50,7 +50,7 @@ class Page(Flags):
     )
 
 
-COMMON = {"target", "format", *names_in(Checkpoint)}
+COMMON = {"target", "format", *flag_names(Checkpoint)}
 ONE = {"model_mode", "long", "ckpt"}  # which checkpoint is meant
 READS = {  # the flags of each way
     **dict.fromkeys(("--format hf", "--format gguf"), {*COMMON, "dtype"}),
@@ -60,13 +60,13 @@ READS = {  # the flags of each way
 }
 
 
-def checkpoints(chosen: Chosen) -> dict[str, Path]:
+def checkpoints(args: Args) -> dict[str, Path]:
     """What goes on the page: {name: .pth}."""
-    if chosen.page.stages is None:
-        return {chosen.checkpoint.path.stem: chosen.checkpoint.path}
-    folder = Path(chosen.checkpoint.save_dir)
-    found = {name: weights_of(chosen.checkpoint.save_dir, name) for name in chosen.page.stages or ROAD}
-    if not chosen.page.stages:
+    if args.page.stages is None:
+        return {args.checkpoint.path.stem: args.checkpoint.path}
+    folder = Path(args.checkpoint.save_dir)
+    found = {name: weights_of(args.checkpoint.save_dir, name) for name in args.page.stages or ROAD}
+    if not args.page.stages:
         found = {name: path for name, path in found.items() if path.is_file()}
     if not found:
         raise ValueError(f"{folder}: no stage's checkpoint there; train one with: {ROAD['pretrain']}")
@@ -74,25 +74,25 @@ def checkpoints(chosen: Chosen) -> dict[str, Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    chosen = parse(__doc__, argv, Export, Page, Checkpoint)
-    export, checkpoint, several = chosen.export, chosen.checkpoint, chosen.page.stages is not None
+    args = parse(__doc__, argv, Export, Page, Checkpoint)
+    export, checkpoint, several = args.export, args.checkpoint, args.page.stages is not None
     page, target = export.format == "page", Path(export.target)
     way = f"--format {export.format}{' --stages' if page and several else ''}" if export.format else "--import_hf"
-    refuse_unread(chosen.typed, way, READS)
+    check_flags_used(args.explicit, way, READS)
     if export.import_hf:
         target = target if export.target else Path(checkpoint.save_dir) / f"{Path(export.import_hf).resolve().name}.pth"
         import_folder(Path(export.import_hf), target, checkpoint.max_seq_len)
     elif page:
         shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
         stage = None if several else MODES[checkpoint.model_mode]
-        found = checkpoints(chosen)
-        chat_page.write_page(found, checkpoint.tokenizer_dir, target, chosen.page.weights, stage, **shape)
+        found = checkpoints(args)
+        chat_page.write_page(found, checkpoint.tokenizer_dir, target, args.page.weights, stage, **shape)
     else:
         model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
         meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]
         write = {"hf": hugging_face.to_hf, "gguf": gguf.to_gguf}[export.format]
         write(model, checkpoint.tokenizer_dir, target, export.dtype, meta)
-    say(f"wrote {target}")
+    print0(f"wrote {target}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Context(NamedTuple):
     longest: int = 0  # no document of cu_seqlens has more positions
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What a matrix product with x is computed in: autocast's choice where it is on."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
-        return normed.to(product_dtype(x))
+        return normed.to(compute_dtype(x))
 
 
 def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
@@ -79,13 +79,13 @@ def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
     return frequencies
 
 
-def rope_table(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+def rope_cos_sin(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, (B or 1, T, 1, D/2). Not stored: a buffer would not survive from_pretrained."""
     angles = positions.float()[:, :, None, None] * rope_frequencies(config, positions.device)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x0, x1), (x2, x3), ... of every head; x (B, T, H, D), the result in fp32.
 
     Pairs lie side by side, as in Meta's weights; Hugging Face pairs x[i] with x[i + D/2] and needs wq, wk permuted.
@@ -94,7 +94,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def can_attend_by_document(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def supports_varlen_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether this device has a fast path for packed documents; elsewhere a mask over whole rows is used.
 
     The CPU attends to one after the other. CUDA has a kernel (flash attention) for half precision from Ampere on, if
@@ -107,7 +107,7 @@ def can_attend_by_document(device: torch.device, dtype: torch.dtype, head_dim: i
     return fits and built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def document_of(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
+def document_ids(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
     """(B, T) int64: the number of the document (see `attention`) that each position belongs to."""
     positions = torch.arange(rows * length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     return torch.searchsorted(cu_seqlens, positions, right=True).view(rows, length) - 1
@@ -127,11 +127,11 @@ def attention(
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
     if q.is_cuda:
         return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens, longest or q.shape[1])
-    return _document_by_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
+    return _attention_per_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    if q.is_cuda and (mask is not None or not can_attend_by_document(q.device, q.dtype, q.shape[3])):
+    if q.is_cuda and (mask is not None or not supports_varlen_attention(q.device, q.dtype, q.shape[3])):
         # Of CUDA's fused kernels only flash shares keys and values between heads, and it takes no mask. The one that is
         # left otherwise keeps all (B, H, T, S) scores.
         k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
@@ -152,7 +152,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -
 
 
 @torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
-def _document_by_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _attention_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """One call for each document. Cost: the sum of n^2 over documents, instead of (sum of n)^2 for a masked row.
 
     In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
@@ -178,7 +178,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
-        q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        q, k = apply_rotary_emb(q, context.cos, context.sin), apply_rotary_emb(k, context.cos, context.sin)
         if context.cache is not None:
             context.cache.store(self.layer, k, v, context.positions)
         return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.longest).flatten(2))
@@ -229,7 +229,9 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.known_tokens = config.vocab_size  # the tokenizer's: ids from here on have no text and are never sampled
+        self.num_known_tokens = (
+            config.vocab_size
+        )  # the tokenizer's: ids from here on have no text and are never sampled
         self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
         self.post_init()  # initialises and ties the output to the embedding
 
@@ -265,15 +267,15 @@ class SpongeBob(PreTrainedModel):
         """Where each token of x (B, T, C) stands and what it may look at."""
         rows, length, mask = x.shape[0], x.shape[1], None
         if cu_seqlens is not None:  # packed documents: each counts its own positions
-            document = document_of(cu_seqlens, rows, length)
+            document = document_ids(cu_seqlens, rows, length)
             positions = torch.arange(rows * length, device=x.device).view(rows, length) - cu_seqlens[document]
-            if not can_attend_by_document(x.device, product_dtype(x), self.config.head_dim):
+            if not supports_varlen_attention(x.device, compute_dtype(x), self.config.head_dim):
                 mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
                 cu_seqlens = None
         else:  # whole rows
             positions = torch.arange(length, device=x.device)[None]  # (1, T)
         longest = min(length, self.config.max_seq_len)
-        return Context(*rope_table(self.config, positions), positions, mask, cu_seqlens, cache, longest)
+        return Context(*rope_cos_sin(self.config, positions), positions, mask, cu_seqlens, cache, longest)
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None

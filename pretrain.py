@@ -9,19 +9,19 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 
 from dataclasses import dataclass
 
-from Config import PRESETS, LLMConfig, stretched
+from Config import PRESETS, LLMConfig, scale_rope
 from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset
 from engine import cli, options
-from engine.flags import Flags, flag
+from engine.flags import Args, Flags, flag
 from engine.machine import runtime
 from engine.packing import split_documents
 from engine.stage import train as stage
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
-# This stage's numbers: each is the default of the flag with the same name. ON_SAMPLE takes their place where the
-# bundled sample is trained on.
-NUMBERS = {
+# The defaults of this stage, by the flag of the same name. SAMPLE_OVERRIDES replaces some of them where the stage
+# trains on the bundled sample.
+DEFAULTS = {
     "data_file": "pretrain.jsonl",
     "name": "pretrain",
     "max_seq_len": 512,
@@ -29,7 +29,7 @@ NUMBERS = {
     "accumulation_steps": 8,  # 32 x 8 x 512 = 131,072 positions per step
     "learning_rate": 1e-3,
 }
-ON_SAMPLE = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
+SAMPLE_OVERRIDES = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
 
 
 @dataclass(frozen=True)
@@ -37,45 +37,53 @@ class Shape(Flags):
     """model"""
 
     preset: str | None = flag(None, "a shape by name; the other flags of this group change it", choices=tuple(PRESETS))
-    dim: int = flag(512, "width of the residual stream", above=0)
-    n_layers: int = flag(8, "blocks", above=0)
-    n_heads: int = flag(8, "query heads", above=0)
-    n_kv_heads: int = flag(2, "key-value heads", above=0)
-    hidden_dim: int | None = flag(None, "inner width of SwiGLU; default: 8/3 x dim, rounded up to 64", above=0)
-    rope_theta: float = flag(1e6, "base of the rotary wavelengths", above=0)
-    dropout: float = flag(0.0, "share of each block's output dropped in training (0: none)", least=0)
+    dim: int = flag(512, "width of the residual stream", gt=0)
+    n_layers: int = flag(8, "blocks", gt=0)
+    n_heads: int = flag(8, "query heads", gt=0)
+    n_kv_heads: int = flag(2, "key-value heads", gt=0)
+    hidden_dim: int | None = flag(None, "inner width of SwiGLU; default: 8/3 x dim, rounded up to 64", gt=0)
+    rope_theta: float = flag(1e6, "base of the rotary wavelengths", gt=0)
+    dropout: float = flag(0.0, "share of each block's output dropped in training (0: none)", ge=0)
 
 
 @dataclass(frozen=True)
 class Texts(Flags):
     """texts"""
 
-    marks_are_borders: bool = flag(False, "<s> and </s> written in the texts are borders of documents, not letters")
+    split_on_special_tokens: bool = flag(
+        False, "<s> and </s> written in the texts are borders of documents, not letters"
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    return options.parse_args(
+        __doc__, argv, DEFAULTS, on_sample=SAMPLE_OVERRIDES, groups=[Shape, Texts], presets=PRESETS
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    chosen = options.choose(__doc__, argv, NUMBERS, on_sample=ON_SAMPLE, groups=[Shape, Texts], presets=PRESETS)
-    rt = runtime.start(chosen.machine, chosen.training.seed)  # device, dtype, seed, processes
-    tokenizer = load_tokenizer(chosen.data.tokenizer_dir)
+    args = parse_args(argv)
+    rt = runtime.start(args.performance, args.training.seed)  # device, dtype, seed, processes
+    tokenizer = load_tokenizer(args.data.tokenizer_dir)
 
     # 1. Where it starts from: fresh weights.
-    shape = {name: value for name, value in vars(chosen.shape).items() if name != "preset"}
-    config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=chosen.data.max_seq_len)
-    if factor := chosen.data.rope_scaling:  # of rows that are `factor` times as long as those it would be made for
-        config.rope_parameters = stretched(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
+    shape = {name: value for name, value in vars(args.shape).items() if name != "preset"}
+    config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=args.data.max_seq_len)
+    if factor := args.data.rope_scaling:  # of rows that are `factor` times as long as those it would be made for
+        config.rope_parameters = scale_rope(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
     model = SpongeBob(config)
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
     #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
-    meaning = BorderedDataset if chosen.texts.marks_are_borders else PretrainDataset
-    documents = stage.open_documents(meaning, tokenizer, chosen.data, rt)
-    rows = stage.pack(documents, split_documents, chosen, rt, model)
+    dataset_class = BorderedDataset if args.texts.split_on_special_tokens else PretrainDataset
+    documents = stage.open_documents(dataset_class, tokenizer, args.data, rt)
+    rows = stage.pack(documents, split_documents, args, rt, model)
 
     # 3. What a token costs, by its class: every token of a text as much as any other.
-    cost = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
+    loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
 
     # 4. Train (engine/loop.py); leaves results/pretrain.pth, .json, .state/, .metrics.jsonl, .png.
-    return stage.train(model, rows, cost, chosen, rt, tokenizer, stage="pretrain", parent=None)
+    return stage.train(model, rows, loss_weights, args, rt, tokenizer, stage="pretrain", parent=None)
 
 
 if __name__ == "__main__":

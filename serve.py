@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 
 from engine import cli
 from engine.checkpoint.weights import open_chosen
-from engine.console import say
+from engine.console import print0
 from engine.export import page as chat_page
-from engine.flags import Chosen, Flags, flag, parse
+from engine.flags import Args, Flags, flag, parse
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
 from engine.serve.models import Models
-from engine.talk.chat_model import Conversation, Weights
+from engine.talk.chat_model import ChatModel, Weights
 from engine.tokenizer import load_tokenizer
 
 INSTALL = "pip install -e .[serve]"
@@ -36,25 +36,25 @@ class Serve(Flags):
     """server"""
 
     host: str = flag("127.0.0.1", "address it listens at; 0.0.0.0: other machines reach it, too")
-    port: int = flag(8000, "port it listens at (0: one that is free)", least=0, most=65535)
+    port: int = flag(8000, "port it listens at (0: one that is free)", ge=0, le=65535)
     api_key: str | None = flag(None, "what clients must send as their API key; default: no key is asked for")
-    slots: int = flag(16, "requests of a model that are answered at once; others wait", above=0)
-    queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", above=0)
-    max_seconds: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", above=0)
-    max_kilobytes: int = flag(256, "largest request; larger ones get status 413", above=0)
+    slots: int = flag(16, "requests of a model that are answered at once; others wait", gt=0)
+    queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", gt=0)
+    max_seconds: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", gt=0)
+    max_kilobytes: int = flag(256, "largest request; larger ones get status 413", gt=0)
 
 
-def models_of(chosen: Chosen, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
+def models_of(args: Args, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
     """The checkpoints of --save_dir and the one that --model_mode or --ckpt means."""
-    checkpoint = chosen.checkpoint
+    checkpoint = args.checkpoint
 
-    def open_one(path: Path) -> Conversation:
+    def open_one(path: Path) -> ChatModel:
         model, meta = open_chosen(checkpoint, tokenizer, path)
-        decoder = chosen.weights.decoder(model, rt.device)
+        decoder = args.weights.decoder(model, rt.device)
         chats = (meta.get("stage") or path.stem) != "pretrain"
-        return Conversation(decoder, tokenizer, chats, None, model.config.max_seq_len)
+        return ChatModel(decoder, tokenizer, chats, None, model.config.max_seq_len)
 
-    return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, chosen.serve.slots)
+    return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, args.serve.slots)
 
 
 @lru_cache(maxsize=1)
@@ -66,34 +66,34 @@ def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
         return target.read_text(encoding="utf-8")
 
 
-def api_of(chosen: Chosen):
+def api_of(args: Args):
     """Everything but the socket. The model that is meant is read now: a wrong one is told before clients come."""
     from engine.serve.api import Api, Limits
     from engine.serve.engine_thread import EngineThread
 
-    checkpoint, serve = chosen.checkpoint, chosen.serve
+    checkpoint, serve = args.checkpoint, args.serve
     if serve.api_key == "":
         raise ValueError("--api_key is empty; leave it out where no key is to be asked for")
-    models = models_of(chosen, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(chosen.device, seed=0))
+    models = models_of(args, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(args.device, seed=0))
     models.open_default()
     limits = Limits(body=1000 * serve.max_kilobytes, seconds=serve.max_seconds)
     page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
     return Api(models, EngineThread(serve.queue), limits, serve.api_key, page)
 
 
-def choose(argv: list[str] | None) -> Chosen:
+def parse_args(argv: list[str] | None) -> Args:
     return parse(__doc__, argv, Serve, Checkpoint, Device, Weights)
 
 
 def main(argv: list[str] | None = None) -> None:
-    chosen = choose(argv)
+    args = parse_args(argv)
     if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"serve.py needs {' and '.join(missing)}: {INSTALL}")
     import uvicorn
 
-    serve, app = chosen.serve, api_of(chosen).app()
+    serve, app = args.serve, api_of(args).app()
     with socket.create_server((serve.host, serve.port)) as door:
-        say(f"http://{serve.host}:{door.getsockname()[1]} (Ctrl-C or SIGTERM: finish what runs and stop)")
+        print0(f"http://{serve.host}:{door.getsockname()[1]} (Ctrl-C or SIGTERM: finish what runs and stop)")
         # uvicorn finishes what runs, then raises the signal again for whoever had it before.
         signal.signal(signal.SIGTERM, lambda *_: None)
         # A client that uses its connection again after some seconds must not meet its end.

@@ -38,7 +38,7 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
 
     from engine.checkpoint.weights import load_model
     from engine.generate.compiled_decoder import Compiled
-    from engine.generate.engine import Request, Slots
+    from engine.generate.engine import GenerationEngine, Request
     from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
@@ -46,7 +46,7 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
     decoder = make.ready(load_model(Path(job["ckpt"]))[0], kind, device)
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
-        slots = Slots(decoder, len(prompts), len(prompts[0]) + count)
+        slots = GenerationEngine(decoder, len(prompts), len(prompts[0]) + count)
         requests = [slots.add(Request(prompt, count, sampling=Sampling(temperature=0))) for prompt in prompts]
         while slots.busy:
             slots.step()
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
     ids = load_tokenizer(args.tokenizer_dir).encode(TEXT * args.prompt_tokens, add_special_tokens=False).ids
-    device = runtime.pick_device(args.device).type
+    device = runtime.resolve_device(args.device).type
     before, lines = compare.machine(device), []
     with tempfile.TemporaryDirectory() as folder:
         job = compare.select(args, "new_tokens", "threads") | prepare(args, Path(folder))

@@ -18,10 +18,10 @@ from benchmarks.compare import parser
 from benchmarks.results import number, table
 from Config import PRESETS, LLMConfig
 from engine import cli
-from engine.console import say
+from engine.console import print0
 from engine.flags import ROOT
-from engine.machine.flops import per_token
-from engine.machine.gpu_specs import SHEETS
+from engine.machine.flops import flops_per_token
+from engine.machine.gpu_specs import GPU_SPECS
 from engine.options import ROAD
 from engine.stage.plan import disk_needed, memory_needed
 from model import SpongeBob
@@ -60,7 +60,7 @@ def parameters_of(shape: dict) -> int:
 
 def work(shape: dict, length: int, tokens: float) -> Work:
     config = LLMConfig(**shape, max_seq_len=length)
-    return Work(tokens, tokens * per_token(config, parameters_of(shape)))
+    return Work(tokens, tokens * flops_per_token(config, parameters_of(shape)))
 
 
 def corpus(shape: dict, gb: dict[str, float]) -> dict[str, Work]:
@@ -93,7 +93,7 @@ def on_cpu(stages: dict[str, Work], name: str) -> float:
 
 def on_gpu(stages: dict[str, Work], name: str, share: float = SHARE) -> float:
     """Hours at a share of the card's peak."""
-    return sum(stage.flops for stage in stages.values()) / (share * SHEETS[name].tflops * 1e12) / 3600
+    return sum(stage.flops for stage in stages.values()) / (share * GPU_SPECS[name].tflops * 1e12) / 3600
 
 
 def rounded(hours: float) -> str:
@@ -138,7 +138,7 @@ def report(shape: dict, gb: dict[str, float], share: float) -> list[str]:
     if default:
         lines += [f"| {name} | {rounded(on_cpu(stages, name))} | calculated from its measured speed |" for name in CPUS]
     for name in CARDS:
-        known = f"calculated, at an assumed {share:.0%} of {SHEETS[name].tflops} TFLOP/s; no GPU has run it yet"
+        known = f"calculated, at an assumed {share:.0%} of {GPU_SPECS[name].tflops} TFLOP/s; no GPU has run it yet"
         lines.append(f"| {name} | {rounded(on_gpu(stages, name, share))} | {known} |")
     lines += ["", "the same formula on the demo's times (docs/demo.json), minutes:", ""]
     lines += ["| stage | calculated | measured |", "|---|---|---|"]
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     if min(args.gb) < 0 or not 0 < args.share <= 1:
         raise ValueError("--gb must not be negative, --share must be above 0 and at most 1")
     shape = {name: getattr(args, name) for name in PRESETS["26M"]}
-    say("\n".join(report(shape, dict(zip(ROAD, [*args.gb, args.gb[3]], strict=True)), args.share)))
+    print0("\n".join(report(shape, dict(zip(ROAD, [*args.gb, args.gb[3]], strict=True)), args.share)))
 
 
 if __name__ == "__main__":

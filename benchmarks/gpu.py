@@ -99,16 +99,16 @@ def cached_and_full():
     """Greedy ids: step by step with the cache, and the whole row again for every token; in fp32."""
     import torch
 
-    from engine.generate.engine import Request, Slots
+    from engine.generate.engine import GenerationEngine, Request
     from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
     model, ids = fresh().model.eval(), [5, 6, 7, 8]
     with torch.no_grad():  # fake tensors know no inference mode, which step's decorator brings
-        slots = Slots(Decoder(model), 1, 32)
+        slots = GenerationEngine(Decoder(model), 1, 32)
         request = slots.add(Request(ids, 16, sampling=Sampling(temperature=0)))
         while slots.busy:
-            Slots.step.__wrapped__(slots)
+            GenerationEngine.step.__wrapped__(slots)
         for _ in range(16):
             ids = [*ids, int(model(torch.tensor([ids]).to(DEVICE)).logits[0, -1].argmax())]
     return torch.tensor(request.ids), torch.tensor(ids[4:])
@@ -160,7 +160,7 @@ def memory(dry: bool) -> list[str]:
     import torch
 
     from Config import LLMConfig
-    from engine.machine.memory_estimate import Load
+    from engine.machine.memory_estimate import MicroBatchSpec
     from engine.machine.memory_estimate import memory as calculated
 
     lines = []
@@ -176,7 +176,7 @@ def memory(dry: bool) -> list[str]:
             torch.cuda.reset_peak_memory_stats()
             figures(loss, batch)
             peak = torch.cuda.max_memory_allocated()
-        load = Load(LLMConfig(**SHAPE | shape), *batch.inputs.shape, torch.bfloat16)
+        load = MicroBatchSpec(LLMConfig(**SHAPE | shape), *batch.inputs.shape, torch.bfloat16)
         lines.append(
             f"{len(batch.inputs)} rows x 256: {peak / 2**20:,.0f} MiB {'counted' if dry else 'at the peak'} "
             f"({calculated(load) / 2**20:,.0f} calculated)"
@@ -210,10 +210,10 @@ def main(argv: list[str] | None = None) -> int:
             return report(dry=True, results=None)
     from engine.machine import gpu_specs, runtime
 
-    runtime.pick_device(DEVICE)  # or the reason why there is none
+    runtime.resolve_device(DEVICE)  # or the reason why there is none
     import torch
 
-    gpu_specs.refuse_old(torch.device("cuda", 0))
+    gpu_specs.check_compute_capability(torch.device("cuda", 0))
     return report(dry=False, results=args.results)
 
 

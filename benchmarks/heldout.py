@@ -24,8 +24,8 @@ class HeldOut:
     def __init__(self, cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer, row_len: int, device: str):
         if not len(documents):
             raise ValueError("no held-out rows: --val_fraction is 0 or the file has a single row")
-        pieces = split_documents(cache, documents, row_len)
-        spans = zip(pieces.starts, pieces.lengths, strict=True)
+        segments = split_documents(cache, documents, row_len)
+        spans = zip(segments.starts, segments.lengths, strict=True)
         rows = [torch.from_numpy(cache.ids[start : start + n + 1].astype(np.int64)) for start, n in spans]
         self.rows = sorted(rows, key=len)  # little padding
         self.size_of = torch.from_numpy(token_bytes(tokenizer)).to(device)

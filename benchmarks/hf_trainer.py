@@ -14,9 +14,9 @@ from benchmarks import compare, rows
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import NO_LOSS
-from engine.checkpoint.weights import cpu_weights, load_model
+from engine.checkpoint.weights import full_state_dict, load_model
 from engine.corpus.token_cache import TokenCache
-from engine.export.hugging_face import hf_config, hf_name, hf_weights
+from engine.export.hugging_face import hf_config, hf_name, to_hf_state_dict
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
@@ -92,7 +92,7 @@ def main(job: dict) -> dict:
     torch.manual_seed(job["seed"])
     model = LlamaForCausalLM._from_config(hf_config(config), attn_implementation="sdpa")
     if "parent" in job:
-        model.load_state_dict(hf_weights(cpu_weights(load_model(Path(job["parent"]))[0]), config))
+        model.load_state_dict(to_hf_state_dict(full_state_dict(load_model(Path(job["parent"]))[0]), config))
     warm, score = 0 if job["seconds"] or "out" in job else min(2, steps - 1), None
     if job["seconds"] and "out" not in job:
         score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
@@ -121,17 +121,17 @@ def main(job: dict) -> dict:
     )
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[clock]).train()
     if "out" in job:
-        rows.leave(Path(job["out"]), our_weights(model.state_dict(), config), config, tokenizer)
+        rows.leave(Path(job["out"]), from_hf_state_dict(model.state_dict(), config), config, tokenizer)
     tokens, seconds = clock.tokens(), clock.seconds
     figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": clock.history}
     a_step = job["batch_size"] * float(np.mean([len(row["input_ids"]) - 1 for row in data]))  # steps differ
     return figures | {"step_seconds": seconds / (clock.step - warm), "step_tokens": a_step}
 
 
-def our_weights(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+def from_hf_state_dict(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
     """The inverse of hugging_face.hf_weights: what it makes of the numbers of the rows says where each row has gone."""
     numbers = {name: torch.arange(len(weight))[:, None] for name, weight in SpongeBob(config).state_dict().items()}
-    moved = hf_weights(numbers, config)
+    moved = to_hf_state_dict(numbers, config)
     return {name: theirs[hf_name(name)][moved[hf_name(name)].flatten().argsort()] for name in numbers}
 
 

@@ -87,7 +87,7 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
     config.compile_threads, config.force_disable_caches = 1, True
     torch._functorch.config.enable_autograd_cache = False
 
-    compiled, launches, memory = [], [], types.SimpleNamespace(now=0, peak=0)
+    compiled, launches, memory = [], [], types.SimpleNamespace(now=0, max_lr=0)
 
     def precompile(self, *_, **__):
         self._precompile_worker()
@@ -106,7 +106,7 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
         tensor = torch.empty_strided(size, stride, dtype=dtype, device=gpu)
         taken = -(-tensor.untyped_storage().nbytes() // 512) * 512
         memory.now += taken
-        memory.peak = max(memory.peak, memory.now)
+        memory.max_lr = max(memory.max_lr, memory.now)
         weakref.finalize(tensor.untyped_storage(), lambda: setattr(memory, "now", memory.now - taken))
         return tensor
 
@@ -123,11 +123,11 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
         launches.append(Launch(kind="product", flops=flops, bytes=bytes_of(x) + bytes_of(y) + bytes_of(out)))
         return out
 
-    class Products:
+    class Precision:
         def __getattr__(self, name):
             return lambda *args, **words: product(name, *args, **words)
 
-    select_algorithm.extern_kernels = Products()
+    select_algorithm.extern_kernels = Precision()
     return compiled, launches, memory
 
 
@@ -167,7 +167,7 @@ def a_step(rows: int, length: int, half: str):
         loss=module,
         optimizers=optimizers,
         scaler=rt.scaler(),
-        rate=None,
+        lr=None,
         batches=None,
         validation=None,
         tokenizer=None,
@@ -176,7 +176,7 @@ def a_step(rows: int, length: int, half: str):
         end_id=2,
         steps=2,
         warmup=0,
-        compiling=parallel.Compiling(True, ""),
+        compiling=parallel.CompileDecision(True, ""),
         training=Training(),
         output=Output(name="x"),
     )
@@ -197,19 +197,19 @@ def one_card(name: str, rows: int, length: int) -> str:
         step = a_step(rows, length, half)
         next(step)
         launches.clear()
-        memory.peak = memory.now
+        memory.max_lr = memory.now
         next(step)
         parameters, config = next(step)
-    return row(name, half, compiled, launches, memory.peak, parameters, config, rows * length)
+    return row(name, half, compiled, launches, memory.max_lr, parameters, config, rows * length)
 
 
-def row(name, half, compiled, launches, peak, parameters, config, tokens) -> str:
-    from engine.machine.gpu_specs import sheet
+def row(name, half, compiled, launches, max_lr, parameters, config, tokens) -> str:
+    from engine.machine.gpu_specs import gpu_spec
 
     without = [kernel for kernel, asm in compiled if not asm.get("cubin")]
     if without or not compiled:
         raise ValueError(f"{name}: no cubin of {', '.join(without) or 'any kernel'}")
-    data = sheet(CARDS[name].name)
+    data = gpu_spec(CARDS[name].name)
     flops, bandwidth = PRODUCTS * data.tflops * 1e12, BANDWIDTH * data.bandwidth * 1e9
     kinds = collections.Counter(launch.kind for launch in launches)
     seconds = sum(max(one.flops / flops, one.bytes / bandwidth, SHORTEST) for one in launches)
@@ -225,7 +225,7 @@ def row(name, half, compiled, launches, peak, parameters, config, tokens) -> str
         f"{kinds['triton']}",
         f"{kinds['product']}",
         f"{moved:.1f} GB",
-        f"{(peak + 16 * parameters) / 2**30:.2f} GiB",
+        f"{(max_lr + 16 * parameters) / 2**30:.2f} GiB",
         f"{tokens / seconds / 1e6:.2f} M tokens/s",
     ]
     return "| " + " | ".join(cells) + " |"

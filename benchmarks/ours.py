@@ -64,7 +64,7 @@ def figures(log: Path) -> dict:
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "mfu": last.get("mfu"),
-        "loader_share": statistics.fmean(row["loader_share"] for row in timed[1:]),
+        "data_wait_fraction": statistics.fmean(row["data_wait_fraction"] for row in timed[1:]),
     }
     steps = last["step"] - first["step"]
     whole = {"all_tokens": last["tokens"], "all_seconds": last["seconds"]}  # the warm-up too

@@ -106,7 +106,7 @@ def table(found: dict[str, list[dict]]) -> list[str]:
         if failed := next((one["failed"] for one in runs if "failed" in one), None):
             lines.append([name, f"not measured: {failed}", *[""] * (len(lines[0]) - 2)])
             continue
-        forms = {figure: "{:.1%}" if evaluate.is_share(figure) else "{:.3f}" for _, figure in FIGURES.values()}
+        forms = {figure: "{:.1%}" if evaluate.is_proportion(figure) else "{:.3f}" for _, figure in FIGURES.values()}
         cells = [compare.mean([one[figure] for one in runs], form) for figure, form in forms.items()]
         for what in ("tokens", "seconds"):
             each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]
@@ -133,7 +133,7 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
             "tokens": args.tokens[number] if args.tokens else 0,
             "seconds": args.seconds[number] if args.seconds else 0,
         }
-    dtype = str(runtime.pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    dtype = str(runtime.resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     shared = compare.select(args, "max_seq_len", "batch_size", "val_fraction", "max_new_tokens") | {
         "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"),
         "device": "cpu",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset
-from engine.checkpoint.weights import save_weights, shape_json
+from engine.checkpoint.weights import config_dict, save_weights
 from engine.corpus.jsonl import RowCounts, blocks, lines, parse_line, source_files
 from engine.corpus.token_cache import ARRAYS, TokenCache, open_cache, open_or_build
 from engine.tokenizer import fingerprint
@@ -55,11 +55,11 @@ def spread_by_length(cache: TokenCache, documents: np.ndarray, count: int, seed:
 def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
     """A token cache of some documents only."""
     folder.mkdir(parents=True)
-    pieces = [slice(cache.offsets[document], cache.offsets[document + 1]) for document in documents]
+    segments = [slice(cache.offsets[document], cache.offsets[document + 1]) for document in documents]
     lengths = np.diff(cache.offsets)[documents]
     arrays = {
-        "ids": np.concatenate([cache.ids[piece] for piece in pieces]),
-        "classes": np.concatenate([cache.classes[piece] for piece in pieces]),
+        "ids": np.concatenate([cache.ids[piece] for piece in segments]),
+        "classes": np.concatenate([cache.classes[piece] for piece in segments]),
         "offsets": np.concatenate([[0], lengths]).cumsum(),
         "hashes": cache.hashes[documents],
     }
@@ -81,5 +81,5 @@ def texts(cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer) -> lis
 
 def leave(path: Path, weights: dict[str, Tensor], config: LLMConfig, tokenizer: Tokenizer) -> None:
     """A peer's weights, under our names, as a checkpoint that eval_model.py reads."""
-    meta = {"config": shape_json(config), "tokenizer": fingerprint(tokenizer)}
+    meta = {"config": config_dict(config), "tokenizer": fingerprint(tokenizer)}
     save_weights(path, {name: weight.cpu().float() for name, weight in weights.items()}, meta)

@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
-    device = runtime.pick_device(args.device).type
+    device = runtime.resolve_device(args.device).type
     before = compare.machine(device)
     with tempfile.TemporaryDirectory() as folder:
         job = compare.select(args, "clients", "requests", "new_tokens") | decode.prepare(args, Path(folder))

@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_workers", type=int, default=0, help="tokenising processes (0: one a core)")
     compare.add_model(parser, dim=512, n_layers=8, n_heads=8)
     args = parser.parse_args(argv)
-    cuda = runtime.pick_device(args.device).type == "cuda"
+    cuda = runtime.resolve_device(args.device).type == "cuda"
     args.batch_size = args.batch_size or (128 if cuda else 8)
     args.rounds = args.rounds or (1 if args.seconds else 2 if cuda else 3)
     args.rows = args.rows or 50 * args.batch_size
@@ -71,12 +71,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
     """What every contender is told."""
-    device = runtime.pick_device(args.device)
+    device = runtime.resolve_device(args.device)
     return compare.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
         "cache": str(cache.folder.resolve()),
         "stage": stage,
         "device": device.type,
-        "dtype": str(runtime.pick_dtype(args.dtype, device)).removeprefix("torch."),
+        "dtype": str(runtime.resolve_dtype(args.dtype, device)).removeprefix("torch."),
         "shape": compare.select(args, "dim", "n_layers", "n_heads", "n_kv_heads"),
         "val_fraction": 0.0,
         "tokenizer_dir": str(Path(args.tokenizer_dir).resolve()),
@@ -120,7 +120,7 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
 
     results = compare.in_turn(round_jobs, args.rounds)
     columns = {"real tokens/s": "tokens_per_second", "peak memory, MiB": "memory"}
-    columns["waiting for data"] = "loader_share"
+    columns["waiting for data"] = "data_wait_fraction"
     if any(figures.get("mfu") for figures in next(iter(results.values()))):
         columns["MFU"] = "mfu"
     return compare.compared(results, columns, "tokens_per_second")

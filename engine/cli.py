@@ -25,7 +25,7 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
     stopping.leave_when_asked(*stopping.NAMES)
     try:
-        runtime.place()
+        runtime.rank_and_world_size()
         code = main()
         runtime.finish()
         sys.exit(code)

@@ -16,7 +16,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0").strip() in ("", "0")
 
 
-def say(words: object = "") -> None:
+def print0(words: object = "") -> None:
     if is_main():
         tqdm.write(str(words), file=sys.stdout)
         sys.stdout.flush()
@@ -33,13 +33,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def call_out(words: str) -> None:
+def write_stderr(words: str) -> None:
     """To stderr from a signal handler: it may have interrupted a print, so Python's own buffer is not touched."""
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), words.encode("ascii", "backslashreplace"))
 
 
-class Courtesy:
+class BestEffortStream:
     """A stream that never raises. After its first failed write all it is given goes to the null device.
 
     So does what Python holds back and would write when it exits: a closed pipe would turn code 0 into 120 there.
@@ -77,10 +77,10 @@ def guard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, Courtesy):
+        if isinstance(stream, BestEffortStream):
             continue
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ascii terminal, a name that is not UTF-8
-        setattr(sys, name, Courtesy(stream))
+        setattr(sys, name, BestEffortStream(stream))

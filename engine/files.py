@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then rename it: a reader never sees half of one, a crash leaves the old."""
     temporary = path.with_name(f"{path.name}.tmp-{uuid4().hex[:8]}")  # two machines may have one process number
     try:
@@ -27,7 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_left_overs(*paths: Path) -> None:
+def remove_temp_files(*paths: Path) -> None:
     """What write_whole left beside files when it was killed; of weights it takes as much room as they do."""
     for path in paths:
         for left_over in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
@@ -67,7 +67,7 @@ def file_name(name: str, windows: bool = os.name == "nt") -> str:
 
 def write_json(path: Path, content: dict) -> None:
     data = to_json(content, indent=1)
-    write_whole(path, lambda temporary: temporary.write_bytes(data))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
 def to_json(content: object, indent: int | None = None) -> bytes:
@@ -76,16 +76,16 @@ def to_json(content: object, indent: int | None = None) -> bytes:
     NaN and infinity, which JSON lacks, become null. Half a surrogate pair, as in the name of a file that is not UTF-8,
     becomes its escape, which is also how JSON spells it.
     """
-    text = json.dumps(without_nan(content), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+    text = json.dumps(nan_to_none(content), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
-def without_nan(content: Any) -> Any:
+def nan_to_none(content: Any) -> Any:
     """The same lists and dicts, with None for what is no finite number."""
     if isinstance(content, dict):
-        return {key: without_nan(value) for key, value in content.items()}
+        return {key: nan_to_none(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [without_nan(value) for value in content]
+        return [nan_to_none(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -108,6 +108,6 @@ def read_log(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def file_inside(path: Path) -> Path:
+def resolve_download_path(path: Path) -> Path:
     """The file in a folder of its own name, which `modelscope download --local_dir ./pretrain.jsonl` leaves."""
     return path / path.name if (path / path.name).is_file() else path

@@ -5,6 +5,7 @@ A class is a group of flags in --help and its docstring the heading; a class tha
 
 import argparse
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,13 +19,13 @@ def flag(
     default: Any,
     help: str,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
     **words: Any,
 ) -> Any:
     """A field that is a flag. The three bound its value; the other words go to add_argument as they are."""
-    bounds = {"least": least, "above": above, "most": most}
+    bounds = {"ge": ge, "gt": gt, "le": le}
     return field(default=default, metadata={"help": help, "words": words} | bounds)
 
 
@@ -35,21 +36,21 @@ class Flags:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            least, above, most = (one.metadata.get(bound) for bound in ("least", "above", "most"))
+            ge, gt, le = (one.metadata.get(bound) for bound in ("ge", "gt", "le"))
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             if not math.isfinite(value):
                 raise ValueError(f"--{one.name} {value} must be a finite number")
-            if least is not None and value < least:
-                bound = "must not be negative" if least == 0 else f"must be at least {least}"
+            if ge is not None and value < ge:
+                bound = "must not be negative" if ge == 0 else f"must be at least {ge}"
                 raise ValueError(f"--{one.name} {value} {bound}")
-            if above is not None and value <= above:
-                raise ValueError(f"--{one.name} {value} must be more than {above}")
-            if most is not None and value > most:
-                raise ValueError(f"--{one.name} {value} must be at most {most}")
+            if gt is not None and value <= gt:
+                raise ValueError(f"--{one.name} {value} must be more than {gt}")
+            if le is not None and value > le:
+                raise ValueError(f"--{one.name} {value} must be at most {le}")
 
 
-def names_in(*groups: type[Flags]) -> list[str]:
+def flag_names(*groups: type[Flags]) -> list[str]:
     """The flags of some groups."""
     return [one.name for group in groups for one in fields(group) if "help" in one.metadata]
 
@@ -89,18 +90,18 @@ def shown(value: Any) -> Any:
     return value
 
 
-class Chosen(SimpleNamespace):
+class Args(SimpleNamespace):
     """What a user chose: an attribute for each group, named like its class, and the flags that were typed."""
 
-    typed: frozenset[str]
+    explicit: frozenset[str]
 
     def values(self) -> dict[str, Any]:
         """Every flag and its value."""
         groups = [group for group in vars(self).values() if isinstance(group, Flags)]
-        return {name: shown(getattr(group, name)) for group in groups for name in names_in(type(group))}
+        return {name: shown(getattr(group, name)) for group in groups for name in flag_names(type(group))}
 
 
-def read_typed(
+def parse_explicit(
     doc: str | None, argv: Sequence[str] | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """{flag: value} of what stands on the command line, and nothing else."""
@@ -108,26 +109,26 @@ def read_typed(
     for group in groups:
         add_flags(parser, group, defaults)
     untyped = object()
-    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names_in(*groups), untyped)))
+    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(flag_names(*groups), untyped)))
     return {name: value for name, value in vars(found).items() if value is not untyped}
 
 
-def made_from(groups: Sequence[type[Flags]], defaults: Mapping[str, Any], typed: Mapping[str, Any]) -> Chosen:
+def build_groups(groups: Sequence[type[Flags]], defaults: Mapping[str, Any], explicit: Mapping[str, Any]) -> Args:
     """One object for each group: what was typed, else the default given here, else the field's own."""
-    values, made = {**defaults, **typed}, {}
+    values, made = {**defaults, **explicit}, {}
     for group in groups:
         known = [one.name for one in fields(group) if one.name in values]
-        made[group.__name__.lower()] = group(**{name: values[name] for name in known})
-    return Chosen(**made, typed=frozenset(typed))
+        made[re.sub(r"(?<!^)(?=[A-Z])", "_", group.__name__).lower()] = group(**{name: values[name] for name in known})
+    return Args(**made, explicit=frozenset(explicit))
 
 
-def parse(doc: str | None, argv: Sequence[str] | None, *groups: type[Flags]) -> Chosen:
+def parse(doc: str | None, argv: Sequence[str] | None, *groups: type[Flags]) -> Args:
     """The command line as one object for each group."""
-    return made_from(groups, {}, read_typed(doc, argv, groups, {}))
+    return build_groups(groups, {}, parse_explicit(doc, argv, groups, {}))
 
 
-def refuse_unread(typed: Collection[str], mode: str, reads: Mapping[str, Collection[str]]) -> None:
+def check_flags_used(explicit: Collection[str], mode: str, reads: Mapping[str, Collection[str]]) -> None:
     """ValueError for a typed flag that `mode` does not read, naming the modes that do; `reads` is {mode: flags}."""
-    for name in sorted(set(typed) - set(reads[mode])):
+    for name in sorted(set(explicit) - set(reads[mode])):
         others = [other for other, names in reads.items() if name in names]
         raise ValueError(f"--{name} is not read by {mode}, only by {' and '.join(others)}")

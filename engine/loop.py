@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from engine import optim
 from engine.generate.sample_text import sample
 from engine.log.tracker import Tracker
-from engine.loss import SUMS, Counts, count
+from engine.loss import LOSS_NAMES, Counts, count
 from engine.machine import flops, nan_checks
-from engine.machine.parallel import Compiling, gradient_sync, reshard, whole
-from engine.machine.runtime import OUT_OF_TIME, Runtime, outcome, votes, why_stop
+from engine.machine.parallel import CompileDecision, full_tensor, gradient_sync, reshard
+from engine.machine.runtime import OUT_OF_TIME, Runtime, agreed_stop, stop_reason, stop_votes
 from engine.machine.stopping import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
@@ -34,7 +34,7 @@ class Run:
     loss: nn.Module  # model -> sums, wrapped for compile and several processes
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
-    rate: Callable[[int], float]
+    lr: Callable[[int], float]
     batches: Batches
     validation: Batches | None
     tokenizer: Tokenizer
@@ -43,7 +43,7 @@ class Run:
     end_id: int
     steps: int
     warmup: int
-    compiling: Compiling
+    compiling: CompileDecision
     training: Training
     output: Output
 
@@ -55,16 +55,16 @@ class Progress:
     step: int = 0  # optimizer steps done
     tokens: int = 0  # real tokens read
     seconds: float = 0.0  # spent training, not validating or saving
-    before: dict = field(default_factory=dict)  # validation before the first step
+    initial_validation: dict = field(default_factory=dict)  # validation before the first step
     validation: dict = field(default_factory=dict)  # the newest
-    validated: int = 0  # the step it is of
+    last_validation_step: int = 0  # the step it is of
     skipped: int = 0  # steps that fp16's scaler kept from the weights
-    skipped_in_a_row: int = 0  # the newest of them
+    consecutive_skips: int = 0  # the newest of them
     # Since the last row of the log:
-    window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS)))
+    window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(LOSS_NAMES)))
     window_counts: Counts = field(default_factory=Counts)
     window_seconds: float = 0.0
-    window_waiting: float = 0.0  # of them for the next batch
+    window_data_wait: float = 0.0  # of them for the next batch
 
 
 class StepResult(NamedTuple):
@@ -76,20 +76,20 @@ class StepResult(NamedTuple):
     skipped: bool  # by fp16's scaler
 
 
-def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
+def train_step(run: Run, batches: list[Batch], loss_weights: float) -> StepResult:
     """One optimizer step on this rank's micro-batches; `cost` is that of all their labels on all ranks."""
-    sums = add_gradients(run, batches, cost)
+    sums = add_gradients(run, batches, loss_weights)
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
-    norm = whole(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
+    norm = full_tensor(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
     loss_finite, norm_finite = torch.isfinite(sums[0]), torch.isfinite(norm)
     if run.scaler.is_enabled():
         # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
         take_step, is_finite = bool(norm_finite), loss_finite
     else:
         # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
-        take_step, is_finite = True, norm_finite if run.runtime.world > 1 else norm_finite & loss_finite
+        take_step, is_finite = True, norm_finite if run.runtime.world_size > 1 else norm_finite & loss_finite
         spoilt = ~is_finite
         for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
             gradient.masked_fill_(spoilt, 0.0)
@@ -101,15 +101,15 @@ def train_step(run: Run, batches: list[Batch], cost: float) -> StepResult:
     return StepResult(sums, norm, is_finite, skipped=not take_step)
 
 
-def add_gradients(run: Run, batches: list[Batch], cost: float) -> Tensor:
+def add_gradients(run: Run, batches: list[Batch], loss_weights: float) -> Tensor:
     """Forward and backward of every micro-batch; the summed losses (4,) of this rank."""
-    sums = torch.zeros(len(SUMS), device=run.runtime.device)
+    sums = torch.zeros(len(LOSS_NAMES), device=run.runtime.device)
     for number, batch in enumerate(batches, 1):
         with gradient_sync(run.loss, last=number == len(batches)):
             with run.runtime.autocast():
                 part = run.loss(*batch)
             # DDP and FSDP average over ranks; the sum is wanted.
-            run.scaler.scale(part[0] * (run.runtime.world / cost)).backward()
+            run.scaler.scale(part[0] * (run.runtime.world_size / loss_weights)).backward()
         sums += part.detach()
     return sums
 
@@ -131,14 +131,14 @@ def validate(run: Run, after: int = 0) -> dict:
         return {}
     run.loss.eval()
     module = getattr(run.loss, "module", run.loss)  # DDP would wait for gradients
-    sums, counts = torch.zeros(len(SUMS), device=run.runtime.device), Counts()
+    sums, counts = torch.zeros(len(LOSS_NAMES), device=run.runtime.device), Counts()
     for step in range(run.validation.steps_per_epoch):
         for batch in run.validation.step(step):
             counts += count([batch], run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
-    nats = dict(zip(SUMS, run.runtime.all_reduce(sums).tolist(), strict=True))
+    nats = dict(zip(LOSS_NAMES, run.runtime.all_reduce(sums).tolist(), strict=True))
     if not math.isfinite(nats["plain"]):
         raise ValueError(nan_checks.BROKEN.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
@@ -153,24 +153,24 @@ def validate(run: Run, after: int = 0) -> dict:
 
 def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     """What the log says of the steps since its last row."""
-    nats = dict(zip(SUMS, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
+    nats = dict(zip(LOSS_NAMES, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
     counts = progress.window_counts
     row = {
         "step": progress.step,
         "epoch": round(progress.step / run.batches.steps_per_epoch, 4),
         "loss": nats["plain"] / counts.tokens,
         "grad_norm": norm.item(),
-        "learning_rate": run.rate(progress.step - 1),
+        "learning_rate": run.lr(progress.step - 1),
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(counts.positions / max(progress.window_seconds, 1e-9), 1),
-        "loader_share": round(progress.window_waiting / max(progress.window_seconds, 1e-9), 5),
+        "data_wait_fraction": round(progress.window_data_wait / max(progress.window_seconds, 1e-9), 5),
     }
     if run.scaler.is_enabled():
         row["skipped_steps"] = progress.skipped
     if counts.tags:
-        row |= {"weighted_loss": nats["weighted"] / counts.cost, "tag_loss": nats["tags"] / counts.tags}
-    if mfu := flops.utilisation(run.runtime, run.model, row["tokens_per_second"]):
+        row |= {"weighted_loss": nats["weighted"] / counts.loss_weights, "tag_loss": nats["tags"] / counts.tags}
+    if mfu := flops.model_flops_utilization(run.runtime, run.model, row["tokens_per_second"]):
         row["mfu"] = round(mfu, 4)
     return row
 
@@ -187,32 +187,32 @@ def train(
     progress.window_sums = progress.window_sums.to(run.runtime.device)
     all_finite = torch.tensor(True, device=run.runtime.device)
     if progress.step == 0:
-        progress.before = progress.validation = validate(run)
-        tracker.log({"step": 0, **progress.before})
+        progress.initial_validation = progress.validation = validate(run)
+        tracker.log({"step": 0, **progress.initial_validation})
         clock = time.perf_counter()
     run.loss.train()
     request.hold()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         # 1. One optimizer step.
-        ours = why_stop(request, run.training.max_minutes, started)
-        counts, theirs = counts.over_ranks(run.runtime, *votes(ours))
-        stop = outcome(theirs)
-        optim.set_rate(run.optimizers, run.rate(progress.step))
-        result = train_step(run, batches, counts.cost)
+        ours = stop_reason(request, run.training.max_minutes, started)
+        counts, theirs = counts.over_ranks(run.runtime, *stop_votes(ours))
+        stop = agreed_stop(theirs)
+        optim.set_lr(run.optimizers, run.lr(progress.step))
+        result = train_step(run, batches, counts.loss_weights)
         progress.step += 1
         progress.tokens += counts.positions
         progress.window_sums += result.sums
         progress.window_counts += counts
-        progress.window_waiting += waited
+        progress.window_data_wait += waited
         all_finite &= result.finite
         progress.skipped += result.skipped
-        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        progress.consecutive_skips = progress.consecutive_skips + 1 if result.skipped else 0
         if result.skipped:
-            nan_checks.refuse_overflows(run.scaler, progress.skipped_in_a_row, progress.step)
+            nan_checks.check_fp16_overflows(run.scaler, progress.consecutive_skips, progress.step)
 
         # 2. What is due after it.
-        if run.runtime.world == 1:  # nobody to agree with: what came during the step counts, too
-            stop = why_stop(request, run.training.max_minutes, started)
+        if run.runtime.world_size == 1:  # nobody to agree with: what came during the step counts, too
+            stop = stop_reason(request, run.training.max_minutes, started)
         every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
         due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
         if not any(due.values()) and not stop:
@@ -227,17 +227,17 @@ def train(
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
         if due["validate"] or stop == OUT_OF_TIME:  # the latter for the .json alone
-            progress.validation, progress.validated = validate(run, progress.step), progress.step
+            progress.validation, progress.last_validation_step = validate(run, progress.step), progress.step
             row |= progress.validation if due["validate"] else {}
         if len(row) > 1:
             tracker.log(row)
         if due["log"]:
             progress.window_sums.zero_()
-            progress.window_counts, progress.window_seconds, progress.window_waiting = Counts(), 0.0, 0.0
+            progress.window_counts, progress.window_seconds, progress.window_data_wait = Counts(), 0.0, 0.0
 
         # 4. Save, and stop.
         if due["save"] or stop:
-            nan_checks.refuse_broken_weights(run.model, run.runtime, progress.step)
+            nan_checks.check_weights_finite(run.model, run.runtime, progress.step)
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:

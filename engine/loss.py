@@ -18,7 +18,7 @@ from engine.machine.runtime import Runtime
 from engine.packing import Batch
 from model import SpongeBob
 
-SUMS = ("weighted", "plain", "tags", "text")  # the order of TokenLoss's sums
+LOSS_NAMES = ("weighted", "plain", "tags", "text")  # the order of TokenLoss's sums
 LOGIT_ROWS = 256  # logits on the CPU are made for a multiple of so many positions
 
 
@@ -26,7 +26,7 @@ LOGIT_ROWS = 256  # logits on the CPU are made for a multiple of so many positio
 class Counts:
     """What a step divides by and reports, summed over its micro-batches and all ranks."""
 
-    cost: float = 0.0  # of all labels
+    loss_weights: float = 0.0  # of all labels
     tokens: int = 0  # learned tokens
     tags: int = 0  # of them tag tokens
     bytes: int = 0  # of text that the learned tokens stand for
@@ -39,8 +39,8 @@ class Counts:
         """The same, summed over all processes, and the sums of `also`: all travel at once."""
         mine = astuple(self)
         summed = rt.sum([*mine, *also])
-        cost, *whole = summed[: len(mine)]
-        return Counts(cost, *map(int, whole)), summed[len(mine) :]
+        loss_weights, *whole = summed[: len(mine)]
+        return Counts(loss_weights, *map(int, whole)), summed[len(mine) :]
 
 
 def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Counts:
@@ -49,7 +49,7 @@ def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Coun
     for batch in batches:
         learned = batch.classes != NO_LOSS
         total += Counts(
-            cost=float(batch.cost.double().sum()),
+            loss_weights=float(batch.loss_weights.double().sum()),
             tokens=int(learned.sum()),
             tags=int((batch.classes == TAG).sum()),
             bytes=int(token_bytes[batch.labels[learned]].sum()),
@@ -58,7 +58,7 @@ def count(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Coun
 
 
 @torch.compiler.disable
-def learned_positions(classes: Tensor) -> Tensor:
+def loss_positions(classes: Tensor) -> Tensor:
     """The positions that need logits, in order; classes (positions,) uint8 -> (about as many as are learned,) int64.
 
     Their number is rounded up, with positions that cost nothing: bf16 kernels are made anew for every number of rows.
@@ -86,29 +86,29 @@ class TokenLoss(nn.Module):
         self.model, self.end_id, self.z_loss, self.chunk = model, end_id, z_loss, chunk
 
     def forward(
-        self, inputs: Tensor, labels: Tensor, classes: Tensor, cost: Tensor, cu_seqlens: Tensor | None = None
+        self, inputs: Tensor, labels: Tensor, classes: Tensor, loss_weights: Tensor, cu_seqlens: Tensor | None = None
     ) -> Tensor:
         """A Batch's tensors -> (4,) fp32 sums of nats: weighted (the objective), plain, tags, text without </s>."""
         hidden = self.model.hidden_states(inputs, cu_seqlens).flatten(0, 1)  # (positions, C)
-        labels, classes, cost = labels.flatten(), classes.flatten(), cost.flatten()  # (positions,)
+        labels, classes, loss_weights = labels.flatten(), classes.flatten(), loss_weights.flatten()  # (positions,)
         if hidden.device.type == "cpu":  # elsewhere the number of learned positions would have to be waited for
-            kept = cast(Tensor, learned_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
-            hidden, labels, classes, cost = hidden[kept], labels[kept], classes[kept], cost[kept]
-        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, cost)  # pyright: ignore[reportCallIssue]
+            kept = cast(Tensor, loss_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
+            hidden, labels, classes, loss_weights = hidden[kept], labels[kept], classes[kept], loss_weights[kept]
+        return (self._in_chunks if self.chunk else self.sums)(hidden, labels, classes, loss_weights)  # pyright: ignore[reportCallIssue]
 
     @torch.compiler.disable  # a graph would hold so many chunks; what is compiled is `sums` (parallel.wrap)
     def _in_chunks(self, *tensors: Tensor) -> Tensor:
         parts = zip(*(tensor.split(self.chunk) for tensor in tensors), strict=True)
         return torch.stack([checkpoint(self.sums, *part, use_reentrant=False) for part in parts]).sum(0)
 
-    def sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, cost: Tensor) -> Tensor:
+    def sums(self, hidden: Tensor, labels: Tensor, classes: Tensor, loss_weights: Tensor) -> Tensor:
         logits = self.model.output(hidden).float()  # (positions, V)
         nats = F.cross_entropy(logits, labels, reduction="none")  # (positions,)
         learned = classes != NO_LOSS
         text = learned & (labels != self.end_id)
-        factors = torch.stack([cost, learned.float(), (classes == TAG).float(), text.float()])  # (4, positions)
+        factors = torch.stack([loss_weights, learned.float(), (classes == TAG).float(), text.float()])  # (4, positions)
         sums = (factors * nats).sum(1)  # not factors @ nats, which autocast would do in half precision
         if self.z_loss:
             log_z = logits.logsumexp(-1)
-            sums = sums + F.pad(self.z_loss * (cost * log_z.square()).sum()[None], (0, 3))  # the objective only
+            sums = sums + F.pad(self.z_loss * (loss_weights * log_z.square()).sum()[None], (0, 3))  # the objective only
         return sums

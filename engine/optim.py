@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from engine.machine.runtime import pick_dtype
+from engine.machine.runtime import resolve_dtype
 from engine.options import OPTIMIZERS, SCHEDULES, Training
 
 
@@ -20,7 +20,7 @@ def build(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
     muon: the hidden matrices by Muon, scaled so that their steps are as long as AdamW's and one rate serves both
     (arXiv:2502.16982, equation 4); embeddings and norms by AdamW.
     """
-    name, rate, weight_decay = training.optimizer, training.learning_rate, training.weight_decay
+    name, lr, weight_decay = training.optimizer, training.learning_rate, training.weight_decay
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is not known, expected one of {', '.join(OPTIMIZERS)}")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -29,10 +29,10 @@ def build(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
     others = [p for p in parameters if p.dim() < 2 or id(p) in embeddings]
     decays, stays = {"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
     by_adamw = [decays, stays] if name == "adamw" else [stays]
-    adamw = torch.optim.AdamW(by_adamw, lr=rate, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(by_adamw, lr=lr, betas=(0.9, 0.95), fused=True)
     if name == "adamw":
         return [adamw]
-    return [Muon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class Muon(torch.optim.Muon):
@@ -76,7 +76,7 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
     a, b, c = coefficients
     shape, dtype = x.shape, x.dtype
     x = x.mT if shape[1] > shape[2] else x  # the smaller Gram matrix
-    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(pick_dtype("auto", x.device))
+    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(resolve_dtype("auto", x.device))
     if x.dtype == torch.float32 and shape[1] != shape[2]:
         # Every p(G) is a polynomial in the first G: iterate on m x m matrices and touch the long x once. Half precision
         # has no such choice: the rounding of G grows twelvefold a step, with no x to start from again.
@@ -95,7 +95,7 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
     return (x.mT if shape[1] > shape[2] else x).to(dtype)
 
 
-def schedule(name: str, *, peak: float, steps: int, warmup: int, decay_share: float = 0.2) -> Callable[[int], float]:
+def schedule(name: str, *, max_lr: float, steps: int, warmup: int, decay_share: float = 0.2) -> Callable[[int], float]:
     """step (0, 1, ... steps - 1) -> learning rate. Rises linearly, reaches `peak` in step `warmup`, and then:
 
     cosine: falls to a tenth of the peak in the last step (arXiv:2005.14165).
@@ -108,24 +108,24 @@ def schedule(name: str, *, peak: float, steps: int, warmup: int, decay_share: fl
         raise ValueError(f"warmup_iters={warmup} must be at least 0 and less than the {steps} steps of the run")
     decay_start = warmup if name != "wsd" else max(warmup, steps - round(decay_share * steps))
 
-    def rate(step: int) -> float:
+    def lr(step: int) -> float:
         if step < warmup:
-            return peak * (step + 1) / (warmup + 1)
+            return max_lr * (step + 1) / (warmup + 1)
         if step < decay_start:
-            return peak
+            return max_lr
         if name == "cosine":
             progress = (step - decay_start) / max(1, steps - 1 - decay_start)
-            return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
-        return peak * (steps - step) / (steps - decay_start)
+            return max_lr * (0.55 + 0.45 * math.cos(math.pi * progress))
+        return max_lr * (steps - step) / (steps - decay_start)
 
-    return rate
+    return lr
 
 
-def usual_warmup(steps: int) -> int:
+def default_warmup_steps(steps: int) -> int:
     return min(100, steps // 10)
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr

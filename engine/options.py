@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.console import say
-from engine.files import file_inside, file_name
-from engine.flags import ROOT, Chosen, Flags, flag, made_from, read_typed, shown
+from engine.console import print0
+from engine.files import file_name, resolve_download_path
+from engine.flags import ROOT, Args, Flags, build_groups, flag, parse_explicit, shown
 
 SAMPLE = ROOT / "data" / "sample"
 DATASET = "Harris/pretrainSpongeBob"
@@ -40,19 +40,19 @@ class Data(Flags):
     )
     download: bool = flag(False, f"fetch the stage's file from ModelScope ({DATASET}), if it is not here")
     strict_data: bool = flag(False, "stop at the first bad row instead of counting it")
-    val_fraction: float = flag(0.01, "share of the rows held out for validation, 64 to 2000 rows (0: none)", least=0)
-    max_seq_len: int = flag(512, "tokens in a row", above=0)
-    rope_scaling: float | None = flag(None, "Llama 3.1's stretching of rotary positions, for longer rows: 2", above=1)
+    val_fraction: float = flag(0.01, "share of the rows held out for validation, 64 to 2000 rows (0: none)", ge=0)
+    max_seq_len: int = flag(512, "tokens in a row", gt=0)
+    rope_scaling: float | None = flag(None, "Llama 3.1's stretching of rotary positions, for longer rows: 2", gt=1)
     tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json")
     cache_dir: str = flag("cache", "folder of the token caches")
-    num_workers: int = flag(os.cpu_count() or 1, "tokenising processes", least=0)
+    num_workers: int = flag(os.cpu_count() or 1, "tokenising processes", ge=0)
     data_file: str = ""  # the stage's own
-    falls_back: bool = False  # to the bundled sample: neither --data_path nor the stage's file is there
+    uses_sample: bool = False  # to the bundled sample: neither --data_path nor the stage's file is there
 
     @property
     def paths(self) -> list[Path]:
-        own = [(SAMPLE if self.falls_back else Path()) / self.data_file]
-        return [file_inside(Path(path)) for path in self.data_path or own]
+        own = [(SAMPLE if self.uses_sample else Path()) / self.data_file]
+        return [resolve_download_path(Path(path)) for path in self.data_path or own]
 
     @property
     def on_sample(self) -> bool:
@@ -60,14 +60,14 @@ class Data(Flags):
 
 
 @dataclass(frozen=True)
-class Length(Flags):
+class RunLength(Flags):
     """length and batch"""
 
-    epochs: int = flag(1, "times each row is read", above=0)
-    max_steps: int = flag(0, "optimizer steps instead of epochs; the schedule is planned for them (0: epochs)", least=0)
-    max_minutes: float = flag(0.0, "save and stop after so many minutes, exit code 75 (0: no limit)", least=0)
-    batch_size: int = flag(32, "rows a process computes at once", above=0)
-    accumulation_steps: int = flag(1, "micro-batches of one optimizer step (1: no accumulation)", above=0)
+    epochs: int = flag(1, "times each row is read", gt=0)
+    max_steps: int = flag(0, "optimizer steps instead of epochs; the schedule is planned for them (0: epochs)", ge=0)
+    max_minutes: float = flag(0.0, "save and stop after so many minutes, exit code 75 (0: no limit)", ge=0)
+    batch_size: int = flag(32, "rows a process computes at once", gt=0)
+    accumulation_steps: int = flag(1, "micro-batches of one optimizer step (1: no accumulation)", gt=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,17 +76,17 @@ class Length(Flags):
 
 
 @dataclass(frozen=True)
-class Training(Length):
+class Training(RunLength):
     """optimisation"""
 
     optimizer: str = flag("adamw", "muon: for the hidden matrices; all the rest by AdamW", choices=OPTIMIZERS)
-    learning_rate: float = flag(1e-3, "peak rate", above=0)
+    learning_rate: float = flag(1e-3, "peak rate", gt=0)
     schedule: str = flag("cosine", "cosine to a tenth, linear to 0, or wsd: flat, then linear to 0", choices=SCHEDULES)
-    warmup_iters: int | None = flag(None, "steps of warm-up (0: none); default: a tenth, at most 100", least=0)
-    weight_decay: float = flag(0.1, "decay of the matrices, times the rate (0: off)", least=0)
-    z_loss: float = flag(0.0, "weight of log(Z)^2, which keeps logits small; 1e-4 is usual (0: off)", least=0)
-    grad_clip: float = flag(1.0, "largest gradient norm (0: no clipping)", least=0)
-    seed: int = flag(42, "random seed of weights, row order and dropout", least=0)
+    warmup_iters: int | None = flag(None, "steps of warm-up (0: none); default: a tenth, at most 100", ge=0)
+    weight_decay: float = flag(0.1, "decay of the matrices, times the rate (0: off)", ge=0)
+    z_loss: float = flag(0.0, "weight of log(Z)^2, which keeps logits small; 1e-4 is usual (0: off)", ge=0)
+    grad_clip: float = flag(1.0, "largest gradient norm (0: no clipping)", ge=0)
+    seed: int = flag(42, "random seed of weights, row order and dropout", ge=0)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Output(Flags):
         None, "continue the newest state, or the one in PATH (none yet: start)", nargs="?", const="auto", metavar="PATH"
     )
     overwrite: bool = flag(False, "replace the output files that are there")
-    log_step: int = flag(10, "optimizer steps between log rows", above=0)
-    eval_step: int = flag(200, "optimizer steps between validations (0: only first and last)", least=0)
-    save_step: int = flag(200, "optimizer steps between saves (0: only the last)", least=0)
-    keep: int = flag(2, "newest states that are kept", least=1)
+    log_step: int = flag(10, "optimizer steps between log rows", gt=0)
+    eval_step: int = flag(200, "optimizer steps between validations (0: only first and last)", ge=0)
+    save_step: int = flag(200, "optimizer steps between saves (0: only the last)", ge=0)
+    keep: int = flag(2, "newest states that are kept", ge=1)
     use_wandb: bool = flag(False, "short for --tracker wandb")
     tracker: str = flag("none", "service beside metrics.jsonl and the picture", choices=TRACKERS)
     wandb_project: str = flag("SelfLLM-Engine", "project name at wandb or swanlab")
@@ -139,17 +139,17 @@ class Device(Flags):
 
 
 @dataclass(frozen=True)
-class Products(Device):
+class Precision(Device):
     """device"""
 
     dtype: str = flag("auto", "dtype of matrix products; weights stay float32", choices=("auto", *DTYPES))
 
 
 @dataclass(frozen=True)
-class Machine(Products):
+class Performance(Precision):
     """memory and speed"""
 
-    loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", least=0)
+    loss_chunk: int = flag(0, "positions whose logits are in memory at once (0: all)", ge=0)
     activation_checkpointing: bool = flag(False, "compute blocks again in backward: a third slower, far less memory")
     compile: bool | None = flag(None, "torch.compile: about a minute, then faster steps; default: long runs on CUDA")
     parallel: str = flag("ddp", "under torchrun: copies of the model, or its pieces", choices=("ddp", "fsdp"))
@@ -158,15 +158,15 @@ class Machine(Products):
 
 
 @dataclass(frozen=True)
-class Foreign(Flags):
+class ShapeOverrides(Flags):
     """only for a checkpoint without .json"""
 
-    n_heads: int | None = flag(None, "query heads; default: 8", above=0)
-    rope_theta: float | None = flag(None, "base of the rotary wavelengths; default: 1e6", above=0)
+    n_heads: int | None = flag(None, "query heads; default: 8", gt=0)
+    rope_theta: float | None = flag(None, "base of the rotary wavelengths; default: 1e6", gt=0)
 
 
 @dataclass(frozen=True)
-class Start(Foreign):
+class InitFrom(ShapeOverrides):
     """start"""
 
     init_from: str | None = flag(None, "checkpoint (.pth) to start from; default: the stage before, in --save_dir")
@@ -175,7 +175,7 @@ class Start(Foreign):
 
 
 @dataclass(frozen=True)
-class Checkpoint(Foreign):
+class Checkpoint(ShapeOverrides):
     """checkpoint"""
 
     model_mode: int = flag(1, "0 pretrain, 1 SFT, 2 distill", choices=range(len(MODES)))
@@ -183,7 +183,7 @@ class Checkpoint(Foreign):
     ckpt: str | None = flag(None, "any .pth; its .json says whether it chats or continues, else --model_mode does")
     save_dir: str = flag("results", "folder of the checkpoints")
     tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json")
-    max_seq_len: int | None = flag(None, "tokens of context, question and answer; default: the model's", above=0)
+    max_seq_len: int | None = flag(None, "tokens of context, question and answer; default: the model's", gt=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,47 +204,47 @@ def weights_of(save_dir: str, name: str) -> Path:
     return original if not path.exists() and original.exists() else path
 
 
-def choose(
+def parse_args(
     doc: str | None,
     argv: Sequence[str] | None,
-    numbers: dict[str, Any],
+    defaults: dict[str, Any],
     *,
     on_sample: dict[str, Any],
     groups: Sequence[type[Flags]],
     long: dict[str, Any] | None = None,
     presets: dict[str, dict[str, Any]] | None = None,
-) -> Chosen:
+) -> Args:
     """A training stage's choices: `numbers` are its defaults; --long changes `long` of them, --preset one of `presets`.
     Without the stage's file it trains on the bundled sample, with the numbers `on_sample` that suit it, and says so.
     """
     if long and "--long" in (sys.argv[1:] if argv is None else argv):
-        numbers = numbers | long
-    groups = [Data, Training, Output, Machine, *groups]
-    typed = read_typed(doc, argv, groups, numbers)
+        defaults = defaults | long
+    groups = [Data, Training, Output, Performance, *groups]
+    explicit = parse_explicit(doc, argv, groups, defaults)
     # Who typed --epochs does not want the sample's max_steps, which would decide the length.
-    suited = {name: value for name, value in on_sample.items() if name != "max_steps" or "epochs" not in typed}
-    falls_back = not typed.keys() & {"data_path", "download"} and not Path(numbers["data_file"]).exists()
-    numbers = numbers | (presets or {}).get(typed.get("preset", ""), {}) | (suited if falls_back else {})
-    chosen = made_from(groups, numbers | {"falls_back": falls_back}, typed)
-    if falls_back:
-        file, changed = numbers["data_file"], " ".join(f"--{name} {chosen.values()[name]}" for name in suited)
-        say(f"{file} is not here: training on the bundled sample {shown(SAMPLE / file)} with {changed}")
-        say(f"for the full corpus: {DOWNLOAD.format(file)} (or --download)")
-    _refuse_unread(chosen)
-    return chosen
+    suited = {name: value for name, value in on_sample.items() if name != "max_steps" or "epochs" not in explicit}
+    uses_sample = not explicit.keys() & {"data_path", "download"} and not Path(defaults["data_file"]).exists()
+    defaults = defaults | (presets or {}).get(explicit.get("preset", ""), {}) | (suited if uses_sample else {})
+    args = build_groups(groups, defaults | {"uses_sample": uses_sample}, explicit)
+    if uses_sample:
+        file, changed = defaults["data_file"], " ".join(f"--{name} {args.values()[name]}" for name in suited)
+        print0(f"{file} is not here: training on the bundled sample {shown(SAMPLE / file)} with {changed}")
+        print0(f"for the full corpus: {DOWNLOAD.format(file)} (or --download)")
+    _refuse_unread(args)
+    return args
 
 
-def _refuse_unread(chosen: Chosen) -> None:
+def _refuse_unread(args: Args) -> None:
     """ValueError for a typed flag that this run would not read."""
-    cached = [(path / "meta.json").is_file() for path in chosen.data.paths] == [True]
+    cached = [(path / "meta.json").is_file() for path in args.data.paths] == [True]
     unread = [
-        ("download", chosen.data.data_path, "--data_path names what is read"),
-        ("epochs", chosen.training.max_steps, "--max_steps is the length"),
+        ("download", args.data.data_path, "--data_path names what is read"),
+        ("epochs", args.training.max_steps, "--max_steps is the length"),
         ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
-        ("bf16_gradients", chosen.machine.parallel == "fsdp", "it is for DDP"),
-        ("wandb_project", chosen.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
+        ("bf16_gradients", args.performance.parallel == "fsdp", "it is for DDP"),
+        ("wandb_project", args.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir num_workers", cached, "--data_path is a finished cache"),
     ]
     for names, true, reason in unread:
-        if true and (typed := chosen.typed & set(names.split())):
-            raise ValueError(f"--{min(typed)} would change nothing: {reason}; leave it out")
+        if true and (explicit := args.explicit & set(names.split())):
+            raise ValueError(f"--{min(explicit)} would change nothing: {reason}; leave it out")

@@ -34,7 +34,7 @@ class Documents(Protocol):
     meta: dict  # holds "end_id", the id of </s>
 
 
-class Pieces(NamedTuple):
+class Segments(NamedTuple):
     """What is put into rows: predictions `starts[i]` to `starts[i] + lengths[i]` of the token cache."""
 
     starts: np.ndarray  # (P,) int64, index of the first input token; its label is the next one
@@ -42,16 +42,16 @@ class Pieces(NamedTuple):
     cut: tuple[int, int, int] = (0, 0, 0)  # documents that lost last turns, that end inside an answer, that are dropped
 
 
-def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Pieces:
+def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
     """All predictions of the documents, in parts of at most `row_len`: nothing is thrown away."""
     starts, lengths = cache.offsets[documents], np.diff(cache.offsets)[documents] - 1
     parts = -(-lengths // row_len)
     owner = np.repeat(np.arange(len(documents)), parts)
     part = np.arange(len(owner)) - np.repeat(parts.cumsum() - parts, parts)
-    return Pieces(starts[owner] + part * row_len, np.minimum(lengths[owner] - part * row_len, row_len))
+    return Segments(starts[owner] + part * row_len, np.minimum(lengths[owner] - part * row_len, row_len))
 
 
-def cut_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Pieces:
+def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
     """One piece a conversation; a longer one loses whole last turns, and its tail only if no answer would be left.
 
     The end mark of an answer is the one control token that is learned, and no text can forge it, so answers end where
@@ -66,14 +66,14 @@ def cut_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> 
         ends = np.flatnonzero(learned & (cache.ids[kept] == end_mark))
         lengths[i] = ends[-1] + 1 if len(ends) else row_len if learned.any() else 0
         cut[0 if len(ends) else 1 if learned.any() else 2] += 1
-    return Pieces(starts[lengths > 0], lengths[lengths > 0], (cut[0], cut[1], cut[2]))
+    return Segments(starts[lengths > 0], lengths[lengths > 0], (cut[0], cut[1], cut[2]))
 
 
 @dataclass(frozen=True)
 class PackedRows:
     """The pieces of each row: row r holds pieces[order[bounds[r] : bounds[r + 1]]]."""
 
-    pieces: Pieces
+    segments: Segments
     order: np.ndarray
     bounds: np.ndarray
     row_len: int
@@ -83,29 +83,29 @@ class PackedRows:
         return len(self.bounds) - 1
 
     @property
-    def joined(self) -> int:
+    def join_factor(self) -> int:
         """Rows of max_seq_len that make one row here (pack_dense)."""
         return self.row_len // self.max_seq_len
 
     @property
     def positions(self) -> int:
         """Positions that hold a real token."""
-        return int(self.pieces.lengths.sum())
+        return int(self.segments.lengths.sum())
 
     @property
-    def density(self) -> float:
+    def fill_ratio(self) -> float:
         """The share of those."""
         return self.positions / max(1, len(self) * self.row_len)
 
 
-def pack(pieces: Pieces, row_len: int, seed: int, max_seq_len: int | None = None) -> PackedRows:
+def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = None) -> PackedRows:
     """Best-fit decreasing (arXiv:2404.10830): each piece, longest first, goes where it leaves the least space."""
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(pieces.lengths))
-    longest_first = shuffled[np.argsort(-pieces.lengths[shuffled], kind="stable")]  # equal lengths meet at random
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(segments.lengths))
+    longest_first = shuffled[np.argsort(-segments.lengths[shuffled], kind="stable")]  # equal lengths meet at random
     rows_by_space: list[list[int]] = [[] for _ in range(row_len + 1)]
     open_spaces = 0  # bit s is set where some row has s positions left
     row_of, n_rows = np.empty(len(longest_first), np.int64), 0
-    for i, length in enumerate(pieces.lengths[longest_first].tolist()):
+    for i, length in enumerate(segments.lengths[longest_first].tolist()):
         fitting = open_spaces >> length  # the rows with at least `length` positions left
         if fitting:
             lowest_bit = (fitting & -fitting).bit_length() - 1
@@ -121,21 +121,21 @@ def pack(pieces: Pieces, row_len: int, seed: int, max_seq_len: int | None = None
         open_spaces |= 1 << (space - length)
     by_row = np.argsort(row_of, kind="stable")
     bounds = np.searchsorted(row_of[by_row], np.arange(n_rows + 1))
-    return PackedRows(pieces, longest_first[by_row], bounds, row_len, max_seq_len or row_len)
+    return PackedRows(segments, longest_first[by_row], bounds, row_len, max_seq_len or row_len)
 
 
-def pack_dense(pieces: Pieces, max_seq_len: int, most: int, seed: int, density: float = 0.98) -> PackedRows:
+def pack_dense(segments: Segments, max_seq_len: int, max_join: int, seed: int, fill_ratio: float = 0.98) -> PackedRows:
     """Rows of `max_seq_len`, or k of them joined into one longer row, k the smallest that is dense enough.
 
     Two conversations of 513 to 1,024 tokens never share a row of 1,024, which leaves a quarter of it empty; a row of
     eight times that length holds ten or eleven. k divides `most`, the rows of a micro-batch, which then has k times
     fewer rows and as many positions; a document still sees only itself.
     """
-    rows = pack(pieces, max_seq_len, seed)
-    for joined in (k for k in range(2, most + 1) if most % k == 0):
-        if rows.density >= density:
+    rows = pack(segments, max_seq_len, seed)
+    for join_factor in (k for k in range(2, max_join + 1) if max_join % k == 0):
+        if rows.fill_ratio >= fill_ratio:
             break
-        rows = pack(pieces, joined * max_seq_len, seed, max_seq_len)
+        rows = pack(segments, join_factor * max_seq_len, seed, max_seq_len)
     return rows
 
 
@@ -145,7 +145,7 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T) int64
     labels: Tensor  # (B, T) int64
     classes: Tensor  # (B, T) uint8, the class of each label
-    cost: Tensor  # (B, T) float32, what each label's cross-entropy is multiplied with
+    loss_weights: Tensor  # (B, T) float32, what each label's cross-entropy is multiplied with
     cu_seqlens: Tensor  # (N + 1,) int32, first positions in the flattened rows, then B*T (model.attention)
 
     def to(self, device: torch.device) -> "Batch":
@@ -170,32 +170,37 @@ class Batches:
         self,
         cache: Documents,
         rows: PackedRows,
-        cost: Mapping[int, float],
+        loss_weights: Mapping[int, float],
         *,
         batch_size: int,
         rows_per_step: int,
         seed: int | None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         if len(rows) == 0:
             raise ValueError("no rows: all held out or cut away; more data, less --val_fraction or more --max_seq_len")
-        if rows_per_step % (batch_size * world):
-            raise ValueError(f"{rows_per_step} rows a step do not divide into {world} ranks x {batch_size} rows")
-        if cost[NO_LOSS] != 0:
-            raise ValueError(f"cost[NO_LOSS]={cost[NO_LOSS]} must be 0: empty positions have this class, too")
+        if rows_per_step % (batch_size * world_size):
+            raise ValueError(f"{rows_per_step} rows a step do not divide into {world_size} ranks x {batch_size} rows")
+        if loss_weights[NO_LOSS] != 0:
+            raise ValueError(f"cost[NO_LOSS]={loss_weights[NO_LOSS]} must be 0: empty positions have this class, too")
         self.cache, self.rows, self.seed = cache, rows, seed
-        self.cost = np.array([cost[number] for number in range(len(cost))], np.float32)
-        self.batch_size, self.rows_per_step = batch_size // rows.joined, rows_per_step // rows.joined  # as joined
-        self.rank, self.world = rank, world
+        self.loss_weights = np.array([loss_weights[number] for number in range(len(loss_weights))], np.float32)
+        self.batch_size, self.rows_per_step = (
+            batch_size // rows.join_factor,
+            rows_per_step // rows.join_factor,
+        )  # as joined
+        self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
-        self.filled = np.add.reduceat(rows.pieces.lengths[rows.order], rows.bounds[:-1])  # (rows,) real tokens in each
+        self.filled = np.add.reduceat(
+            rows.segments.lengths[rows.order], rows.bounds[:-1]
+        )  # (rows,) real tokens in each
         self._epoch, self._permutation = None, np.arange(len(rows))
 
     @property
     def micro_batches(self) -> int:
         """Of each rank in a step."""
-        return self.rows_per_step // (self.batch_size * self.world)
+        return self.rows_per_step // (self.batch_size * self.world_size)
 
     def row_numbers(self, step: int) -> np.ndarray:
         """The rows of a step, of all ranks, in order."""
@@ -208,11 +213,13 @@ class Batches:
     def positions(self, step: int) -> int:
         """Real tokens this rank reads in a step: the ids cannot tell, since 0 may be an ordinary one."""
         numbers = self.row_numbers(step)
-        return int(self.filled[numbers[np.arange(len(numbers)) // self.batch_size % self.world == self.rank]].sum())
+        return int(
+            self.filled[numbers[np.arange(len(numbers)) // self.batch_size % self.world_size == self.rank]].sum()
+        )
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
-        numbers, together = self.row_numbers(step), self.batch_size * self.world
+        numbers, together = self.row_numbers(step), self.batch_size * self.world_size
         firsts = range(self.rank * self.batch_size, math.ceil(len(numbers) / together) * together, together)
         return [self._batch(numbers[first : first + self.batch_size]) for first in firsts]
 
@@ -233,13 +240,13 @@ class Batches:
             # The unfilled end of a row is documents, too, of at most max_seq_len positions.
             begins += range(row * shape[1] + at, (row + 1) * shape[1], self.rows.max_seq_len)
         cu_seqlens = np.array([*begins, ids.size], np.int32)
-        return Batch(*map(torch.from_numpy, (ids, labels, classes, self.cost[classes], cu_seqlens)))
+        return Batch(*map(torch.from_numpy, (ids, labels, classes, self.loss_weights[classes], cu_seqlens)))
 
     def _pieces_of(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, length) of a row's pieces."""
-        pieces = self.rows.pieces
+        segments = self.rows.segments
         for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
-            yield int(pieces.starts[piece]), int(pieces.lengths[piece])
+            yield int(segments.starts[piece]), int(segments.lengths[piece])
 
 
 def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:

@@ -3,7 +3,7 @@
 TAGS = THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
 
-class Thoughts:
+class ReasoningParser:
     """Cuts <think>...</think><answer>...</answer> while it comes, without the tags and the line breaks inside them.
 
     An answer that begins otherwise is content from its first character on. What may be part of a tag is held back.
@@ -61,7 +61,7 @@ class Thoughts:
         return False
 
 
-def joined(thought: str, content: str) -> str:
+def format_reasoning(thought: str, content: str) -> str:
     """What the model said when `Thoughts` made these two of it."""
     return f"{THINK}\n{thought}\n{END_THINK}\n{ANSWER}\n{content}\n{END_ANSWER}"
 

@@ -77,12 +77,12 @@ def unread_fields(fields: dict, read: Iterable[str]) -> set[str]:
     return {f"field {name}" for name, value in fields.items() if name not in known and value not in (None, "", [], {})}
 
 
-def marks_in(text: str) -> set[str]:
+def special_tokens_in(text: str) -> set[str]:
     """What is noted of the control marks that a text spells."""
     return {f"mark {mark}" for mark in MARKS.findall(text)}
 
 
-def is_learned(message: dict) -> bool:
+def is_trained(message: dict) -> bool:
     """Whether a turn is the assistant's, and no weight of 0 says that it is only read."""
     return message["role"] == "assistant" and message.get("learned", True)
 

@@ -29,9 +29,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
     tokenizer.no_padding()
-    if problem := unfit(tokenizer, (UNK, BOS, EOS)):
+    if problem := tokenizer_problem(tokenizer, (UNK, BOS, EOS)):
         raise ValueError(f"{path}: {problem}")
-    if lost := lost_bytes(tokenizer):
+    if lost := count_missing_bytes(tokenizer):
         warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
     return tokenizer
 
@@ -62,7 +62,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     return lengths
 
 
-def unfit(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
+def tokenizer_problem(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
     """Why a tokenizer cannot be used, or None; `control` are the tokens that stand between documents and turns."""
     content, size = json.loads(tokenizer.to_str()), tokenizer.get_vocab_size()
     if missing := [token for token in control if tokenizer.token_to_id(token) is None]:
@@ -87,7 +87,7 @@ def unfit(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
     return None
 
 
-def lost_bytes(tokenizer: Tokenizer) -> int:
+def count_missing_bytes(tokenizer: Tokenizer) -> int:
     """How many of the 256 bytes have no token: text that holds them loses them."""
     return len(set(byte_characters().values()) - tokenizer.get_vocab().keys())
 

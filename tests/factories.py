@@ -16,33 +16,25 @@ from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine import loop, optim, options, packing
 from engine.checkpoint import training_state
 from engine.checkpoint.safe_reader import PlainReader
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus.token_cache import open_or_build
 from engine.generate.engine import complete
 from engine.loss import TokenLoss
 from engine.machine import parallel, runtime
-from engine.options import Machine
+from engine.options import Performance
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
 ROOT = Path(__file__).parents[1]
 
 # What may differ between the logs of two equal runs.
-WALL_CLOCK = ("seconds", "tokens_per_second", "loader_share", "mfu")
-CPU = Machine(device="cpu", dtype="float32")
+WALL_CLOCK = ("seconds", "tokens_per_second", "data_wait_fraction", "mfu")
+CPU = Performance(device="cpu", dtype="float32")
 
 
-def cost(tag_weight: float = 1.0) -> dict[int, float]:
+def loss_weights(tag_weight: float = 1.0) -> dict[int, float]:
     """A recipe's table."""
     return {NO_LOSS: 0.0, LOSS: 1.0, TAG: tag_weight}
-
-
-def chosen(script, argv: list[str]):
-    """What a recipe makes of its command line, before anything else happens."""
-    more = {name: getattr(script, name.upper()) for name in ("long", "presets") if hasattr(script, name.upper())}
-    groups = {"pretrain": ["Shape"], "SFT": ["Start"], "distill": ["Start", "Thoughts"]}[script.__name__]
-    groups = [getattr(script, name) for name in groups]
-    return options.choose(script.__doc__, argv, script.NUMBERS, on_sample=script.ON_SAMPLE, groups=groups, **more)
 
 
 def actions_of(script) -> list[argparse.Action]:
@@ -115,17 +107,26 @@ OPTION_NAMES = ["plain", "muon, chunked, recomputed"]
 
 
 def a_run(
-    folder, *, batch_size, rows_per_step, grad_clip=0.0, rank=0, world=1, optimizer="adamw", chunk=0, recompute=False
+    folder,
+    *,
+    batch_size,
+    rows_per_step,
+    grad_clip=0.0,
+    rank=0,
+    world_size=1,
+    optimizer="adamw",
+    chunk=0,
+    recompute=False,
 ) -> loop.Run:
     """A run on the fixture's chat data (uneven masks), without files around it."""
     torch.manual_seed(1)
     tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     cache = open_or_build([folder / "r1_1024.jsonl"], SFTDataset, tokenizer)
-    documents = packing.cut_conversations(cache, cache.split(0.1)[0], 128)
+    documents = packing.truncate_conversations(cache, cache.split(0.1)[0], 128)
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
-    rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world)
-    share = {"batch_size": batch_size, "rows_per_step": rows_per_step, "rank": rank, "world": world}
-    batches = packing.Batches(cache, packing.pack(documents, 128, 0), cost(10.0), seed=3, **share)
+    rt = runtime.Runtime(torch.device("cpu"), torch.float32, rank, world_size)
+    share = {"batch_size": batch_size, "rows_per_step": rows_per_step, "rank": rank, "world_size": world_size}
+    batches = packing.Batches(cache, packing.pack(documents, 128, 0), loss_weights(10.0), seed=3, **share)
     model.recompute = recompute
     optimizers = optim.build(model, options.Training(optimizer=optimizer, learning_rate=1e-2, weight_decay=0.1))
     return loop.Run(
@@ -134,7 +135,7 @@ def a_run(
         loss=TokenLoss(model, chunk=chunk),
         optimizers=optimizers,
         scaler=rt.scaler(),
-        rate=lambda step: 1e-2,
+        lr=lambda step: 1e-2,
         batches=batches,
         validation=None,
         tokenizer=tokenizer,
@@ -143,7 +144,7 @@ def a_run(
         end_id=2,
         steps=5,
         warmup=0,
-        compiling=parallel.Compiling(False, ""),
+        compiling=parallel.CompileDecision(False, ""),
         training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
         output=options.Output(name="test", log_step=1),
     )
@@ -166,8 +167,8 @@ SCALING = {
 
 
 def save(model, path, stage="SFT", **meta):
-    meta = {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)} | meta
-    save_weights(path, cpu_weights(model), meta)
+    meta = {"stage": stage, "config": config_dict(model.config), "tokenizer": fingerprint(TOKENIZER)} | meta
+    save_weights(path, full_state_dict(model), meta)
 
 
 def prompts(count=4):

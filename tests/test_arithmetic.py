@@ -21,7 +21,7 @@ FLAGS = f"""--max_steps {STEPS} --warmup_iters {WARMUP} --learning_rate {PEAK} -
     --seed 7 --device cpu --dtype float32""".split()
 
 
-def rate(step: int) -> float:
+def lr(step: int) -> float:
     """Step 0, 1, ...: up to the peak in step WARMUP, then down a cosine to a tenth of it in the last."""
     if step < WARMUP:
         return PEAK * (step + 1) / (WARMUP + 1)
@@ -52,11 +52,11 @@ def test_loss_norm_rate_tokens_and_weights_are_those_of_the_definition(tmp_path,
         norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
         assert row["loss"] == pytest.approx(nats.item() / tokens, rel=1e-5)
         assert row["grad_norm"] == pytest.approx(norm, rel=1e-4) and norm > CLIP
-        assert row["learning_rate"] == pytest.approx(rate(step)) and row["tokens"] == tokens * (step + 1)
+        assert row["learning_rate"] == pytest.approx(lr(step)) and row["tokens"] == tokens * (step + 1)
         for parameter in model.parameters():
             parameter.grad.mul_(CLIP / norm)
         for group in adamw.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = lr(step)
         adamw.step()
     assert len(log) == STEPS
     published = weights("results/pretrain.pth")

@@ -12,7 +12,7 @@ from benchmarks import compare, decode, encode, hf_trainer, original, ours, part
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
-from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, load_model, save_weights
 from engine.export import hugging_face
 from engine.flags import ROOT
 from engine.options import SAMPLE
@@ -75,7 +75,7 @@ def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer)
     history = ours.main(job | {"val_fraction": 0.5, "steps": 2, "max_seq_len": 24, "batch_size": 2})["history"]
     model, _ = load_model(next(rows.Path(job["folder"]).glob("*.pth")))
     llama = LlamaForCausalLM(hugging_face.hf_config(model.config)).eval()
-    llama.load_state_dict(hugging_face.hf_weights(cpu_weights(model), model.config))
+    llama.load_state_dict(hugging_face.to_hf_state_dict(full_state_dict(model), model.config))
     cache, _, heldout = rows.reopen(job | {"val_fraction": 0.5}, tokenizer)
     score = HeldOut(cache, heldout, tokenizer, 24, "cpu")
     assert score(lambda ids: llama(input_ids=ids).logits) == pytest.approx(history[-1][2], rel=1e-5)
@@ -110,8 +110,8 @@ def test_the_original_is_the_same_model_as_ours(heavy):
 
 
 def test_a_llama_comes_back_under_our_names(heavy):
-    there = hugging_face.hf_weights(cpu_weights(heavy), heavy.config)
-    back = hf_trainer.our_weights(there, heavy.config)
+    there = hugging_face.to_hf_state_dict(full_state_dict(heavy), heavy.config)
+    back = hf_trainer.from_hf_state_dict(there, heavy.config)
     assert back.keys() == heavy.state_dict().keys()
     assert all(torch.equal(back[name], weight) for name, weight in heavy.state_dict().items())
 
@@ -176,7 +176,9 @@ def test_all_encoders_write_the_same_ids(tmp_path):
 def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
-    save_weights(tmp_path / "fresh.pth", cpu_weights(model), {"stage": "pretrain", "config": shape_json(model.config)})
+    save_weights(
+        tmp_path / "fresh.pth", full_state_dict(model), {"stage": "pretrain", "config": config_dict(model.config)}
+    )
     hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {
         "ckpt": str(tmp_path / "fresh.pth"),

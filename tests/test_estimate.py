@@ -7,7 +7,7 @@ import pytest
 from benchmarks import estimate, results
 from Config import PRESETS
 from engine.flags import ROOT
-from engine.machine.gpu_specs import SHEETS
+from engine.machine.gpu_specs import GPU_SPECS
 
 SHAPE = PRESETS["26M"]
 WORK = estimate.corpus(SHAPE, estimate.GB)
@@ -41,8 +41,8 @@ def test_the_assumed_share_is_no_better_than_what_was_measured():
         results.number(results.table(when)["ours"]["real tokens/s"])
         for when in estimate.CPUS["Intel Xeon, two cores, AMX"]
     )
-    per_token = WORK["pretrain"].flops / WORK["pretrain"].tokens
-    shares = [speed * per_token / (results.number(products[1]) * 1e9) for speed in (texts, conversations)]
+    flops_per_token = WORK["pretrain"].flops / WORK["pretrain"].tokens
+    shares = [speed * flops_per_token / (results.number(products[1]) * 1e9) for speed in (texts, conversations)]
     assert 0.13 < shares[0] < 0.14 and 0.18 < shares[1] < 0.19 and min(shares) < estimate.SHARE < max(shares)
 
 
@@ -57,7 +57,7 @@ def test_every_row_says_whether_it_was_measured_or_calculated(capsys):
     for name in estimate.CPUS:
         assert re.search(rf"\| {re.escape(name)} \| [\d,.]+ \| calculated from its measured speed \|", said)
     for name in estimate.CARDS:
-        assert name in SHEETS and re.search(rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", said)
+        assert name in GPU_SPECS and re.search(rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", said)
     estimate.main(
         ["--dim", "768", "--n_layers", "17", "--n_heads", "12", "--n_kv_heads", "4", "--gb", "1", "0", "0", "0"]
     )

@@ -89,7 +89,9 @@ def test_runs_whose_names_begin_alike_have_logs_of_their_own_at_a_service(tmp_pa
     from engine.log import trackers
 
     shown = []
-    monkeypatch.setitem(trackers.SERVICES, "tensorboard", lambda name, *rest: shown.append(name) or trackers.Silent())
+    monkeypatch.setitem(
+        trackers.SERVICES, "tensorboard", lambda name, *rest: shown.append(name) or trackers.NoOpTracker()
+    )
     for name in ("v1.5", "v1.6"):
         Tracker(Output(name=name, save_dir=str(tmp_path), tracker="tensorboard"), {}, steps=4).close()
     assert shown == ["v1.5", "v1.6"]
@@ -98,7 +100,7 @@ def test_runs_whose_names_begin_alike_have_logs_of_their_own_at_a_service(tmp_pa
 def test_two_machines_with_one_process_number_write_files_of_their_own(tmp_path):
     made = []
     for _ in range(2):
-        files.write_whole(tmp_path / "digests.json", lambda path: (path.write_text("{}"), made.append(path.name)))
+        files.atomic_write(tmp_path / "digests.json", lambda path: (path.write_text("{}"), made.append(path.name)))
     assert len(set(made)) == 2 and [path.name for path in tmp_path.iterdir()] == ["digests.json"]
 
 

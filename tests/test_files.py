@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.files import write_whole
+from engine.files import atomic_write
 
 
 def test_what_breaks_off_leaves_the_file_of_before_and_nothing_else(tmp_path):
@@ -14,7 +14,7 @@ def test_what_breaks_off_leaves_the_file_of_before_and_nothing_else(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, breaks_off)
+        atomic_write(path, breaks_off)
     assert path.read_text() == "of before" and list(tmp_path.iterdir()) == [path]
-    write_whole(path, lambda target: target.write_text("whole"))
+    atomic_write(path, lambda target: target.write_text("whole"))
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]

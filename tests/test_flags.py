@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from factories import WALL_CLOCK, actions_of, chosen
+from factories import WALL_CLOCK, actions_of
 
 import distill
 import eval_model
@@ -27,7 +27,7 @@ import SFT
 import train_tokenizer
 from Config import LLMConfig
 from engine import cli, loss, options
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, source, worker_pool
 from engine.flags import ROOT
 from engine.log import tracker, trackers
@@ -109,7 +109,7 @@ TRAINING = {
     "--deterministic": Case("", "deterministic"),
 }
 SHAPE = {
-    "--marks_are_borders": Case("", "weights", given="--data_path marks.jsonl"),
+    "--split_on_special_tokens": Case("", "weights", given="--data_path marks.jsonl"),
     "--dim": Case("16", "weights"),
     "--n_layers": Case("2", "weights"),
     "--n_heads": Case("2", "weights"),
@@ -140,7 +140,7 @@ CASES = {
         "--tag_tokens": Case("", "vocabulary"),
         "--val_fraction": Case("0.5", "vocabulary", given="--data_path many.jsonl"),
         "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
-        "--marks_are_borders": Case("", "vocabulary", given="--data_path marks.jsonl"),
+        "--split_on_special_tokens": Case("", "vocabulary", given="--data_path marks.jsonl"),
     },
     "eval_model": {
         "--model_mode": Case("2", "answer"),
@@ -233,9 +233,9 @@ def home(tmp_path_factory):
     bpe.save(learned, home / "larger")
 
     def leave(path, model, stage):
-        known = {"stage": stage, "config": shape_json(model.config)}
+        known = {"stage": stage, "config": config_dict(model.config)}
         known["tokenizer"] = fingerprint(load_tokenizer(home / "tokenizer"))
-        save_weights(path, cpu_weights(model), known)
+        save_weights(path, full_state_dict(model), known)
 
     leave(home / "other.pth", model_of(9), "SFT")
     leave(home / "bare.pth", model_of(9), "SFT")
@@ -267,7 +267,7 @@ def record_arrivals(monkeypatch, arrived):
 
     def service(name, path, project, *_):
         arrived["service"], arrived["project"] = name, project
-        return trackers.Silent()
+        return trackers.NoOpTracker()
 
     def wrap(module, *place, compile, **ways):
         arrived.update(ways)
@@ -377,13 +377,13 @@ def test_every_flag_changes_something(name, flag, after):
     without = (name, *earlier, case.given)
     if without not in BASELINES:
         BASELINES[without] = after(*without)
-    without, typed = BASELINES[without], after(name, *earlier, f"{case.given} {flag} {case.value}")
-    changed = typed.get(case.changes) != without.get(case.changes)
+    without, explicit = BASELINES[without], after(name, *earlier, f"{case.given} {flag} {case.value}")
+    changed = explicit.get(case.changes) != without.get(case.changes)
     assert changed, f"{flag} {case.value} left the {case.changes} as without it"
     if case.changes == "error":
-        assert flag in (typed["error"] or without["error"])
+        assert flag in (explicit["error"] or without["error"])
     else:
-        assert typed["error"] is None
+        assert explicit["error"] is None
 
 
 def test_no_entry_is_left_of_a_flag_that_is_gone():
@@ -393,9 +393,9 @@ def test_no_entry_is_left_of_a_flag_that_is_gone():
 def test_epochs_that_were_typed_are_not_overruled_by_the_steps_that_suit_the_sample(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for script in (pretrain, SFT, distill):
-        assert chosen(script, []).training.max_steps > 0
-        assert chosen(script, ["--epochs", "1"]).training.max_steps == 0
-        assert chosen(script, ["--epochs=3"]).training.max_steps == 0
+        assert script.parse_args([]).training.max_steps > 0
+        assert script.parse_args(["--epochs", "1"]).training.max_steps == 0
+        assert script.parse_args(["--epochs=3"]).training.max_steps == 0
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, m
     monkeypatch.chdir(tmp_path)
     Path("meta.json").write_text("{}")  # a finished cache
     with pytest.raises(ValueError, match=f"--{name} would change nothing"):
-        chosen(pretrain, words.split())
+        pretrain.parse_args(words.split())
 
 
 EVERY_MODE = {
@@ -433,7 +433,7 @@ def test_a_flag_of_another_mode_is_refused_and_the_modes_that_read_it_are_named(
     value = CASES["eval_model"][flag].value
     name = flag.removeprefix("--").removeprefix("no-")
     try:
-        arrived, _ = eval_model.choose([*EVERY_MODE[mode], flag, *value.split()])
+        arrived, _ = eval_model.parse_args([*EVERY_MODE[mode], flag, *value.split()])
     except ValueError as error:
         readers = [other for other, names in eval_model.READS.items() if name in names]
         assert mode not in readers and readers
@@ -479,19 +479,19 @@ def test_a_file_is_fetched_only_when_it_is_not_there_and_by_one_process(tmp_path
     monkeypatch.chdir(tmp_path)
     fetched = []
     monkeypatch.setattr(source, "download", fetched.append)
-    data = chosen(pretrain, ["--download"]).data
+    data = pretrain.parse_args(["--download"]).data
     source.files_of(data)
     Path("pretrain.jsonl").write_text("{}\n")
     assert source.files_of(data) == [Path("pretrain.jsonl")] and fetched == ["pretrain.jsonl"]
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):
-        source.files_of(chosen(distill, ["--download"]).data)
+        source.files_of(distill.parse_args(["--download"]).data)
 
 
 def test_two_flags_that_name_different_trackers_are_refused():
     with pytest.raises(ValueError, match="--use_wandb.*--tracker tensorboard.*choose one"):
-        chosen(pretrain, ["--use_wandb", "--tracker", "tensorboard"])
-    assert chosen(pretrain, ["--use_wandb", "--tracker", "wandb"]).output.service == "wandb"
+        pretrain.parse_args(["--use_wandb", "--tracker", "tensorboard"])
+    assert pretrain.parse_args(["--use_wandb", "--tracker", "wandb"]).output.service == "wandb"
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,14 @@ IN_BF16 = 0.03 * 1e-2 * 0.2 * math.sqrt(192)  # of the longest side of its matri
 @pytest.mark.parametrize("muon_dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, IN_BF16)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("options", OPTIONS, ids=OPTION_NAMES)
 def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, muon_dtype, atol, monkeypatch):
-    monkeypatch.setattr(optim, "pick_dtype", lambda *_: muon_dtype)  # whatever this machine is fast in
+    monkeypatch.setattr(optim, "resolve_dtype", lambda *_: muon_dtype)  # whatever this machine is fast in
     whole, parts = (a_run(folder, batch_size=size, rows_per_step=12, **options) for size in (12, 3))
     results = []
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
         assert len(batches) == (1 if run is whole else 4)
-        sums, norm, *_ = loop.train_step(run, batches, counts.cost)
-        results.append((sums / counts.cost, norm, run.model.state_dict()))
+        sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
+        results.append((sums / counts.loss_weights, norm, run.model.state_dict()))
     (loss, norm, one), (loss_parts, norm_parts, other) = results
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
@@ -65,7 +65,7 @@ def test_the_log_does_not_depend_on_how_a_step_is_split(folder):
 @pytest.fixture
 def losses(folder, monkeypatch):
     """losses(name, flag, ...) -> the logged loss of each of 40 steps."""
-    monkeypatch.setattr(stage, "can_attend_by_document", lambda *_: False)  # the same rows for all
+    monkeypatch.setattr(stage, "supports_varlen_attention", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
         steps = "--max_steps 40 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0".split()
@@ -90,7 +90,7 @@ def test_forty_compiled_steps_give_the_same_losses(losses, monkeypatch):
 def test_forty_steps_chunked_masked_or_not_fused_give_the_same_losses(losses, monkeypatch):
     plain, curves = losses("plain"), {"chunked": losses("chunked", "--loss_chunk", "50")}
     with monkeypatch.context() as patch:
-        patch.setattr(model_module, "can_attend_by_document", lambda *_: False)
+        patch.setattr(model_module, "supports_varlen_attention", lambda *_: False)
         curves["masked"] = losses("masked")
     adamw = torch.optim.AdamW
     with monkeypatch.context() as patch:
@@ -109,7 +109,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
-    sums, *_ = loop.train_step(run, batches, counts.cost)
+    sums, *_ = loop.train_step(run, batches, counts.loss_weights)
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
@@ -142,10 +142,10 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     batches, counts = loop.load_step(run, 0)
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    sums, norm, *_ = loop.train_step(run, batches, counts.cost)
+    sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
     one = a_run(folder, batch_size=total, rows_per_step=total)
     batches, counts = loop.load_step(one, 0)
-    _, expected, *_ = loop.train_step(one, batches, counts.cost)
+    _, expected, *_ = loop.train_step(one, batches, counts.loss_weights)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
@@ -174,7 +174,7 @@ def test_an_overflow_in_fp16_skips_the_step_of_both_optimizers(folder, grad_clip
     run.model.tok_embeddings.weight.register_hook(lambda gradient: gradient * math.inf)  # only AdamW's, not Muon's
     before, scale = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}, run.scaler.get_scale()
     batches, counts = loop.load_step(run, 0)
-    loop.train_step(run, batches, counts.cost)
+    loop.train_step(run, batches, counts.loss_weights)
     assert same(before, run.model.state_dict()) and run.scaler.get_scale() < scale
 
 
@@ -189,7 +189,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder, scaled):
         )
     )
     batches, counts = loop.load_step(run, 0)
-    _, norm, *_ = loop.train_step(run, batches, counts.cost)
+    _, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
     assert 1e-2 < norm < 1e2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 

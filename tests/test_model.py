@@ -40,7 +40,7 @@ def test_the_future_is_invisible():
 @pytest.mark.parametrize("chunk, recompute", [(0, False), (7, True)], ids=["plain", "chunked, recomputed"])
 @pytest.mark.parametrize("by_document", [True, False], ids=["one by one", "masked"])
 def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recompute, monkeypatch):
-    monkeypatch.setattr(model_module, "can_attend_by_document", lambda *where: by_document)
+    monkeypatch.setattr(model_module, "supports_varlen_attention", lambda *where: by_document)
     lengths = [13, 20, 7, 24]  # two rows of 33 and 31 positions, packed into rows of 40
     documents = [torch.randint(3, 100, (n + 1,)) for n in lengths]
     packed = [torch.zeros(2, 40, dtype=torch.long) for _ in range(2)]

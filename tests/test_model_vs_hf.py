@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
-from engine.export.hugging_face import half_rotated, hf_config, hf_name, hf_weights
+from engine.export.hugging_face import hf_config, hf_name, permute_for_hf, to_hf_state_dict
 from model import SpongeBob
 
 SCALING = {
@@ -25,7 +25,7 @@ def test_logits_and_gradients_equal_transformers_llama(kv_heads, scaling):
     ours, theirs = SpongeBob(config), LlamaForCausalLM(hf_config(config))
     for parameter in ours.parameters():  # larger than at the start, so that attention is far from even
         parameter.data.normal_(std=0.2)
-    theirs.load_state_dict(hf_weights(ours.state_dict(), config))
+    theirs.load_state_dict(to_hf_state_dict(ours.state_dict(), config))
     ids = torch.randint(97, (3, 37))
 
     logits = [model(ids).logits for model in (ours, theirs)]
@@ -37,7 +37,7 @@ def test_logits_and_gradients_equal_transformers_llama(kv_heads, scaling):
     for name, parameter in ours.named_parameters():
         wanted, found = gradients[hf_name(name)].grad, parameter.grad
         if name.endswith(("wq.weight", "wk.weight")):
-            found = half_rotated(found, config.n_heads if "wq" in name else kv_heads)
+            found = permute_for_hf(found, config.n_heads if "wq" in name else kv_heads)
         assert (found - wanted).abs().max() < 1e-4, name
 
 
@@ -48,7 +48,7 @@ def test_late_positions_are_those_of_transformers_llama():
     ours, theirs = SpongeBob(config), LlamaForCausalLM(hf_config(config))
     for parameter in ours.parameters():
         parameter.data.normal_(std=0.2)
-    theirs.load_state_dict(hf_weights(ours.state_dict(), config))
+    theirs.load_state_dict(to_hf_state_dict(ours.state_dict(), config))
     ids = torch.randint(97, (1, 1024))
     with torch.no_grad():
         assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-3

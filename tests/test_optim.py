@@ -14,7 +14,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 @pytest.mark.parametrize("dtype, rtol, atol", [("float32", 1e-2, 1e-4), ("bfloat16", 0.0, 0.03)])
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16)], ids=["square", "wide", "tall"])
 def test_orthogonalising_applies_the_polynomial_to_the_singular_values_alone(shape, dtype, rtol, atol, monkeypatch):
-    monkeypatch.setattr(optim, "pick_dtype", lambda *_: getattr(torch, dtype))  # whatever this machine is fast in
+    monkeypatch.setattr(optim, "resolve_dtype", lambda *_: getattr(torch, dtype))  # whatever this machine is fast in
     torch.manual_seed(0)
     x = torch.randn(shape)
     u, sizes, v = torch.linalg.svd(x.double(), full_matrices=False)
@@ -64,7 +64,7 @@ def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name
 def test_the_schedule_reaches_every_weight_and_the_moments_are_llamas(name):
     model = SpongeBob(LLMConfig(dim=64, n_layers=1, n_heads=4))
     optimizers = optim.build(model, Training(optimizer=name, learning_rate=1e-3))
-    optim.set_rate(optimizers, 0.25)
+    optim.set_lr(optimizers, 0.25)
     assert {group["lr"] for optimizer in optimizers for group in optimizer.param_groups} == {0.25}
     assert {group["betas"] for group in optimizers[-1].param_groups} == {(0.9, 0.95)}
 
@@ -84,8 +84,8 @@ def test_one_rate_serves_both_optimizers():
 
 @pytest.mark.parametrize("name, last", [("cosine", 0.1), ("linear", 1 / 90), ("wsd", 1 / 20)])
 def test_a_schedule_is_right_at_its_corners(name, last):
-    rate = optim.schedule(name, peak=3.0, steps=100, warmup=10)
-    rates = [rate(step) for step in range(100)]
+    lr = optim.schedule(name, max_lr=3.0, steps=100, warmup=10)
+    rates = [lr(step) for step in range(100)]
     assert rates[0] == pytest.approx(3 / 11) and rates[9] == pytest.approx(30 / 11) and rates[10] == pytest.approx(3)
     assert rates[99] == pytest.approx(3 * last)
     assert max(rates) <= 3 * (1 + 1e-12) and min(rates) > 0
@@ -95,22 +95,22 @@ def test_a_schedule_is_right_at_its_corners(name, last):
 
 
 def test_wsd_is_flat_and_then_falls_in_a_straight_line():
-    rate = optim.schedule("wsd", peak=1.0, steps=50, warmup=5, decay_share=0.4)
-    assert [rate(step) for step in range(5, 31)] == [1.0] * 26
-    assert [rate(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
+    lr = optim.schedule("wsd", max_lr=1.0, steps=50, warmup=5, decay_share=0.4)
+    assert [lr(step) for step in range(5, 31)] == [1.0] * 26
+    assert [lr(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 def test_a_run_of_one_step_without_warmup_takes_it_at_the_peak(name):
-    assert optim.schedule(name, peak=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
+    assert optim.schedule(name, max_lr=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
 def test_a_warmup_that_does_not_fit_is_refused_with_its_numbers(warmup):
     with pytest.raises(ValueError, match=f"warmup_iters={warmup} .* 10 steps"):
-        optim.schedule("cosine", peak=1.0, steps=10, warmup=warmup)
+        optim.schedule("cosine", max_lr=1.0, steps=10, warmup=warmup)
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="'step' is not known, expected one of cosine"):
-        optim.schedule("step", peak=1.0, steps=10, warmup=0)
+        optim.schedule("step", max_lr=1.0, steps=10, warmup=0)

@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from factories import cost
+from factories import loss_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import TokenCache
 from engine.loss import count
-from engine.packing import Batches, Pieces, cut_conversations, pack, pack_dense, split_documents
+from engine.packing import Batches, Segments, pack, pack_dense, split_documents, truncate_conversations
 
 ROW_LEN = 16
 
@@ -30,11 +30,11 @@ def made(lengths) -> TokenCache:
 
 
 def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, table=None, **split) -> Batches:
-    pieces = split_documents(cache, np.arange(len(cache)), row_len)
+    segments = split_documents(cache, np.arange(len(cache)), row_len)
     return Batches(
         cache,
-        pack(pieces, row_len, 0),
-        table or cost(),
+        pack(segments, row_len, 0),
+        table or loss_weights(),
         batch_size=batch_size,
         rows_per_step=rows_per_step,
         seed=seed,
@@ -69,12 +69,12 @@ def same(one, other) -> bool:
 @given(st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(1, n), max_size=60))))
 def test_pack_loses_no_prediction_and_repeats_none(case):
     row_len, lengths = case
-    pieces = Pieces(np.arange(len(lengths)) * 100, np.array(lengths, dtype=np.int64))
-    rows = pack(pieces, row_len, seed=3)
+    segments = Segments(np.arange(len(lengths)) * 100, np.array(lengths, dtype=np.int64))
+    rows = pack(segments, row_len, seed=3)
     contents = [rows.order[begin:end] for begin, end in zip(rows.bounds[:-1], rows.bounds[1:], strict=True)]
-    assert len(contents) == len(rows) and all(0 < pieces.lengths[content].sum() <= row_len for content in contents)
-    packed = Counter((int(pieces.starts[i]), int(pieces.lengths[i])) for content in contents for i in content)
-    assert packed == Counter(zip(pieces.starts.tolist(), lengths, strict=True))
+    assert len(contents) == len(rows) and all(0 < segments.lengths[content].sum() <= row_len for content in contents)
+    packed = Counter((int(segments.starts[i]), int(segments.lengths[i])) for content in contents for i in content)
+    assert packed == Counter(zip(segments.starts.tolist(), lengths, strict=True))
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -93,8 +93,10 @@ def test_every_label_comes_exactly_once_an_epoch_and_is_the_next_token_of_its_do
 
 def test_only_the_documents_asked_for_are_packed(corpus):
     chosen = np.array([3, 8, 50])
-    pieces = split_documents(corpus, chosen, ROW_LEN)
-    labels = [start + 1 + i for start, length in zip(pieces.starts, pieces.lengths, strict=True) for i in range(length)]
+    segments = split_documents(corpus, chosen, ROW_LEN)
+    labels = [
+        start + 1 + i for start, length in zip(segments.starts, segments.lengths, strict=True) for i in range(length)
+    ]
     assert sorted(labels) == [at for d in chosen for at in range(corpus.offsets[d] + 1, corpus.offsets[d + 1])]
 
 
@@ -103,34 +105,34 @@ def test_rows_are_at_least_98_percent_full():
     starts = np.concatenate([[0], lengths]).cumsum()
     cache = TokenCache(None, None, None, starts, None, {})
     rows = pack_dense(split_documents(cache, np.arange(len(lengths)), 512), 512, 8, 0)
-    assert rows.density >= 0.98 and rows.row_len == 512
+    assert rows.fill_ratio >= 0.98 and rows.row_len == 512
 
 
 def test_long_conversations_share_longer_rows_until_these_are_dense():
     """More than half a row each: none fits beside another, and yet at most 2 % may be empty."""
     lengths = np.random.Generator(np.random.Philox(0)).integers(513, 1025, 4_000)
-    pieces = Pieces(np.arange(len(lengths)), lengths)
-    assert pack(pieces, 1024, 0).density < 0.8
-    rows = pack_dense(pieces, 1024, 16, 0)
-    assert rows.density >= 0.98 and rows.max_seq_len == 1024 and rows.row_len in (8 * 1024, 16 * 1024)
-    assert pack_dense(pieces, 1024, 12, 0).row_len in (6 * 1024, 12 * 1024)  # what divides a batch
-    assert pack_dense(pieces, 1024, 1, 0).row_len == 1024
+    segments = Segments(np.arange(len(lengths)), lengths)
+    assert pack(segments, 1024, 0).fill_ratio < 0.8
+    rows = pack_dense(segments, 1024, 16, 0)
+    assert rows.fill_ratio >= 0.98 and rows.max_seq_len == 1024 and rows.row_len in (8 * 1024, 16 * 1024)
+    assert pack_dense(segments, 1024, 12, 0).row_len in (6 * 1024, 12 * 1024)  # what divides a batch
+    assert pack_dense(segments, 1024, 1, 0).row_len == 1024
 
 
 def test_each_piece_goes_where_it_leaves_the_least_space():
-    rows = pack(Pieces(np.arange(5), np.array([9, 7, 3, 1, 1])), 10, 0)
-    assert [rows.pieces.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [
+    rows = pack(Segments(np.arange(5), np.array([9, 7, 3, 1, 1])), 10, 0)
+    assert [rows.segments.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [
         [9, 1],
         [7, 3],
         [1],
     ]
-    rows = pack(Pieces(np.arange(4), np.array([7, 6, 3, 1])), 10, 0)  # the 3 fits into both rows
-    assert [rows.pieces.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [[7, 3], [6, 1]]
+    rows = pack(Segments(np.arange(4), np.array([7, 6, 3, 1])), 10, 0)  # the 3 fits into both rows
+    assert [rows.segments.lengths[row].tolist() for row in np.split(rows.order, rows.bounds[1:-1])] == [[7, 3], [6, 1]]
 
 
 def test_equal_lengths_meet_by_the_seed_and_not_in_file_order():
-    pieces = Pieces(np.arange(100), np.full(100, 4))
-    orders = [pack(pieces, 16, seed).order.tolist() for seed in (0, 0, 1)]
+    segments = Segments(np.arange(100), np.full(100, 4))
+    orders = [pack(segments, 16, seed).order.tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2] and orders[0] != sorted(orders[0])
 
 
@@ -148,8 +150,8 @@ def chats(tokenizer):
     ids, classes = (np.concatenate(part) for part in zip(*documents, strict=True))
     cache = cache_of(ids, classes, [len(document.ids) for document in documents])
 
-    def decode(pieces, i):
-        tokens = cache.ids[pieces.starts[i] : pieces.starts[i] + pieces.lengths[i] + 1]
+    def decode(segments, i):
+        tokens = cache.ids[segments.starts[i] : segments.starts[i] + segments.lengths[i] + 1]
         return tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
 
     return cache, decode
@@ -165,18 +167,18 @@ def answer_ends(cache) -> np.ndarray:
 def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, missing):
     cache, decode = chats
     row_len = answer_ends(cache)[last] - missing
-    pieces = cut_conversations(cache, np.arange(2), row_len)
-    text, kept = decode(pieces, 0), last + 1 - missing
+    segments = truncate_conversations(cache, np.arange(2), row_len)
+    text, kept = decode(segments, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert pieces.lengths[0] <= row_len and pieces.cut == (1, 0, 0)
-    assert cache.offsets[:1] == pieces.starts[:1] and len(pieces.starts) == 2
-    assert pieces.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
+    assert segments.lengths[0] <= row_len and segments.cut == (1, 0, 0)
+    assert cache.offsets[:1] == segments.starts[:1] and len(segments.starts) == 2
+    assert segments.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
 
 def test_a_conversation_without_a_complete_answer_is_cut(chats):
     cache, decode = chats
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    tail = cut_conversations(cache, np.arange(1), first_learned + 3)
+    tail = truncate_conversations(cache, np.arange(1), first_learned + 3)
     assert tail.lengths.tolist() == [first_learned + 3]
     assert tail.cut == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
@@ -185,9 +187,9 @@ def test_a_conversation_without_a_complete_answer_is_cut(chats):
 def test_a_conversation_without_an_answer_is_dropped(chats):
     cache, _ = chats
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    one_label = cut_conversations(cache, np.arange(1), first_learned)
+    one_label = truncate_conversations(cache, np.arange(1), first_learned)
     assert one_label.lengths.tolist() == [first_learned]
-    nothing = cut_conversations(cache, np.arange(1), first_learned - 1)
+    nothing = truncate_conversations(cache, np.arange(1), first_learned - 1)
     assert len(nothing.starts) == len(nothing.lengths) == 0
     assert nothing.cut == (0, 0, 1)
 
@@ -226,7 +228,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_epoch_and_seed(corpus):
 
 def test_two_ranks_read_the_rows_of_one(corpus):
     alone = batches_of(corpus, batch_size=2, rows_per_step=8)
-    ranks = [batches_of(corpus, batch_size=2, rows_per_step=8, rank=rank, world=2) for rank in (0, 1)]
+    ranks = [batches_of(corpus, batch_size=2, rows_per_step=8, rank=rank, world_size=2) for rank in (0, 1)]
     assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch} and len(alone.rows) % 8
     for step in range(alone.steps_per_epoch):
         expected = alone.step(step)
@@ -247,10 +249,15 @@ def test_the_last_partial_step_is_filled_with_empty_rows_of_class_0(corpus):
 
 def test_rows_that_do_not_divide_and_no_rows_are_refused(corpus):
     with pytest.raises(ValueError, match="10 rows a step do not divide into 2 ranks x 3 rows"):
-        batches_of(corpus, batch_size=3, rows_per_step=10, world=2)
+        batches_of(corpus, batch_size=3, rows_per_step=10, world_size=2)
     with pytest.raises(ValueError, match="no rows"):
         Batches(
-            corpus, pack(split_documents(corpus, np.arange(0), 8), 8, 0), cost(), batch_size=1, rows_per_step=1, seed=0
+            corpus,
+            pack(split_documents(corpus, np.arange(0), 8), 8, 0),
+            loss_weights(),
+            batch_size=1,
+            rows_per_step=1,
+            seed=0,
         )
 
 
@@ -258,7 +265,7 @@ def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes(
     cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
-    batches = batches_of(cache, row_len=8, batch_size=1, rows_per_step=2, table=cost(3.0))  # 2 of 8 stay empty
+    batches = batches_of(cache, row_len=8, batch_size=1, rows_per_step=2, table=loss_weights(3.0))  # 2 of 8 stay empty
     counted = count(batches.step(0), sizes, batches.positions(0))
-    assert (counted.cost, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    assert (counted.loss_weights, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
     assert (counted + counted).positions == 12

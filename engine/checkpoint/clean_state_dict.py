@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from Config import LLMConfig
-from engine.console import printable, say
-from engine.corpus.file_types import LOOKED_AT, what_is
+from engine.console import print0, printable
+from engine.corpus.file_types import HEADER_BYTES, detect_file_type
 from model import rope_frequencies
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")  # {"model": weights, ...}
@@ -28,7 +28,7 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
     """({Meta's name: tensor}, {name: buffer that can be computed}) of what a file holds."""
     wrapper = next((name for name in WRAPPERS if _holds_tensors(content.get(name))), None)
     if wrapper and not _holds_tensors(content):
-        say(f'{path}: the weights are taken out of "{wrapper}"')
+        print0(f'{path}: the weights are taken out of "{wrapper}"')
         content = content[wrapper]
     for name, value in content.items():
         if not isinstance(value, Tensor) or not isinstance(name, str):
@@ -42,7 +42,7 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
     while weights and (part := next((p for p in IN_FRONT if all(name.startswith(p) for name in weights)), None)):
         weights, taken = _renamed(weights, {name: name.removeprefix(part) for name in weights}, path), [*taken, part]
     if taken:
-        say(f"{path}: {', '.join(taken)} taken off the names of its weights")
+        print0(f"{path}: {', '.join(taken)} taken off the names of its weights")
     buffers = {name: tensor for name, tensor in weights.items() if BUFFER.fullmatch(name)}
     weights = {name: tensor for name, tensor in weights.items() if name not in buffers}
     _check_numbers(weights, path)
@@ -95,8 +95,8 @@ def check_buffers(buffers: dict[str, Tensor], config: LLMConfig, path: Path) -> 
 def why_unreadable(path: Path, error: Exception) -> str:
     """One line on what a file is that torch cannot read as tensors: torch's own runs over twenty."""
     with open(path, "rb") as file:
-        head = file.read(LOOKED_AT)
-    found = what_is(head)
+        head = file.read(HEADER_BYTES)
+    found = detect_file_type(head)
     if found and not head.startswith(b"PK"):
         return f"{found[0]}, no checkpoint"
     if re.match(rb".{8}\{\s*\"", head, re.DOTALL):

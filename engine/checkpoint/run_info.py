@@ -6,24 +6,24 @@ from typing import Any
 
 from engine.checkpoint.weights import read_tensors
 
-VERSION = 4  # raise it when an older state cannot be continued
+VERSION = 5  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
 WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
-    "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world": int},
+    "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world_size": int},
     "progress": {
         "step": int,
         "tokens": int,
         "seconds": float,
-        "before": dict,
+        "initial_validation": dict,
         "validation": dict,
-        "validated": int,
+        "last_validation_step": int,
         "skipped": int,
-        "skipped_in_a_row": int,
+        "consecutive_skips": int,
         "window_counts": dict,
         "window_seconds": float,
-        "window_waiting": float,
+        "window_data_wait": float,
     },
     "scaler": {},
 }

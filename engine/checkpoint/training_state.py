@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from engine.checkpoint.run_info import RunInfo
 from engine.checkpoint.safe_reader import PlainReader
-from engine.checkpoint.weights import problems_between
+from engine.checkpoint.weights import check_names_and_shapes
 from engine.console import warn
-from engine.files import first_line, sync_folder, write_json, write_whole
+from engine.files import atomic_write, first_line, sync_folder, write_json
 
 # A run of one process writes its states with the same code, and torch finds that worth a warning a save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 # -------------------------------------------------------------------------------------------------- what is saved
 
 
-def copy_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def snapshot_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """model.<name> and optimizer.<name>.<value>, copied to the CPU; a process's shard stays its shard."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     live = {f"model.{name}": parameter for parameter, name in names.items()}
@@ -72,7 +72,7 @@ def write(
         dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
         if not main:
             return
-        write_whole(temporary / "run.pt", lambda path: torch.save(vars(info), path))
+        atomic_write(temporary / "run.pt", lambda path: torch.save(vars(info), path))
         files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
         seals = {path.relative_to(temporary).as_posix(): _seal(path) for path in files}
         sync_folder(temporary / "tensors")
@@ -144,7 +144,7 @@ def find_newest(folder: Path) -> Path | None:
     return None
 
 
-def set_aside(path: Path) -> None:
+def quarantine(path: Path) -> None:
     """Rename a state that is not to be continued; nothing deletes it."""
     number = 1
     while (target := path.with_name(f"{path.name}.aside{number}")).exists():
@@ -153,14 +153,14 @@ def set_aside(path: Path) -> None:
     os.replace(path, target)
 
 
-def set_aside_newer(folder: Path, step: int) -> None:
+def quarantine_newer(folder: Path, step: int) -> None:
     """Rename the states after `step`, damaged or not, so that a later --resume does not continue them."""
     for newer in list_states(folder):
         if int(newer.name) > step:
-            set_aside(newer)
+            quarantine(newer)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_unfinished_states(folder: Path) -> None:
     """What writers that were killed left behind."""
     for path in folder.glob("*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -213,4 +213,4 @@ def _refuse_misfits(path: Path, saved: dict, parameters: dict[str, nn.Parameter]
     for name in found:  # an optimizer's values: one for every weight, beside the count of its steps
         if not name.startswith("model.") and _owner(name) in parameters:
             expected[name] = () if name.endswith(".step") else tuple(parameters[_owner(name)].shape)
-    problems_between(path, expected, found, [f"{name} is not a tensor" for name in odd])
+    check_names_and_shapes(path, expected, found, [f"{name} is not a tensor" for name in odd])

@@ -14,11 +14,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from Config import LLMConfig, stretched
+from Config import LLMConfig, scale_rope
 from engine.checkpoint.clean_state_dict import check_buffers, plain_weights, why_unreadable
-from engine.console import printable, say, warn
-from engine.files import first_line, write_json, write_whole
-from engine.machine.parallel import whole
+from engine.console import print0, printable, warn
+from engine.files import atomic_write, first_line, write_json
+from engine.machine.parallel import full_tensor
 from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
 from engine.tokenizer import fingerprint
 from model import SpongeBob
@@ -26,11 +26,11 @@ from model import SpongeBob
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def cpu_weights(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
+def full_state_dict(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
     """The fp32 state dict on the CPU. Under FSDP every rank has to call this; {} for those that do not keep it."""
     weights = {}
     for name, parameter in model.named_parameters():
-        full = whole(parameter.detach())
+        full = full_tensor(parameter.detach())
         if kept:
             weights[name] = full.cpu().float()
     return tied(weights) if kept else {}
@@ -41,7 +41,7 @@ def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
 
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
     total = hashlib.blake2b(digest_size=6)
     for name, weight in sorted(weights.items()):
@@ -51,7 +51,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: torch.save(weights, temporary))
+    atomic_write(path, lambda temporary: torch.save(weights, temporary))
     write_json(path.with_suffix(".json"), meta)
 
 
@@ -120,7 +120,7 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
             (f"RoPE theta {theta:g} is", rope_theta, "--rope_theta"),
         )
     )
-    say(f"{path}: no .json beside it, the shape is read off the tensors; {taken}")
+    print0(f"{path}: no .json beside it, the shape is read off the tensors; {taken}")
     return {
         "dim": dim,
         "n_layers": len(layers),
@@ -132,7 +132,7 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
     }
 
 
-def problems_between(
+def check_names_and_shapes(
     path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: Sequence[str] = ()
 ) -> None:
     """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
@@ -154,7 +154,7 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
     weights = {"output.weight": tied, **weights} if tied is not None else weights
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    problems_between(path, expected, found)
+    check_names_and_shapes(path, expected, found)
     assert tied is not None  # or it would be missing
     if not torch.equal(weights["output.weight"], tied):
         raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
@@ -193,8 +193,8 @@ def load_model(
                 f"--rope_scaling {rope_scaling:g} is for rows longer than before: {known}, "
                 f"--max_seq_len is {config.max_seq_len}"
             )
-        config.rope_parameters = stretched(config.rope_parameters, rope_scaling, trained_for)
-        say(f"{path}: rotary positions stretched by {rope_scaling:g}, rows {trained_for} -> {config.max_seq_len}")
+        config.rope_parameters = scale_rope(config.rope_parameters, rope_scaling, trained_for)
+        print0(f"{path}: rotary positions stretched by {rope_scaling:g}, rows {trained_for} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
     return model, meta
@@ -219,15 +219,18 @@ def open_checkpoint(
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     if path.stem in ORIGINAL_NAMES.values():
-        say(f"{path}: the original scripts' name, taken as this stage's model")
+        print0(f"{path}: the original scripts' name, taken as this stage's model")
     shape = {"n_heads": n_heads, "rope_theta": rope_theta, "max_seq_len": max_seq_len, "rope_scaling": rope_scaling}
     model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
-    model.known_tokens = tokenizer.get_vocab_size()
-    if model.config.vocab_size < model.known_tokens:
-        raise ValueError(f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {model.known_tokens}")
-    if model.config.vocab_size > model.known_tokens:
-        say(f"{path}: {model.config.vocab_size} tokens, {tokenizer_dir} has {model.known_tokens}: no other is sampled")
+    model.num_known_tokens = tokenizer.get_vocab_size()
+    if model.config.vocab_size < model.num_known_tokens:
+        raise ValueError(f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {model.num_known_tokens}")
+    if model.config.vocab_size > model.num_known_tokens:
+        print0(
+            f"{path}: {model.config.vocab_size} tokens, {tokenizer_dir} has {model.num_known_tokens}: the others "
+            "are never sampled"
+        )
     return model, meta
 
 
@@ -243,7 +246,7 @@ def open_chosen(chosen: Checkpoint, tokenizer: Tokenizer, path: Path | None = No
     )
 
 
-def shape_json(config: LLMConfig) -> dict:
+def config_dict(config: LLMConfig) -> dict:
     """The numbers from which LLMConfig(**...) makes the same shape again."""
     names = (
         "dim",

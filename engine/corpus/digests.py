@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.files import write_whole
+from engine.files import atomic_write
 
 
 def content_digest(path: Path, cache_dir: Path) -> str:
@@ -18,7 +18,7 @@ def content_digest(path: Path, cache_dir: Path) -> str:
         digest = f"{stat.st_size}:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**_read_book(book), name: [stat.st_size, stat.st_mtime_ns, digest]})
-    write_whole(book, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    atomic_write(book, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     return digest
 
 

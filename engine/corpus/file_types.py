@@ -3,7 +3,7 @@
 import re
 import tarfile
 
-LOOKED_AT = 512  # bytes; a tar header is as long
+HEADER_BYTES = 512  # bytes; a tar header is as long
 GZIP = b"\x1f\x8b"
 PANDAS = "python -c \"import pandas; pandas.read_{}({{name}}).to_json('{{out}}.jsonl', orient='records', lines=True)\""
 
@@ -30,7 +30,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-def what_is(head: bytes) -> tuple[str, str] | None:
+def detect_file_type(head: bytes) -> tuple[str, str] | None:
     """What a file that begins so is, and how it becomes JSONL; None where it may be JSONL."""
     head = head.removeprefix(b"\xef\xbb\xbf")
     for pattern, what, command in KINDS:

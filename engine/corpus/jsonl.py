@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.console import printable, warn
-from engine.corpus.file_types import GZIP, LOOKED_AT, what_is
+from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
 from engine.reasoning import TAGS
 from engine.schemas import BadRow, EmptyRow
 
@@ -44,14 +44,14 @@ def blocks(path: Path, advance: Callable[[int], object] = lambda count: None) ->
 
 def _unpacked(raw: BinaryIO, path: Path) -> Readable:
     """The lines of a file whatever its name says; ValueError names what is no JSONL by its first bytes."""
-    head = raw.read(LOOKED_AT)
+    head = raw.read(HEADER_BYTES)
     raw.seek(0)
     stream: Readable = raw
     if head.startswith(GZIP):
         stream = gzip.GzipFile(fileobj=raw)
-        head = _read(stream, LOOKED_AT, path)
+        head = _read(stream, HEADER_BYTES, path)
         stream.seek(0)
-    if found := what_is(head):
+    if found := detect_file_type(head):
         what, command = found
         names = {"path": shlex.quote(str(path)), "name": repr(str(path)), "out": path.name.split(".")[0]}
         raise ValueError(f"{path}: {what}, not JSONL. {command.format(**names)}")
@@ -204,7 +204,7 @@ class RowReport:
                 held = ", ".join(f"{printable(mark)} in {rows} rows" for mark, rows in marks.items())
                 out = "take them out of the file"
                 if counts.about("schema").keys() == {"text"}:
-                    out += ", or give --marks_are_borders where <s> and </s> stand between documents"
+                    out += ", or give --split_on_special_tokens where <s> and </s> stand between documents"
                 warn(f"{name}: control marks stand in the words and are learned as letters: {held}; {out}")
 
     def totals(self) -> dict[str, Any]:

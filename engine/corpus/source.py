@@ -6,21 +6,21 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from engine.console import say
-from engine.files import file_inside
+from engine.console import print0
+from engine.files import resolve_download_path
 from engine.options import DOWNLOAD, Data
 
 
 def files_of(data: Data) -> list[Path]:
     """The JSONL files or the finished cache that a run reads; fetches the stage's file where --download says so."""
-    if data.download and not file_inside(Path(data.data_file)).is_file():
+    if data.download and not resolve_download_path(Path(data.data_file)).is_file():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             command = DOWNLOAD.format(data.data_file)
             raise ValueError(f"--download: not by several processes at once; before them run {command}")
         download(data.data_file)
     for path in data.paths:
         if path.name == path.parent.name:
-            say(f"{path.parent} is a folder: reading {path.name} in it")
+            print0(f"{path.parent} is a folder: reading {path.name} in it")
     return data.paths
 
 

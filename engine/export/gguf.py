@@ -15,9 +15,9 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
-from engine.checkpoint.weights import cpu_weights
-from engine.export.hugging_face import refuse_overflow
-from engine.files import write_whole
+from engine.checkpoint.weights import full_state_dict
+from engine.export.hugging_face import check_float16_range
+from engine.files import atomic_write
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, rope_frequencies
 
@@ -86,7 +86,7 @@ def tensor_of(name: str, weight: Tensor, kind: Any) -> np.ndarray:
             f"--dtype q8_0: rows of {name} have {weight.shape[1]} numbers, no multiple of the {BLOCK} of a scale"
         )
     if kind.name == "F16":
-        refuse_overflow(name, weight)
+        check_float16_range(name, weight)
     return gguf.quants.quantize(weight.numpy(), kind)
 
 
@@ -184,7 +184,7 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if config.rope_parameters["rope_type"] != "default":
         writer.add_tensor("rope_freqs.weight", rope_divisors(config).numpy())
-    for name, weight in cpu_weights(model).items():
+    for name, weight in full_state_dict(model).items():
         if name != "output.weight":  # it is the embedding; a file without one says so
             data = tensor_of(name, weight, kind)
             writer.add_tensor(gguf_name(name), data, raw_dtype=None if weight.dim() == 1 else kind)
@@ -196,6 +196,6 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
         writer.close()
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, write)
+    atomic_write(target, write)
     text = modelfile(target.name, config, meta.get("stage") != "pretrain")
-    write_whole(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"))

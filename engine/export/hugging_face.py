@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE
-from engine.checkpoint.weights import cpu_weights
-from engine.console import say
+from engine.checkpoint.weights import full_state_dict
+from engine.console import print0
 from engine.files import write_json
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob
@@ -40,13 +40,13 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{NAMES[inner.removesuffix('.weight')]}.weight"
 
 
-def half_rotated(weight: Tensor, heads: int) -> Tensor:
+def permute_for_hf(weight: Tensor, heads: int) -> Tensor:
     """wq or wk (heads * D, C) for Hugging Face's RoPE, which pairs row i of a head with row i + D/2, not with i + 1."""
     out, width = weight.shape
     return weight.view(heads, out // heads // 2, 2, width).transpose(1, 2).reshape(out, width)
 
 
-def refuse_overflow(name: str, weight: Tensor) -> None:
+def check_float16_range(name: str, weight: Tensor) -> None:
     """ValueError: a weight that would be infinite in float16."""
     if (largest := weight.abs().max().item()) > torch.finfo(torch.float16).max:
         raise ValueError(f"--dtype float16: {name} holds {largest:g}, more than float16 can; bfloat16 can")
@@ -58,17 +58,17 @@ def side_by_side(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, 2, out // heads // 2, width).transpose(1, 2).reshape(out, width)
 
 
-def hf_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+def to_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
     """The state dict of the LlamaForCausalLM that computes the same."""
     heads = {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
     converted = {}
     for name, weight in weights.items():
         inner = name.split(".", 2)[-1]
-        converted[hf_name(name)] = half_rotated(weight, heads[inner]) if inner in heads else weight
+        converted[hf_name(name)] = permute_for_hf(weight, heads[inner]) if inner in heads else weight
     return converted
 
 
-def our_weights(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+def from_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
     """The inverse of hf_weights; a name that has no place here is left as it is."""
     ours = {theirs: name for name, theirs in NAMES.items()}
     outside = {"lm_head.weight": "output.weight", "embed_tokens.weight": "tok_embeddings.weight"}
@@ -117,15 +117,15 @@ def to_hf(
     tokenizer = load_tokenizer(tokenizer_dir)
     names = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
     if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # as byte-level BPE spells a line break
-        say(
+        print0(
             f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
             "encoded otherwise by other programs: they encode the role's line together with it"
         )
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
-    llama.load_state_dict(hf_weights(cpu_weights(model), model.config), strict=True)
+    llama.load_state_dict(to_hf_state_dict(full_state_dict(model), model.config), strict=True)
     for name, weight in llama.named_parameters() if dtype == "float16" else ():
-        refuse_overflow(name, weight)
+        check_float16_range(name, weight)
     llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
     llama.save_pretrained(folder)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from Config import LLMConfig
 from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
-from engine.checkpoint.weights import cpu_weights, load_weights, read_tensors, save_weights, shape_json
-from engine.console import say
-from engine.export.hugging_face import our_weights
+from engine.checkpoint.weights import config_dict, full_state_dict, load_weights, read_tensors, save_weights
+from engine.console import print0
+from engine.export.hugging_face import from_hf_state_dict
 from engine.files import first_line
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
@@ -48,11 +48,11 @@ def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
     weights, config = read(folder, max_seq_len)
     model = SpongeBob(config)
     load_weights(model, weights, folder)
-    meta: dict[str, Any] = {"parent": None, "imported": folder.name, "config": shape_json(config)}
+    meta: dict[str, Any] = {"parent": None, "imported": folder.name, "config": config_dict(config)}
     if (folder / "tokenizer.json").is_file():
         meta["tokenizer"] = fingerprint(load_tokenizer(folder))
-        say(f"{folder}: its tokenizer is {meta['tokenizer']}; where yours differs, give --tokenizer_dir {folder}")
-    save_weights(target, cpu_weights(model), meta)
+        print0(f"{folder}: its tokenizer is {meta['tokenizer']}; where yours differs, give --tokenizer_dir {folder}")
+    save_weights(target, full_state_dict(model), meta)
 
 
 def _config(file: Path, shape: dict) -> LLMConfig:
@@ -105,7 +105,7 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
         raise ValueError(f"{file}: tie_word_embeddings is false and no lm_head.weight is there: half of it is missing")
     weights, _ = plain_weights(weights, folder)
     try:
-        return our_weights(weights, config), config
+        return from_hf_state_dict(weights, config), config
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dataset import DEFAULT_SYSTEM
-from engine.checkpoint.weights import cpu_weights, open_checkpoint
-from engine.files import write_whole
-from engine.generate.fast_decoder import round_rows
+from engine.checkpoint.weights import full_state_dict, open_checkpoint
+from engine.files import atomic_write
+from engine.generate.fast_decoder import quantize_per_row
 from engine.reasoning import TAGS
 from engine.talk.terminal import SUGGESTIONS
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
@@ -45,7 +45,7 @@ def pack(weights: dict[str, Tensor], kind: str) -> tuple[bytes, list[list], int]
         if weight.dim() == 1:
             numbers.append(weight)
         elif kind == "int8":
-            matrix, scales = round_rows(weight)
+            matrix, scales = quantize_per_row(weight)
             numbers.append(scales.flatten())
             codes.append(matrix)
         else:
@@ -85,9 +85,9 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
 def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
     """What the page needs of a model beside the bytes, and the bytes."""
     config = model.config
-    weights = cpu_weights(model)
+    weights = full_state_dict(model)
     del weights["output.weight"]  # the embedding
-    known = model.known_tokens  # the other rows have no text, and are neither read nor sampled
+    known = model.num_known_tokens  # the other rows have no text, and are neither read nor sampled
     weights["tok_embeddings.weight"] = weights["tok_embeddings.weight"][:known]
     content, tensors, floats = pack(weights, kind)
     chats = stage != "pretrain"
@@ -154,4 +154,4 @@ def write_page(
         contents.append(content)
     content = assemble(data, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, lambda temporary: temporary.write_bytes(content.encode("utf-8", "backslashreplace")))
+    atomic_write(target, lambda temporary: temporary.write_bytes(content.encode("utf-8", "backslashreplace")))

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.generate.fast_decoder import Cache, Decoder, Matrix
 from engine.generate.kv_cache import KVCache
 from engine.machine.parallel import keep_compiled_code_by_cpu
-from model import SpongeBob, rope_table, rotate
+from model import SpongeBob, apply_rotary_emb, rope_cos_sin
 
 OPTIONS = {
     # Of all that the function reads, only the number of rows and positions ever changes, and it may: to look at each
@@ -100,11 +100,11 @@ class Compiled(Decoder):
         places = torch.arange(kept[0].shape[1])
         new = (places == positions[:, None])[..., None, None]  # (B, S, 1, 1)
         unseen = (places > positions[:, None])[..., None, None]
-        cos, sin = (once(table) for table in rope_table(config, positions[:, None]))
+        cos, sin = (once(table) for table in rope_cos_sin(config, positions[:, None]))
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
         for layer, past in zip(self.layers, kept, strict=True):
             qkv = times(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
-            q, k = once(rotate(qkv[:, :, : heads + shared], cos, sin))[:, 0].split([heads, shared], dim=1)
+            q, k = once(apply_rotary_emb(qkv[:, :, : heads + shared], cos, sin))[:, 0].split([heads, shared], dim=1)
             kv = once(torch.stack([k, qkv[:, 0, heads + shared :]], dim=1))  # (B, 2, K, D)
             k, v = (torch.where(new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
             q = once(q * config.head_dim**-0.5).view(rows, 1, shared, -1, config.head_dim)  # (B, 1, K, H/K, D)

@@ -26,7 +26,7 @@ from engine.generate.detokenizer import TextStream
 from engine.generate.fast_decoder import Decoder
 from engine.generate.kv_cache import KVCache, PackedPrompts
 from engine.generate.sampling import Sampling, choose
-from model import SpongeBob, product_dtype
+from model import SpongeBob, compute_dtype
 
 PREFILL = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
 
@@ -54,7 +54,7 @@ class Request:
     _cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self._chances = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same on every device
+        self._generator = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same on every device
 
     @property
     def written(self) -> str:
@@ -67,7 +67,7 @@ class Request:
 
     def chance(self) -> float:
         """A uniform random number of this request alone."""
-        return 0.0 if self.sampling.greedy else torch.rand((), generator=self._chances).item()
+        return 0.0 if self.sampling.greedy else torch.rand((), generator=self._generator).item()
 
     def take(self, token: int, logprob: TokenLogprob | None) -> None:
         """Add the next token; end the answer if it was the last."""
@@ -90,20 +90,20 @@ class Request:
         self.ended = why  # last: another thread that sees it finds the whole text
 
 
-class Slots:
+class GenerationEngine:
     """Room for `count` requests at once, each of `capacity` tokens, prompt and answer together."""
 
     def __init__(self, decoder: Decoder, count: int, capacity: int):
         model, weight = decoder.model, decoder.model.tok_embeddings.weight
         self.model, self.decoder, self.device = model, decoder, weight.device
         self.count, self.capacity = count, capacity
-        self.cache = KVCache(model.config, count, capacity, weight.device, product_dtype(weight))
+        self.cache = KVCache(model.config, count, capacity, weight.device, compute_dtype(weight))
         self.waiting: deque[Request] = deque()
-        self.seated: list[Request] = []  # the request of each row of the cache that is in use
+        self.running: list[Request] = []  # the request of each row of the cache that is in use
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.seated)
+        return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> Request:
         """Let a request wait for a slot. Its answer is cut where the capacity ends.
@@ -125,30 +125,30 @@ class Slots:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
-        cancelled = self._let_cancelled_go()
-        older = len(self.seated)
-        self._seat()  # before anything is computed: where that fails, none of them is lost
-        if not self.seated:
+        cancelled = self._abort_cancelled()
+        older = len(self.running)
+        self._admit()  # before anything is computed: where that fails, none of them is lost
+        if not self.running:
             return cancelled
-        parts = [self._read_last_tokens(self.seated[:older])] if older else []
-        parts += [self._read_prompts(self.seated[older:], older)] if older < len(self.seated) else []
+        parts = [self._read_last_tokens(self.running[:older])] if older else []
+        parts += [self._read_prompts(self.running[older:], older)] if older < len(self.running) else []
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
         logits = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()  # (B, V)
-        logits[:, self.model.known_tokens :] = -torch.inf
-        for request, token, logprob in zip(self.seated, *self._choose(logits), strict=True):
+        logits[:, self.model.num_known_tokens :] = -torch.inf
+        for request, token, logprob in zip(self.running, *self._choose(logits), strict=True):
             request.take(token, logprob)
-        concerned = [*cancelled, *self.seated]
-        self._let_go()
+        concerned = [*cancelled, *self.running]
+        self._release_finished()
         return concerned
 
-    def _seat(self) -> None:
+    def _admit(self) -> None:
         """Let as many of the waiting sit down as there are slots for, within PREFILL tokens."""
-        first, tokens = len(self.seated), 0
-        while self.waiting and len(self.seated) < self.count:
+        first, tokens = len(self.running), 0
+        while self.waiting and len(self.running) < self.count:
             tokens += len(self.waiting[0].prompt)
-            if len(self.seated) > first and tokens > PREFILL:
+            if len(self.running) > first and tokens > PREFILL:
                 break
-            self.seated.append(self.waiting.popleft())
+            self.running.append(self.waiting.popleft())
 
     def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
         """Prefill: the prompts packed in one row (1, T), stored from `first_row` on -> logits (joined, V)."""
@@ -176,15 +176,15 @@ class Slots:
 
     def _choose(self, logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
         """The next token of every request that sits, and its log-probability where it is wanted."""
-        settings, said = [request.sampling for request in self.seated], None
-        if any(one.penalises for one in settings):
+        settings, said = [request.sampling for request in self.running], None
+        if any(one.has_penalties for one in settings):
             said = torch.zeros_like(logits, dtype=torch.bool)
-            for row, request in enumerate(self.seated):
+            for row, request in enumerate(self.running):
                 said[row, request.ids] = True
-        chances = torch.tensor([[request.chance()] for request in self.seated])
+        chances = torch.tensor([[request.chance()] for request in self.running])
         chosen = choose(logits, settings, chances, said).tolist()
         logprobs: list[TokenLogprob | None] = [None] * len(chosen)
-        for row, request in enumerate(self.seated):
+        for row, request in enumerate(self.running):
             if request.top_logprobs is not None:
                 nats = logits[row].log_softmax(-1)
                 best = nats.topk(request.top_logprobs)
@@ -192,23 +192,23 @@ class Slots:
                 logprobs[row] = TokenLogprob(nats[chosen[row]].item(), likeliest)
         return chosen, logprobs
 
-    def _let_cancelled_go(self) -> list[Request]:
-        cancelled = [request for request in (*self.seated, *self.waiting) if request._cancelled]
+    def _abort_cancelled(self) -> list[Request]:
+        cancelled = [request for request in (*self.running, *self.waiting) if request._cancelled]
         for request in cancelled:
             request.end("cancelled")
             if request in self.waiting:
                 self.waiting.remove(request)
-        self._let_go()
+        self._release_finished()
         return cancelled
 
-    def _let_go(self) -> None:
+    def _release_finished(self) -> None:
         """Free the slots of those that ended; the last one moves into a place that became free."""
-        for row in reversed(range(len(self.seated))):
-            if self.seated[row].ended:
-                last = self.seated.pop()
-                if row < len(self.seated):
-                    self.cache.move(len(self.seated), row, len(last.prompt) + len(last.ids))
-                    self.seated[row] = last
+        for row in reversed(range(len(self.running))):
+            if self.running[row].ended:
+                last = self.running.pop()
+                if row < len(self.running):
+                    self.cache.move(len(self.running), row, len(last.prompt) + len(last.ids))
+                    self.running[row] = last
 
 
 def complete(
@@ -227,7 +227,7 @@ def complete(
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     ends = () if end_id is None else (end_id,)
-    slots = Slots(Decoder(model), len(prompts), capacity)
+    slots = GenerationEngine(Decoder(model), len(prompts), capacity)
     requests = [
         slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
         for prompt, limit in zip(prompts, limits, strict=True)

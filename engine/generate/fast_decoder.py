@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Block, SpongeBob, product_dtype, rope_table
+from model import Block, SpongeBob, compute_dtype, rope_cos_sin
 
 LARGE = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
 ROWS = 64  # that a layout is chosen for: it serves fewer as well
 FEW = 4  # rows for which the int8 kernel is faster than products of bfloat16, which read twice as much
 
 
-def round_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_per_row(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes (rows, columns) and one fp32 scale for each row (rows, 1); the largest of a row gets the code 127."""
     scales = matrix.abs().amax(dim=1, keepdim=True) / 127
     return (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8), scales
@@ -32,7 +32,7 @@ def rounded(weight: Tensor, kind: str) -> Tensor:
         return weight
     if kind != "int8":
         return weight.to(getattr(torch, kind)).to(weight.dtype)
-    codes, scales = round_rows(weight)
+    codes, scales = quantize_per_row(weight)
     return codes.to(weight.dtype) * scales
 
 
@@ -79,14 +79,14 @@ class Decoder:
     def __init__(self, model: SpongeBob, kind: str | None = None):
         self.model, self.config = model, model.config
         weight = model.tok_embeddings.weight
-        self.dtype = getattr(torch, "bfloat16" if kind == "int8" else kind) if kind else product_dtype(weight)
+        self.dtype = getattr(torch, "bfloat16" if kind == "int8" else kind) if kind else compute_dtype(weight)
 
         def matrix(first: Tensor, *others: Tensor) -> Matrix:
             whole = (torch.cat([first, *others]) if others else first).detach()
             if kind == "int8":
                 return Int8(whole)
             weight = whole.to(self.dtype)
-            return LaidOut(weight) if LaidOut.serves(weight, self.dtype) else Plain(weight)
+            return PrepackedLinear(weight) if PrepackedLinear.serves(weight, self.dtype) else Plain(weight)
 
         self.layers = []
         for block in cast(list[Block], list(model.layers)):
@@ -123,7 +123,7 @@ class Decoder:
         config, rows = self.config, len(ids)
         wide, groups = config.dim, config.n_heads // config.n_kv_heads
         turned = (config.n_heads + config.n_kv_heads) * config.head_dim
-        cos, sin = rope_table(config, positions[:, None])
+        cos, sin = rope_cos_sin(config, positions[:, None])
         turn, places = torch.complex(cos[:, 0], sin[:, 0]), cache.places(positions)  # (B, 1, D/2), (B,)
         mask = None
         if rows > 1:
@@ -169,14 +169,14 @@ class Plain:
         return torch.cat([(rows * x).sum(-1) for rows in self.weight.chunk(4 if self.weight.dtype == x.dtype else 1)])
 
 
-class LaidOut(Plain):
+class PrepackedLinear(Plain):
     """A large matrix on a CPU, laid out as oneDNN likes it, which then reads it up to twice as fast."""
 
     opaque = True
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)
-        self.laid_out = None
+        self.prepacked = None
 
     @staticmethod
     def serves(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -190,16 +190,16 @@ class LaidOut(Plain):
         if len(x) <= 2 and x.dtype == torch.float32:
             # MKL is faster here, but takes one thread for one vector: two come in half the time.
             return (self.weight @ torch.cat([x, x])[:2].t())[:, : len(x)].t()
-        if self.laid_out is None:  # when it is first needed: a chat has one row
-            self.laid_out = lay_out(self.weight)
-        return times_laid_out(x, self.laid_out)
+        if self.prepacked is None:  # when it is first needed: a chat has one row
+            self.prepacked = prepack(self.weight)
+        return prepacked_matmul(x, self.prepacked)
 
 
-def lay_out(weight: Tensor) -> Tensor:
+def prepack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
 
-def times_laid_out(x: Tensor, matrix: Tensor) -> Tensor:
+def prepacked_matmul(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
 
 
@@ -207,18 +207,18 @@ class Int8:
     """A matrix as codes and a scale for each row, times bfloat16 vectors."""
 
     def __init__(self, weight: Tensor):
-        codes, scales = round_rows(weight.float())
+        codes, scales = quantize_per_row(weight.float())
         self.missing = -codes.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
         self.codes, self.scales = F.pad(codes, (0, self.missing)), scales.flatten().bfloat16()
-        self.opaque, self.laid_out = LaidOut.serves(codes, torch.bfloat16), None
+        self.opaque, self.prepacked = PrepackedLinear.serves(codes, torch.bfloat16), None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = F.pad(x.bfloat16(), (0, self.missing)) if self.missing else x.bfloat16()
         if len(x) <= FEW or not self.opaque:
             return torch._weight_int8pack_mm(x, self.codes, self.scales)
-        if self.laid_out is None:
-            self.laid_out = lay_out(self.codes.bfloat16())  # which holds every code exactly
-        return times_laid_out(x, self.laid_out) * self.scales.float()
+        if self.prepacked is None:
+            self.prepacked = prepack(self.codes.bfloat16())  # which holds every code exactly
+        return prepacked_matmul(x, self.prepacked) * self.scales.float()
 
     def dot(self, x: Tensor) -> Tensor:
         return (self.codes[:, : len(x)] * x).sum(-1) * self.scales

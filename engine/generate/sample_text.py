@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dataset import NO_LOSS
-from engine.checkpoint.weights import cpu_weights
+from engine.checkpoint.weights import full_state_dict
 from engine.corpus.token_cache import TokenCache
 from engine.generate import engine
 from engine.machine.parallel import is_sharded
@@ -25,8 +25,8 @@ def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> 
 
 def sample(run: Any) -> str:
     """A continuation of the run's held-out prompt, by the main process; the others only help to collect shards."""
-    model = whole_copy(run.model, kept=run.runtime.main) if is_sharded(run.model) else run.model
-    if not run.runtime.main or model is None:
+    model = whole_copy(run.model, kept=run.runtime.is_main_process) if is_sharded(run.model) else run.model
+    if not run.runtime.is_main_process or model is None:
         return ""
     with run.runtime.autocast():
         answers = engine.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
@@ -35,11 +35,11 @@ def sample(run: Any) -> str:
 
 def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
     """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
-    weights, device = cpu_weights(model, kept), next(model.parameters()).device
+    weights, device = full_state_dict(model, kept), next(model.parameters()).device
     if not kept:
         return None
     with torch.device("meta"):
         copy = SpongeBob(model.config)
-    copy.known_tokens = model.known_tokens
+    copy.num_known_tokens = model.num_known_tokens
     copy.load_state_dict(weights, assign=True)
     return copy.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps it)

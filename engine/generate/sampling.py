@@ -46,11 +46,11 @@ class Sampling:
         return self.temperature < 1e-6 or self.top_k == 1  # logits divided by less would overflow
 
     @property
-    def penalises(self) -> bool:
+    def has_penalties(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 
-def penalise(logits: Tensor, said: Tensor, repetition: Tensor, presence: Tensor) -> Tensor:
+def apply_penalties(logits: Tensor, said: Tensor, repetition: Tensor, presence: Tensor) -> Tensor:
     """Logits (B, V) in which tokens that were `said` (B, V) are less likely; both penalties (B, 1).
 
     Repetition (arXiv:1909.05858) divides a positive logit and multiplies a negative one, presence is subtracted. What
@@ -112,8 +112,8 @@ def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: 
     def column(name: str) -> Tensor:
         return torch.tensor([getattr(one, name) for one in settings], device=logits.device)[:, None]
 
-    if said is not None and any(one.penalises for one in settings):
-        logits = penalise(logits, said, column("repetition_penalty"), column("presence_penalty"))
+    if said is not None and any(one.has_penalties for one in settings):
+        logits = apply_penalties(logits, said, column("repetition_penalty"), column("presence_penalty"))
     best, greedy = largest(logits), [one.greedy for one in settings]
     if not all(map(isfinite, logits.gather(-1, best[:, None]).flatten().tolist())):
         raise ValueError(

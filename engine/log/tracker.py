@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.console import warn
-from engine.files import first_line, read_log, to_json, without_nan, write_whole
+from engine.files import atomic_write, first_line, nan_to_none, read_log, to_json
 from engine.log import trackers
 from engine.options import Output
 
@@ -46,7 +46,7 @@ class Tracker:
         self.run_id = self.service.run_id
         if not active:
             return
-        self.rows = carry_on(earlier or path, path, step)
+        self.rows = continue_log(earlier or path, path, step)
         self._written, self._size = len(self.rows), path.stat().st_size
         # In a file a redrawn bar would be one endless line: there every row of the log is a line.
         self._in_lines = not sys.stderr.isatty()
@@ -58,7 +58,7 @@ class Tracker:
         """Append one row (it has "step") everywhere."""
         if not self.active:
             return
-        row = without_nan(row)  # as a resumed run reads them
+        row = nan_to_none(row)  # as a resumed run reads them
         self.rows.append(row)
         try:
             self._append()
@@ -76,7 +76,7 @@ class Tracker:
             self.service.log(numbers, row["step"])
         except Exception as error:  # each has errors of its own
             self.warn(f"the tracker failed and gets nothing more ({first_line(error)})")
-            self.service = trackers.Silent(self.run_id)
+            self.service = trackers.NoOpTracker(self.run_id)
 
     def _append(self) -> None:
         """The rows that are not in the file yet. What a failed try left of a line is written over."""
@@ -133,13 +133,13 @@ _SHOWN = (
 )
 
 
-def carry_on(earlier: Path, path: Path, step: int) -> list[dict]:
+def continue_log(earlier: Path, path: Path, step: int) -> list[dict]:
     """Write the log `path` with the rows of `earlier` up to `step`, none for step 0, and return them."""
     rows = (
         [row for row in read_log(earlier) if isinstance(row.get("step"), int) and row["step"] <= step] if step else []
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
+    atomic_write(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
     return rows
 
 

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engine.console import say
+from engine.console import print0
 from engine.files import first_line
 
 
-class Silent:
+class NoOpTracker:
     """No service. The others do the same elsewhere."""
 
     def __init__(self, run_id: str | None = None):
@@ -22,7 +22,7 @@ class Silent:
         """Everything has been logged."""
 
 
-class Wandb(Silent):
+class Wandb(NoOpTracker):
     """wandb, online with an account and a network, else offline with a word on how to upload later."""
 
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
@@ -35,12 +35,12 @@ class Wandb(Silent):
         try:
             self.run = wandb.init(**options)
         except Exception as error:  # no network, a wrong key, a full project: none of them is worth a training run
-            say(f"wandb: {first_line(error)}")
+            print0(f"wandb: {first_line(error)}")
             options["mode"] = "offline"
             self.run = wandb.init(**options)
         if getattr(self.run, "offline", False):
             where = Path(self.run.dir).parent
-            say(f"wandb: offline, the run lies in {where}; upload it later with: wandb sync {where}")
+            print0(f"wandb: offline, the run lies in {where}; upload it later with: wandb sync {where}")
         self.run_id = self.run.id
 
     def log(self, values: dict[str, Any], step: int) -> None:
@@ -50,7 +50,7 @@ class Wandb(Silent):
         self.run.finish()
 
 
-class Swanlab(Silent):
+class Swanlab(NoOpTracker):
     """swanlab, with an account and a network, else in a local folder."""
 
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
@@ -63,7 +63,7 @@ class Swanlab(Silent):
         try:
             run = swanlab.init(project=project, **options, **again)
         except Exception as error:  # as for wandb
-            say(f"swanlab: {first_line(error)}; what it gets lies in {options['logdir']}")
+            print0(f"swanlab: {first_line(error)}; what it gets lies in {options['logdir']}")
             run = swanlab.init(project=project, **options | {"mode": "local"})
         self.run_id = run_id or getattr(run, "id", None)
 
@@ -74,7 +74,7 @@ class Swanlab(Silent):
         self.swanlab.finish()
 
 
-class Tensorboard(Silent):
+class Tensorboard(NoOpTracker):
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -93,10 +93,12 @@ class Tensorboard(Silent):
 SERVICES = {"wandb": Wandb, "swanlab": Swanlab, "tensorboard": Tensorboard}
 
 
-def open_service(service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int) -> Silent:
+def open_service(
+    service: str, path: Path, project: str, config: dict | None, run_id: str | None, step: int
+) -> NoOpTracker:
     """The service by its name; `path` is the log file, beside which local copies lie; `step`s are done already."""
     if service == "none":
-        return Silent(run_id)
+        return NoOpTracker(run_id)
     try:
         return SERVICES[service](path.name.removesuffix(".metrics.jsonl"), path.parent, project, config, run_id, step)
     except ImportError:

@@ -7,39 +7,40 @@ from typing import NamedTuple
 import torch
 
 
-class Sheet(NamedTuple):
+class GpuSpec(NamedTuple):
     """What the maker's data sheet says."""
 
     tflops: float  # dense bf16/fp16 products with fp32 sums, 10^12 FLOP/s
     bandwidth: float  # of its memory, 10^9 bytes/s
 
 
-SHEETS = {
-    "B200": Sheet(2250, 8000), "GH200": Sheet(989, 4000), "H200": Sheet(989, 4800), "H200 NVL": Sheet(835, 4800),
-    "H100": Sheet(989, 3350), "H100 NVL": Sheet(835, 3900), "H100 PCIe": Sheet(756, 2000), "H800": Sheet(989, 3350),
-    "H800 PCIe": Sheet(756, 2000), "H20": Sheet(148, 4000), "A100": Sheet(312, 1555), "A100 80GB": Sheet(312, 1935),
-    "A800": Sheet(312, 1555), "A800 80GB": Sheet(312, 1935), "L40S": Sheet(362, 864), "L40": Sheet(181, 864),
-    "L20": Sheet(119.5, 864), "L4": Sheet(121, 300), "A10": Sheet(125, 600), "A40": Sheet(150, 696),
-    "RTX A6000": Sheet(155, 768), "V100": Sheet(125, 900), "V100 PCIe": Sheet(112, 900), "T4": Sheet(65, 320),
-    "RTX 5090": Sheet(209, 1792), "RTX 5080": Sheet(113, 960), "RTX 4090": Sheet(165, 1008),
-    "RTX 4090 D": Sheet(147, 1008), "RTX 4080": Sheet(97, 717), "RTX 4080 SUPER": Sheet(104, 736),
-    "RTX 3090": Sheet(71, 936), "RTX 3090 Ti": Sheet(80, 1008), "RTX 3080": Sheet(60, 760),
-    "RTX 3080 Ti": Sheet(68, 912),
+GPU_SPECS = {
+    "B200": GpuSpec(2250, 8000), "GH200": GpuSpec(989, 4000), "H200": GpuSpec(989, 4800),
+    "H200 NVL": GpuSpec(835, 4800), "H100": GpuSpec(989, 3350), "H100 NVL": GpuSpec(835, 3900),
+    "H100 PCIe": GpuSpec(756, 2000), "H800": GpuSpec(989, 3350), "H800 PCIe": GpuSpec(756, 2000),
+    "H20": GpuSpec(148, 4000), "A100": GpuSpec(312, 1555), "A100 80GB": GpuSpec(312, 1935),
+    "A800": GpuSpec(312, 1555), "A800 80GB": GpuSpec(312, 1935), "L40S": GpuSpec(362, 864), "L40": GpuSpec(181, 864),
+    "L20": GpuSpec(119.5, 864), "L4": GpuSpec(121, 300), "A10": GpuSpec(125, 600), "A40": GpuSpec(150, 696),
+    "RTX A6000": GpuSpec(155, 768), "V100": GpuSpec(125, 900), "V100 PCIe": GpuSpec(112, 900), "T4": GpuSpec(65, 320),
+    "RTX 5090": GpuSpec(209, 1792), "RTX 5080": GpuSpec(113, 960), "RTX 4090": GpuSpec(165, 1008),
+    "RTX 4090 D": GpuSpec(147, 1008), "RTX 4080": GpuSpec(97, 717), "RTX 4080 SUPER": GpuSpec(104, 736),
+    "RTX 3090": GpuSpec(71, 936), "RTX 3090 Ti": GpuSpec(80, 1008), "RTX 3080": GpuSpec(60, 760),
+    "RTX 3080 Ti": GpuSpec(68, 912),
 }  # fmt: skip
 MAKERS = {"NVIDIA", "TESLA", "GEFORCE"}
 SAME_CHIP = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not make another chip of it
 
 
-def sheet(name: str) -> Sheet | None:
+def gpu_spec(name: str) -> GpuSpec | None:
     """By the name the driver gives. None for one that nobody wrote down: a laptop's 4090 is not a 4090."""
     words = set(name.upper().replace("-", " ").split()) - MAKERS
     fitting = {
         known: known_words
-        for known in SHEETS
+        for known in GPU_SPECS
         if (known_words := set(known.upper().split())) <= words
         and all(SAME_CHIP.fullmatch(word) for word in words - known_words)
     }
-    return SHEETS[max(fitting, key=lambda known: len(fitting[known]))] if fitting else None
+    return GPU_SPECS[max(fitting, key=lambda known: len(fitting[known]))] if fitting else None
 
 
 def why_no_cuda() -> str:
@@ -71,7 +72,7 @@ def driver_problem() -> str:
     return ""
 
 
-def refuse_old(device: torch.device) -> None:
+def check_compute_capability(device: torch.device) -> None:
     """ValueError for a card that the installed torch holds no kernels for: the first one would fail, far from here."""
     major, minor = torch.cuda.get_device_capability(device)
     built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from Config import LLMConfig
-from engine.machine.gpu_specs import Sheet
+from engine.machine.gpu_specs import GpuSpec
 
 # Bytes per position: of a block's activations and of the logits with their gradients, eager and compiled.
 BLOCK, LOGITS = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
@@ -21,7 +21,7 @@ USABLE = 0.92  # of a card's memory: the rest is CUDA's own, and torch's roundin
 
 
 @dataclass(frozen=True)
-class Load:
+class MicroBatchSpec:
     """What decides the memory of a micro-batch."""
 
     config: LLMConfig
@@ -33,7 +33,7 @@ class Load:
     compiled: bool = False
 
 
-def memory(load: Load) -> float:
+def memory(load: MicroBatchSpec) -> float:
     """Bytes that a micro-batch adds to weights, gradients and optimizer."""
     config, positions = load.config, load.rows * load.length
     block, logits = BLOCK[load.compiled] * config.dim, LOGITS[load.compiled] * config.vocab_size
@@ -46,21 +46,21 @@ def memory(load: Load) -> float:
     return each * positions * (2 if load.dtype == torch.float32 else 1)
 
 
-def rows_that_fit(load: Load, available: float) -> int:
+def rows_that_fit(load: MicroBatchSpec, available: float) -> int:
     """Rows of a micro-batch for which `available` bytes are enough."""
     return max(0, int(available / (memory(load) / load.rows)))
 
 
-def ceiling(load: Load, parameters: int, sheet: Sheet) -> float:
+def ceiling(load: MicroBatchSpec, parameters: int, gpu_spec: GpuSpec) -> float:
     """Tokens per second of one card, at most: products and the traffic between them, attention left out."""
     config = load.config
     traffic = BLOCK_TRAFFIC[load.compiled] * config.n_layers * config.dim
     traffic += LOGITS_TRAFFIC[load.compiled] * config.vocab_size
-    products = 6 * parameters / (PRODUCTS * sheet.tflops * 1e12)
-    return 1 / (products + traffic / (BANDWIDTH * sheet.bandwidth * 1e9))
+    products = 6 * parameters / (PRODUCTS * gpu_spec.tflops * 1e12)
+    return 1 / (products + traffic / (BANDWIDTH * gpu_spec.bandwidth * 1e9))
 
 
-def relief(load: Load) -> str:
+def memory_saving_flags(load: MicroBatchSpec) -> str:
     """The flags that save memory, the one that helps most first; empty when nothing would."""
     half = max(1, load.rows // 2)
     ways = {

@@ -20,15 +20,15 @@ OVERFLOWS = (
 )
 
 
-def refuse_overflows(scaler: torch.amp.GradScaler, in_a_row: int, step: int) -> None:
+def check_fp16_overflows(scaler: torch.amp.GradScaler, in_a_row: int, step: int) -> None:
     """fp16 skips a step now and then by design; ValueError when it does nothing else."""
     if in_a_row >= SKIPPED_IN_A_ROW or scaler.get_scale() < 1:
         raise ValueError(OVERFLOWS.format(step, in_a_row, scaler.get_scale()))
 
 
-def refuse_broken_weights(model: nn.Module, runtime: Runtime, step: int) -> None:
+def check_weights_finite(model: nn.Module, runtime: Runtime, step: int) -> None:
     """A finite gradient can make weights infinite, and the next step would show it only after they are saved."""
     shards = [getattr(parameter, "to_local", lambda it=parameter: it)() for parameter in model.parameters()]
     finite = torch.stack([torch.isfinite(shard.detach()).all() for shard in shards]).all()
-    if runtime.largest(int(not finite)):
+    if runtime.all_reduce_max(int(not finite)):
         raise ValueError(BROKEN.format(step, "weights are"))

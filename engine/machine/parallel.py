@@ -14,36 +14,44 @@ from torch.nn.parallel import DistributedDataParallel
 
 # Micro-batches of a process that pay for the minute in which a GPU's code is compiled. Calculated for 32 x 512 tokens
 # of the 26M model: each then takes 14 ms less on an H100, 44 on an RTX 3090.
-PAYS_FROM = 4000
+MIN_MICRO_BATCHES_TO_COMPILE = 4000
 
 
-class Compiling(NamedTuple):
+class CompileDecision(NamedTuple):
     """Whether torch.compile is used, and why."""
 
     on: bool
     reason: str
 
 
-def choose_compiling(device: torch.device, micro_batches: int) -> Compiling:
+def decide_compile(device: torch.device, micro_batches: int) -> CompileDecision:
     """What suits a run that nobody told: on where it pays and can be done, from what is there, never from a clock."""
     if device.type != "cuda":
-        return Compiling(False, "")
-    if micro_batches < PAYS_FROM:
-        return Compiling(False, f"{micro_batches:,} micro-batches, it pays from {PAYS_FROM:,} on; --compile")
+        return CompileDecision(False, "")
+    if micro_batches < MIN_MICRO_BATCHES_TO_COMPILE:
+        return CompileDecision(
+            False, f"{micro_batches:,} micro-batches, it pays from {MIN_MICRO_BATCHES_TO_COMPILE:,} on; --compile"
+        )
     if torch.cuda.get_device_capability(device) < (7, 0):
-        return Compiling(False, "Triton does not serve this card")
+        return CompileDecision(False, "Triton does not serve this card")
     if importlib.util.find_spec("triton") is None:
-        return Compiling(False, "about twice as slow as with Triton: pip install triton (Windows: triton-windows)")
+        return CompileDecision(
+            False, "about twice as slow as with Triton: pip install triton (Windows: triton-windows)"
+        )
     if not any(which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang", "cl")):
-        return Compiling(False, "about twice as slow as with a C compiler, which Triton needs: install gcc or clang")
-    return Compiling(True, f"{micro_batches:,} micro-batches, it pays from {PAYS_FROM:,} on; --no-compile")
+        return CompileDecision(
+            False, "about twice as slow as with a C compiler, which Triton needs: install gcc or clang"
+        )
+    return CompileDecision(
+        True, f"{micro_batches:,} micro-batches, it pays from {MIN_MICRO_BATCHES_TO_COMPILE:,} on; --no-compile"
+    )
 
 
 def wrap(
     module: Any,
     device: torch.device,
     dtype: torch.dtype,
-    world: int,
+    world_size: int,
     *,
     compile: bool = False,
     parallel: str = "ddp",
@@ -62,7 +70,7 @@ def wrap(
         if module.chunk:  # by itself, once for all lengths of a chunk
             module.sums = torch.compile(module.sums, dynamic=True)
         module.compile(dynamic=False)
-    if world == 1:
+    if world_size == 1:
         return module
     if bf16_gradients and device.type != "cuda":
         raise ValueError(f"--bf16_gradients: torch sums bf16 only between GPUs, and this is {device.type}")
@@ -109,7 +117,7 @@ def reshard(module: Any) -> None:
         module.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that FSDP may have sharded; every rank has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -17,15 +17,15 @@ from torch.distributed import PrefixStore, Store, TCPStore
 PATIENCE = 600  # seconds
 
 
-def fresh_store(rank: int, world: int) -> Store | None:
+def fresh_store(rank: int, world_size: int) -> Store | None:
     """A store in which nothing is left of earlier attempts; None for processes that torchrun did not start."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return TCPStore(*address, world, is_master=rank == 0)
+        return TCPStore(*address, world_size, is_master=rank == 0)
     store = TCPStore(*address, is_master=False)
-    return PrefixStore(_invite(store, world) if rank == 0 else _join(store, rank), store)
+    return PrefixStore(_invite(store, world_size) if rank == 0 else _join(store, rank), store)
 
 
 def _join(store: Store, rank: int) -> str:
@@ -37,13 +37,13 @@ def _join(store: Store, rank: int) -> str:
     return meeting
 
 
-def _invite(store: Store, world: int) -> str:
+def _invite(store: Store, world_size: int) -> str:
     """Answer whoever asks, also those of earlier attempts, until all of this one are here."""
     meeting, answered, until = uuid4().hex, set(), time.monotonic() + PATIENCE
-    while store.add(f"{meeting}/here", 0) < world - 1:
+    while store.add(f"{meeting}/here", 0) < world_size - 1:
         if time.monotonic() > until:
-            raise ValueError(f"not all of the {world} processes came within {PATIENCE} seconds")
-        for key in (f"hello/{other}" for other in range(1, world)):
+            raise ValueError(f"not all of the {world_size} processes came within {PATIENCE} seconds")
+        for key in (f"hello/{other}" for other in range(1, world_size)):
             if store.check([key]) and (name := store.get(key).decode()) not in answered:
                 store.set(f"welcome/{name}", meeting)
                 answered.add(name)

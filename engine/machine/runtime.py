@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from engine.machine import gpu_specs, stopping
 from engine.machine.rendezvous import fresh_store
-from engine.options import DTYPES, Device, Machine, Products
+from engine.options import DTYPES, Device, Performance, Precision
 
 T = TypeVar("T")
 OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops before its last step
@@ -30,10 +30,10 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process speaks and writes files."""
         return self.rank == 0
 
@@ -41,7 +41,9 @@ class Runtime:
         """What it ran on, in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
         cores = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-        return f"{self.world} x {name}, {cores}, torch {torch.__version__}, {str(self.dtype).removeprefix('torch.')}"
+        return (
+            f"{self.world_size} x {name}, {cores}, torch {torch.__version__}, {str(self.dtype).removeprefix('torch.')}"
+        )
 
     def autocast(self) -> torch.autocast:
         """The weights stay fp32; matrix products run in the dtype that was asked for."""
@@ -58,58 +60,58 @@ class Runtime:
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each of the numbers summed over ranks. They travel on the CPU, so nothing waits for the device."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         return self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest number that any rank gives."""
         box = torch.tensor(number)
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
     def gather(self, value: object) -> list:
         """Every rank's value, on every rank."""
-        values = [value] * self.world
-        if self.world > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, make: Callable[[], T]) -> T:
+    def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """make() on the main process, its result (or its error) on all: what is found on disk may change meanwhile."""
         result, error = None, None
-        if self.main:
+        if self.is_main_process:
             try:
                 result = make()
             except (ValueError, OSError) as raised:
                 error = raised
-        if self.world > 1:
+        if self.world_size > 1:
             box = [(result, error is not None)]
             dist.broadcast_object_list(box)
             result, failed = box[0]
-            if failed and not self.main:
+            if failed and not self.is_main_process:
                 raise SystemExit(2)  # the main process tells why
         if error:
             raise error
         return result  # pyright: ignore[reportReturnType] (None only where make() gave it)
 
-    def main_first(self, make: Callable[[], T]) -> T:
+    def main_process_first(self, make: Callable[[], T]) -> T:
         """make() on the main process, and when it is done on the others: it builds the token cache, they open it.
 
         They wait as long as it takes: torch's own limit is 10 minutes for NCCL, and 20 GB are read for longer.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return make()
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         made, error = None, None
-        if self.main:
+        if self.is_main_process:
             try:
                 made = make()
             except (ValueError, OSError) as raised:
@@ -123,7 +125,7 @@ class Runtime:
         return make() if made is None else made
 
 
-def pick_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -143,7 +145,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bf16 where the hardware multiplies it, fp16 on older CUDA cards, else fp32."""
     if name != "auto" and name not in DTYPES:
         raise ValueError(f"{name}: expected auto, {', '.join(DTYPES)}")
@@ -163,7 +165,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank, world) as torchrun gives them. A RANK that a shell has left over would make a run silent and fileless."""
     given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     for name, value in given.items():
@@ -171,46 +173,46 @@ def place() -> tuple[int, int]:
             raise ValueError(
                 f"{name}={value!r} in the environment: expected a number; unset it, or start with torchrun"
             )
-    rank, world = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
-    if rank >= world or (given["RANK"] is None and world > 1):
+    rank, world_size = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
+    if rank >= world_size or (given["RANK"] is None and world_size > 1):
         told = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         raise ValueError(
             f"{told} in the environment: RANK is counted from 0 up to WORLD_SIZE, and both are needed; "
             "unset them, or start with torchrun"
         )
-    return rank, world
+    return rank, world_size
 
 
-def start(machine: Machine | Device, seed: int) -> Runtime:
+def start(machine: Performance | Device, seed: int) -> Runtime:
     """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
-    rank, world = place()
-    if isinstance(machine, Machine):
+    rank, world_size = rank_and_world_size()
+    if isinstance(machine, Performance):
         stopping.leave_on_ctrl_c()
-    chosen = pick_device(machine.device)
+    chosen = resolve_device(machine.device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
         if chosen.index >= torch.cuda.device_count():
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             of = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
             raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here{of}, counted from 0")
-        gpu_specs.refuse_old(chosen)
+        gpu_specs.check_compute_capability(chosen)
         torch.cuda.set_device(chosen)
-    if world > 1 and not dist.is_initialized():
+    if world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        store = fresh_store(rank, world)
-        joined = {"store": store, "rank": rank, "world_size": world} if store else {}
+        store = fresh_store(rank, world_size)
+        joined = {"store": store, "rank": rank, "world_size": world_size} if store else {}
         dist.init_process_group(backend, **joined)
     if chosen.type == "cpu":
         keep_freed_memory()
-    deterministic = isinstance(machine, Machine) and machine.deterministic
+    deterministic = isinstance(machine, Performance) and machine.deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is meant)
     torch.manual_seed(seed)
-    dtype = machine.dtype if isinstance(machine, Products) else "auto"
-    return Runtime(chosen, pick_dtype(dtype, chosen), rank, world)
+    dtype = machine.dtype if isinstance(machine, Precision) else "auto"
+    return Runtime(chosen, resolve_dtype(dtype, chosen), rank, world_size)
 
 
 def keep_freed_memory() -> None:
@@ -230,18 +232,18 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def why_stop(request: stopping.StopRequest, max_minutes: float, started: float) -> int:
+def stop_reason(request: stopping.StopRequest, max_minutes: float, started: float) -> int:
     """OUT_OF_TIME, SIGNAL or 0, as this process sees it: clocks differ, and a signal may reach one process only."""
     late = max_minutes and (time.perf_counter() - started) / 60 > max_minutes
     return SIGNAL if request.signal else OUT_OF_TIME if late else 0
 
 
-def votes(why: int) -> tuple[float, float]:
+def stop_votes(why: int) -> tuple[float, float]:
     """One process's reason as numbers that can be summed over all."""
     return float(why == OUT_OF_TIME), float(why == SIGNAL)
 
 
-def outcome(summed: Sequence[float]) -> int:
+def agreed_stop(summed: Sequence[float]) -> int:
     """What the sums of all votes mean; a signal goes before the time."""
     late, signals = summed
     return SIGNAL if signals else OUT_OF_TIME if late else 0

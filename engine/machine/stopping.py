@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from engine.console import call_out
+from engine.console import write_stderr
 
 # The exit code of a run that was stopped early and can go on; 0 is a finished run, 2 a mistake, 130 a second Ctrl-C.
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -43,7 +43,7 @@ def _leave(kind: int, frame: object) -> None:
     if name in _asked:  # something swallowed the first
         os._exit(STOPPED)
     _asked.append(name)
-    call_out(f"\n{name}: stopped; nothing is lost, the same command begins again\n")
+    write_stderr(f"\n{name}: stopped; nothing is lost, the same command begins again\n")
     raise Stopped(STOPPED)
 
 
@@ -72,7 +72,7 @@ class StopRequest:
 
     def _handle(self, kind: int, frame: object) -> None:
         if self.signal and kind == signal.SIGINT:
-            call_out("\nstopped at once\n")
+            write_stderr("\nstopped at once\n")
             os._exit(130)
         self.signal = signal.Signals(kind).name
-        call_out(f"\n{self.signal}: finishing this step and saving (Ctrl-C: stop at once)\n")
+        write_stderr(f"\n{self.signal}: finishing this step and saving (Ctrl-C: stop at once)\n")

@@ -6,7 +6,7 @@ nothing from elsewhere. report.json holds the same as data.
 
 from pathlib import Path
 
-from engine.files import read_log, write_json, write_whole
+from engine.files import atomic_write, read_log, write_json
 from engine.pages.html import Line, chart, definitions, page, table, text
 from engine.pages.results import collect, read_scores
 from engine.score.table import counted, interval, label, number, plain, shown
@@ -208,6 +208,6 @@ def write(folder: Path, path: Path) -> Path:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     content = page(f"{TITLE}{folder}", body)
-    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace"))
+    atomic_write(path, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace"))
     write_json(folder / "report.json", data)
     return path

@@ -57,7 +57,7 @@ def judge(answer: str, reference: str) -> dict[str, float]:
     if not is_thought(reference):
         return {"exact": float(given.strip() == reference.strip()), "f1": token_f1(given, reference)}
     wanted = final_answer(reference)
-    right = bool(given.strip() and wanted.strip()) and same_answer(given, wanted)
+    right = bool(given.strip() and wanted.strip()) and answers_match(given, wanted)
     marks = {"well_formed": float(WELL_FORMED.fullmatch(answer) is not None)}
     marks = marks if WELL_FORMED.fullmatch(reference) else {}
     return marks | {"correct": float(right or answer.strip() == reference.strip())}
@@ -177,7 +177,7 @@ def choice(text: str) -> Choice | None:
     return Choice((match["one"] or match["two"]).casefold(), match["rest"] or "")
 
 
-def same_answer(given: str, wanted: str) -> bool:
+def answers_match(given: str, wanted: str) -> bool:
     """Whether two answers say the same. A unit may be left out, not changed; letters go before the text they name."""
     if given == wanted:
         return True
@@ -189,5 +189,5 @@ def same_answer(given: str, wanted: str) -> bool:
         return ours[0] == theirs[0] and (ours[1] == theirs[1] or not ours[1] or not theirs[1])
     chosen, right = choice(given), choice(wanted)
     if chosen and right and chosen.letters == right.letters:
-        return not chosen.words or not right.words or same_answer(chosen.words, right.words)
+        return not chosen.words or not right.words or answers_match(chosen.words, right.words)
     return normalised(given) == normalised(wanted)

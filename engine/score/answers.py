@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, SFTDataset
 from engine.generate.engine import complete
-from engine.schemas import is_learned
+from engine.schemas import is_trained
 from engine.score import answer_matching
 from engine.score.loglikelihood import curve, token_nats
 from model import SpongeBob
@@ -40,7 +40,7 @@ class Turn(NamedTuple):
 
 def turns(row: int, messages: list[dict], task: str | None) -> list[Turn]:
     """The answers of a conversation; the row's task is that of the last one."""
-    ends = [end for end, message in enumerate(messages, 1) if is_learned(message)]
+    ends = [end for end, message in enumerate(messages, 1) if is_trained(message)]
     return [Turn(row, turn, messages[:end], task if end == ends[-1] else None) for turn, end in enumerate(ends, 1)]
 
 

@@ -25,9 +25,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from engine.checkpoint.weights import weights_digest
+from engine.checkpoint.weights import weights_hash
 from engine.corpus import jsonl
-from engine.files import to_json, write_json, write_whole
+from engine.files import atomic_write, to_json, write_json
 from engine.score import answers, loglikelihood, multiple_choice
 from engine.score.answers import Turn
 from engine.score.loglikelihood import Text
@@ -40,7 +40,7 @@ from engine.score.records import (
     read_records,
     records_path,
 )
-from engine.score.statistics import Interval, paired, rows_in_effect, t_interval, wilson
+from engine.score.statistics import Interval, effective_sample_size, paired, t_interval, wilson
 from model import SpongeBob
 
 SHARES = ("exact", "f1", "well_formed", "correct", "cut_off", "too_long")  # of marks from 0 to 1, and all of choices
@@ -57,7 +57,7 @@ def score_file(
     target = records_path(model, tokenizer, path, folder, settings)
     records = read_records(target)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
+    atomic_write(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
     with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
         for kind, scorer in _scorers(model, tokenizer, items, settings, batch).items():
             # The longest come first, so that memory runs out now or never. Batches do not depend on what is done.
@@ -112,13 +112,13 @@ def _by_row(records: Sequence[dict], name: str) -> dict[int, np.ndarray]:
     return rows
 
 
-def is_share(name: str) -> bool:
+def is_proportion(name: str) -> bool:
     return name in SHARES or name.rsplit("_", 1)[0] in ("letter", "text", "text_norm")
 
 
 def _interval(name: str, x: np.ndarray, w: np.ndarray) -> Interval:
-    if is_share(name):
-        return wilson(float(x.sum() / w.sum()), rows_in_effect(w))
+    if is_proportion(name):
+        return wilson(float(x.sum() / w.sum()), effective_sample_size(w))
     low, high = t_interval(x, w)
     return (None, None) if low is None or high is None else (max(0.0, low), high)  # no figure is below 0
 
@@ -185,7 +185,7 @@ def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict
             before, after, w = np.array(list(rows.values())).T
             if total := float(w.sum()):
                 means = {"before": float(before.sum()) / total, "after": float(after.sum()) / total, "n": len(rows)}
-                found[name] = means | paired(after, before, w, is_share(name))
+                found[name] = means | paired(after, before, w, is_proportion(name))
     return found
 
 
@@ -196,7 +196,7 @@ def score(
     model.eval()
     if broken := [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]:
         raise FloatingPointError(f"{broken[0]} holds NaN or infinity: no figure can be made with it")
-    weights = weights_digest(model.state_dict())
+    weights = weights_hash(model.state_dict())
     results, records, files = {}, {}, jsonl.source_files(paths)
     if len({path.name for path in files}) < len(files):
         raise ValueError("--score: two files have one name, by which their figures are kept; rename one of them")

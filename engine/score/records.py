@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
-from engine.checkpoint.weights import load_model, shape_json, weights_digest
+from engine.checkpoint.weights import config_dict, load_model, weights_hash
 from engine.corpus import jsonl
 from engine.files import read_log
 from engine.score import answers, multiple_choice
@@ -58,7 +58,7 @@ def _items_of(number: int, row: dict, noted: set[str]) -> list:
 
 def digest_of(path: Path) -> str | None:
     """The same of a .pth; None where none lies there."""
-    return weights_digest(load_model(path)[0].state_dict()) if path.is_file() else None
+    return weights_hash(load_model(path)[0].state_dict()) if path.is_file() else None
 
 
 def content_digest(path: Path) -> str:
@@ -68,7 +68,7 @@ def content_digest(path: Path) -> str:
 
 
 def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
-    shape, weights = shape_json(model.config), weights_digest(model.state_dict())
+    shape, weights = config_dict(model.config), weights_hash(model.state_dict())
     identity = [VERSION, weights, shape, content_digest(path), fingerprint(tokenizer), asdict(settings)]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     return folder / f"{path.name.split('.')[0]}-{key}.jsonl"

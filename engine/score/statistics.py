@@ -17,7 +17,7 @@ Z = 1.959964  # 95 % of a normal distribution lie within this many standard devi
 Interval = tuple[float, float] | tuple[None, None]  # None: one row says nothing about how rows differ
 
 
-def rows_in_effect(w: np.ndarray) -> float:
+def effective_sample_size(w: np.ndarray) -> float:
     """How many rows of equal weight say as much as rows of the weights w (rows,) (Kish 1965)."""
     return float(w.sum() ** 2 / (w @ w))
 
@@ -68,11 +68,11 @@ def t_interval(x: np.ndarray, w: np.ndarray) -> Interval:
     ratio, total = x.sum() / w.sum(), w.sum()
     moves = (x - ratio * w) / (total - w)  # what leaving a row out changes
     spread = math.sqrt((len(w) - 1) / len(w) * float(moves @ moves))
-    spread *= student(max(1, int(rows_in_effect(w) - 1)))
+    spread *= student(max(1, int(effective_sample_size(w) - 1)))
     return float(ratio) - spread, float(ratio) + spread
 
 
-def share_change_interval(difference: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+def bonett_price_interval(difference: np.ndarray, w: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the change of a share: one more row won and one more lost (Bonett and Price 2012).
 
     Without them rows that all agree would make a difference of exactly 0 certain.
@@ -92,7 +92,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, w: np.ndarray, share: bool = Fa
     could as well have been the other way round. For right-or-wrong marks it is McNemar's test.
     """
     difference = ours - theirs
-    low, high = (share_change_interval if share else t_interval)(difference, w)
+    low, high = (bonett_price_interval if share else t_interval)(difference, w)
     observed, moved = abs(difference.sum()), difference[difference != 0]
     extreme = sum(int((abs(flipped) >= observed * (1 - 1e-9)).sum()) for flipped in _flipped_sums(moved))
     return {"difference": float(difference.sum() / w.sum()), "low": low, "high": high, "p": (1 + extreme) / (1 + FLIPS)}

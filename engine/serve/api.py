@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from engine.serve.engine_thread import EngineThread
-from engine.serve.models import Models, Served
-from engine.serve.protocol import ChatAsked, Problem, TextAsked, read
+from engine.serve.models import LoadedModel, Models
+from engine.serve.protocol import ChatCompletionRequest, CompletionRequest, Problem, read
 from engine.serve.response import Reply
 from engine.talk.chat_model import Prompt
 
@@ -51,8 +51,8 @@ class Api:
         keyed.get("/", response_class=HTMLResponse)(self.chat_page)
         keyed.get("/v1/models")(self.list_models)
         keyed.get("/v1/models/{name}")(self.one_model)
-        keyed.post("/v1/chat/completions")(self.answer_chat)
-        keyed.post("/v1/completions")(self.go_on_with_text)
+        keyed.post("/v1/chat/completions")(self.create_chat_completion)
+        keyed.post("/v1/completions")(self.create_completion)
         app.include_router(keyed)
         app.exception_handler(Problem)(lambda _, problem: JSONResponse(problem.body, problem.status))
         app.exception_handler(HTTPException)(
@@ -91,13 +91,13 @@ class Api:
         there = ", ".join(self.models.paths()) or "none"
         return Problem(404, f"no model {name!r} here, only: {there}", code="model_not_found", param="model")
 
-    async def answer_chat(self, http: Request) -> Any:
-        return await self.reply(http, ChatAsked)
+    async def create_chat_completion(self, http: Request) -> Any:
+        return await self.reply(http, ChatCompletionRequest)
 
-    async def go_on_with_text(self, http: Request) -> Any:
-        return await self.reply(http, TextAsked)
+    async def create_completion(self, http: Request) -> Any:
+        return await self.reply(http, CompletionRequest)
 
-    async def reply(self, http: Request, kind: type[ChatAsked] | type[TextAsked]) -> Any:
+    async def reply(self, http: Request, kind: type[ChatCompletionRequest] | type[CompletionRequest]) -> Any:
         deadline = time.monotonic() + self.limits.seconds
         asked = read(kind, await self.body(http))
         name = asked.model or self.models.default
@@ -119,7 +119,7 @@ class Api:
             raise Problem(499, "the client has gone") from None
         return content
 
-    def prepare(self, asked: ChatAsked | TextAsked, name: str) -> tuple[Served, list[Prompt]]:
+    def prepare(self, asked: ChatCompletionRequest | CompletionRequest, name: str) -> tuple[LoadedModel, list[Prompt]]:
         """The model and the prompts; in a thread, for both may take a second."""
         try:
             served = self.models.get(name)
@@ -128,7 +128,7 @@ class Api:
         except (ValueError, OSError) as error:
             raise Problem(500, str(error)) from None
         talk = served.conversation
-        if isinstance(asked, TextAsked):
+        if isinstance(asked, CompletionRequest):
             texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
             prompts = [Prompt(talk.continuation(text)) for text in texts]
         elif not talk.chats:
@@ -140,6 +140,6 @@ class Api:
         longest = max(len(prompt.ids) for prompt in prompts)
         if longest >= talk.context:
             words = f"the prompt takes {longest} tokens of a context of {talk.context}: no room for an answer"
-            field = "messages" if isinstance(asked, ChatAsked) else "prompt"
+            field = "messages" if isinstance(asked, ChatCompletionRequest) else "prompt"
             raise Problem(400, words, code="context_length_exceeded", param=field)
         return served, prompts

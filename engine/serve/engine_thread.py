@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.console import warn
 from engine.files import first_line
-from engine.generate.engine import Request, Slots
+from engine.generate.engine import GenerationEngine, Request
 
 Tell = Callable[[], None]
 
@@ -25,7 +25,7 @@ class Job:
     """A request, where it is to be answered, and who is told of every step."""
 
     request: Request
-    slots: Slots
+    slots: GenerationEngine
     tell: Tell
     deadline: float  # of time.monotonic
     error: str = ""  # the computation failed, or it took too long
@@ -81,7 +81,7 @@ class EngineThread:
             job.slots.add(job.request)
             wait = False
 
-    def _step(self, slots: Slots) -> None:
+    def _step(self, slots: GenerationEngine) -> None:
         now = time.monotonic()
         for job in self._jobs.values():
             if now > job.deadline and not job.error:
@@ -92,7 +92,7 @@ class EngineThread:
         except Exception as error:  # whatever it is, those who wait must be told, and the next ones be answered
             warn(f"error: {first_line(error)}")
             concerned = [request for request, job in self._jobs.items() if job.slots is slots]
-            slots.seated.clear()
+            slots.running.clear()
             slots.waiting.clear()
             slots.cache.kv.zero_()  # what is no number would reach those who sit down next
             for request in concerned:

@@ -5,25 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.generate.engine import Slots
-from engine.talk.chat_model import Conversation
+from engine.generate.engine import GenerationEngine
+from engine.talk.chat_model import ChatModel
 
 
-class Served(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model in memory. Weights that were written anew since then are another one."""
 
     written: int  # st_mtime_ns of its file
-    conversation: Conversation
-    slots: Slots
+    conversation: ChatModel
+    slots: GenerationEngine
 
 
 class Models:
     """`open_one` makes a Conversation of a .pth; `extra` may lie elsewhere; `count` answers at once for each model."""
 
-    def __init__(self, folder: Path, extra: Path, open_one: Callable[[Path], Conversation], count: int):
+    def __init__(self, folder: Path, extra: Path, open_one: Callable[[Path], ChatModel], count: int):
         self.folder, self.extra, self.open_one, self.count = folder, extra, open_one, count
         self._lock = threading.Lock()
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, LoadedModel] = {}
 
     def paths(self) -> dict[str, Path]:
         """{name: .pth}, as they lie there now."""
@@ -41,7 +41,7 @@ class Models:
         else:
             self.open_one(self.extra)  # which says what is missing
 
-    def get(self, name: str) -> Served:
+    def get(self, name: str) -> LoadedModel:
         """KeyError: no such model. ValueError: its file is none that can be used."""
         path = self.paths()[name]
         written = path.stat().st_mtime_ns
@@ -53,6 +53,8 @@ class Models:
                 self._served.pop(name, None)  # its requests are finished with the old one, which then goes
                 served = None
                 conversation = self.open_one(path)
-                served = Served(written, conversation, Slots(conversation.decoder, self.count, conversation.context))
+                served = LoadedModel(
+                    written, conversation, GenerationEngine(conversation.decoder, self.count, conversation.context)
+                )
                 self._served[name] = served
         return served

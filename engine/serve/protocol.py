@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from engine.generate.engine import TokenLogprob
 from engine.generate.sampling import Sampling
-from engine.reasoning import joined
+from engine.reasoning import format_reasoning
 from engine.tokenizer import byte_characters
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
@@ -116,11 +116,11 @@ class Message(Strict):
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
         if self.reasoning_content:
-            content = joined(self.reasoning_content, content)
+            content = format_reasoning(self.reasoning_content, content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class ChatAsked(Asked):
+class ChatCompletionRequest(Asked):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -134,7 +134,7 @@ class ChatAsked(Asked):
         return self
 
 
-class TextAsked(Asked):
+class CompletionRequest(Asked):
     prompt: str | Annotated[list[str], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
 

@@ -14,11 +14,19 @@ from fastapi import Request as Http
 
 from engine.generate.detokenizer import TextStream
 from engine.generate.engine import Request
-from engine.reasoning import Thoughts
+from engine.reasoning import ReasoningParser
 from engine.serve.engine_thread import EngineThread, Full, Job
-from engine.serve.models import Served
-from engine.serve.protocol import Asked, ChatAsked, Places, Problem, TextAsked, chat_logprobs, text_logprobs
-from engine.talk.chat_model import Conversation, Prompt
+from engine.serve.models import LoadedModel
+from engine.serve.protocol import (
+    Asked,
+    ChatCompletionRequest,
+    CompletionRequest,
+    Places,
+    Problem,
+    chat_logprobs,
+    text_logprobs,
+)
+from engine.talk.chat_model import ChatModel, Prompt
 
 LOOK = 0.25  # seconds between two looks whether the client is still there
 
@@ -29,7 +37,7 @@ class Choice:
 
     index: int
     job: Job
-    thoughts: Thoughts | None  # of a chat
+    thoughts: ReasoningParser | None  # of a chat
     seen: int = 0  # characters of it
     told: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})
     tokens: int = 0  # whose log-probabilities were told
@@ -56,8 +64,8 @@ class Choice:
 class Reply:
     """All choices of one HTTP request: computed, waited for, and told in OpenAI's shape."""
 
-    def __init__(self, asked: Asked, served: Served, prompts: list[Prompt], name: str, deadline: float):
-        self.asked, self.conversation, self.chat = asked, served.conversation, isinstance(asked, ChatAsked)
+    def __init__(self, asked: Asked, served: LoadedModel, prompts: list[Prompt], name: str, deadline: float):
+        self.asked, self.conversation, self.chat = asked, served.conversation, isinstance(asked, ChatCompletionRequest)
         self.left_out = prompts[0].left_out
         loop, self.event = asyncio.get_running_loop(), asyncio.Event()
 
@@ -70,7 +78,7 @@ class Reply:
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
             request = make_request(asked, self.conversation, prompt.ids, seed + index % asked.n)
             job = Job(request, served.slots, tell, deadline)
-            self.choices.append(Choice(index, job, Thoughts() if self.chat else None))
+            self.choices.append(Choice(index, job, ReasoningParser() if self.chat else None))
         kind = "chat.completion" if self.chat else "text_completion"
         if asked.stream and self.chat:
             kind += ".chunk"
@@ -162,11 +170,11 @@ class Reply:
             yield event(problem.body)
 
 
-def make_request(asked: Asked, conversation: Conversation, ids: list[int], seed: int) -> Request:
+def make_request(asked: Asked, conversation: ChatModel, ids: list[int], seed: int) -> Request:
     """Limits of length: what was asked for, else as long as the context goes."""
-    limit = (asked.max_completion_tokens if isinstance(asked, ChatAsked) else None) or asked.max_tokens
-    wanted = asked.top_logprobs or 0 if isinstance(asked, ChatAsked) and asked.logprobs else None
-    if isinstance(asked, TextAsked):
+    limit = (asked.max_completion_tokens if isinstance(asked, ChatCompletionRequest) else None) or asked.max_tokens
+    wanted = asked.top_logprobs or 0 if isinstance(asked, ChatCompletionRequest) and asked.logprobs else None
+    if isinstance(asked, CompletionRequest):
         wanted = asked.logprobs
     text = TextStream(conversation.tokenizer, asked.stops)
     limit = limit or conversation.context

@@ -31,7 +31,7 @@ FAR = 1 << 20  # the byte that is locked on Windows, where nobody may read a loc
 def alone(output: Output, rt: Runtime) -> Iterator[None]:
     """Have a run's name for this run alone; its main process holds the lock, and all learn that it is taken."""
     with ExitStack() as kept:
-        rt.from_main(lambda: kept.enter_context(hold(output.weights.with_suffix(".lock"))))
+        rt.broadcast_from_main(lambda: kept.enter_context(hold(output.weights.with_suffix(".lock"))))
         yield
 
 

@@ -14,7 +14,7 @@ from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
 from engine.machine import memory_estimate, parallel, rng
-from engine.machine.gpu_specs import sheet
+from engine.machine.gpu_specs import gpu_spec
 from engine.packing import Batch, PackedRows
 
 
@@ -22,28 +22,28 @@ def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
     """Rows, steps, memory and disk, before anything is computed. Too little disk is an error now, not in an hour."""
     rt, batches = run.runtime, run.batches
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    memory = memory_needed(parameters, rt.world if parallel.is_sharded(run.model) else 1)
+    memory = memory_needed(parameters, rt.world_size if parallel.is_sharded(run.model) else 1)
     needed = disk_needed(parameters, run.output.keep)
-    if rt.main:
+    if rt.is_main_process:
         check_disk(run, needed)
-    joined, length = batches.rows.joined, batches.rows.max_seq_len
+    join_factor, length = batches.rows.join_factor, batches.rows.max_seq_len
     return (
         f"data   {describe_rows(training, validation)}\n"
         f"model  {parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
         f"take {memory / 2**20:,.0f} MiB, files up to {needed / 2**20:,.0f} MiB\n"
-        f"plan   {run.steps:,} steps of {batches.rows_per_step * joined} rows x {length} tokens "
-        f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world} processes), "
-        f"{run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
+        f"plan   {run.steps:,} steps of {batches.rows_per_step * join_factor} rows x {length} tokens "
+        f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world_size} "
+        f"processes), {run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
         + _compiling(run)
         + _card(run, parameters, memory)
     )
 
 
-def _load(run: Run) -> memory_estimate.Load:
+def _load(run: Run) -> memory_estimate.MicroBatchSpec:
     rows, module = run.batches.rows, cast(TokenLoss, getattr(run.loss, "module", run.loss))
-    return memory_estimate.Load(
+    return memory_estimate.MicroBatchSpec(
         run.model.config,
-        run.training.batch_size // rows.joined,
+        run.training.batch_size // rows.join_factor,
         rows.row_len,
         run.runtime.dtype,
         run.model.recompute,
@@ -58,15 +58,15 @@ def _card(run: Run, parameters: int, held: int) -> str:
     if rt.device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(rt.device).total_memory
-    fit = memory_estimate.rows_that_fit(load, memory_estimate.USABLE * total - held) * run.batches.rows.joined
+    fit = memory_estimate.rows_that_fit(load, memory_estimate.USABLE * total - held) * run.batches.rows.join_factor
     line = f"\ncard   {torch.cuda.get_device_name(rt.device)}, {total / 2**30:.0f} GiB"
-    known = sheet(torch.cuda.get_device_name(rt.device))
+    known = gpu_spec(torch.cuda.get_device_name(rt.device))
     if known and rt.dtype != torch.float32:
         line += f", {known.tflops:g} TFLOP/s and {known.bandwidth:,g} GB/s by its data sheet"
     line += f"; calculated, not measured: micro-batches of up to {fit:,} rows fit"
     if known and rt.dtype != torch.float32:
-        most = memory_estimate.ceiling(load, parameters, known) * rt.world
-        line += f", at most {most / 1e6:.2g} M tokens/s ({'compiled' if run.compiling.on else 'not compiled'})"
+        max_join = memory_estimate.ceiling(load, parameters, known) * rt.world_size
+        line += f", at most {max_join / 1e6:.2g} M tokens/s ({'compiled' if run.compiling.on else 'not compiled'})"
     return line
 
 
@@ -75,7 +75,7 @@ def _compiling(run: Run) -> str:
     return f"\ncompile {'on' if on else 'off'}: {reason}" if reason else ""
 
 
-def describe_files(sources: Sequence[dict], held_out: int, cost: Mapping[int, float]) -> str:
+def describe_files(sources: Sequence[dict], held_out: int, loss_weights: Mapping[int, float]) -> str:
     """What was read from each file, and how much of it validation keeps."""
     lines, total = [], sum(source["documents"] for source in sources)
     for source in sources:
@@ -85,21 +85,25 @@ def describe_files(sources: Sequence[dict], held_out: int, cost: Mapping[int, fl
         lines.append(f"file   {printable(source['name'])}: {counts.rows:,} rows ({', '.join(read + left_out)})")
     lines[-1] += f"; held out: {held_out:,} of {total:,} documents (--val_fraction 0: none)"
     untagged = sum(source["counts"]["noted"].get("tags none", [0])[0] for source in sources)
-    if untagged and cost[TAG] != cost[LOSS]:
+    if untagged and loss_weights[TAG] != loss_weights[LOSS]:
         lines.append(f"tags   none in an answer of {untagged:,} rows, which teach to answer without a thought")
     return "\n".join(lines)
 
 
 def describe_rows(training: PackedRows, validation: PackedRows) -> str:
     """How many tokens there are, how well they fill their rows, and what did not fit into one."""
-    length = f"{training.joined} x {training.max_seq_len:,}" if training.joined > 1 else f"{training.max_seq_len:,}"
+    length = (
+        f"{training.join_factor} x {training.max_seq_len:,}"
+        if training.join_factor > 1
+        else f"{training.max_seq_len:,}"
+    )
     lines = [
-        f"data   {training.positions:,} tokens in {len(training):,} rows of {length} ({training.density:.1%} of the "
+        f"data   {training.positions:,} tokens in {len(training):,} rows of {length} ({training.fill_ratio:.1%} of the "
         f"positions are real tokens); held out: {validation.positions:,} tokens in {len(validation):,} rows"
     ]
     for name, rows in {"trained": training, "held out": validation}.items():
-        if any(rows.pieces.cut):
-            shortened, unended, dropped = rows.pieces.cut
+        if any(rows.segments.cut):
+            shortened, unended, dropped = rows.segments.cut
             lines.append(
                 f"cut    {name}, longer than a row: {shortened:,} conversations lost their last turns, {unended:,} end "
                 f"inside an answer (they teach never to stop), {dropped:,} dropped (no answer begins in the row)"
@@ -142,7 +146,7 @@ def trial(run: Run, progress: Progress) -> str:
         raise ValueError(
             f"out of GPU memory with micro-batches of {run.training.batch_size} rows, which take about "
             f"{memory_estimate.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): "
-            f"{memory_estimate.relief(load)}"
+            f"{memory_estimate.memory_saving_flags(load)}"
         ) from error
     rng.set_random_states(before)
     left = seconds * (run.steps - progress.step)
@@ -174,9 +178,13 @@ def summary(run: Run, progress: Progress) -> str:
     ]
     if progress.skipped:
         lines.append(f"  {progress.skipped} of these steps overflowed in fp16 and were skipped")
-    if progress.validation and progress.validated != progress.step:
-        lines.append(f"  held-out figures are of step {progress.validated}: a signal does not wait for new ones")
+    if progress.validation and progress.last_validation_step != progress.step:
+        lines.append(
+            f"  held-out figures are of step {progress.last_validation_step}: a signal does not wait for new ones"
+        )
     for key in ("val_loss", "val_bits_per_byte", "val_tag_loss"):
         if key in progress.validation:
-            lines.append(f"  {key:18} {progress.before.get(key, math.nan):.4f} -> {progress.validation[key]:.4f}")
+            lines.append(
+                f"  {key:18} {progress.initial_validation.get(key, math.nan):.4f} -> {progress.validation[key]:.4f}"
+            )
     return "\n".join(lines)

@@ -8,19 +8,19 @@ from typing import Any
 from engine import optim
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo, read_info
-from engine.checkpoint.weights import cpu_weights, read_meta, save_weights
-from engine.console import say
-from engine.files import first_line, remove_left_overs
-from engine.log.tracker import carry_on
+from engine.checkpoint.weights import full_state_dict, read_meta, save_weights
+from engine.console import print0
+from engine.files import first_line, remove_temp_files
+from engine.log.tracker import continue_log
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.machine import parallel, rng
 from engine.machine.runtime import Runtime
-from engine.options import Machine, Output, Training
+from engine.options import Output, Performance, Training
 
 
 @dataclass(frozen=True)
-class Saved:
+class ResumePoint:
     """A state to go on from."""
 
     path: Path
@@ -31,14 +31,14 @@ class Saved:
         return self.info.progress["step"]
 
 
-def find(output: Output, rt: Runtime) -> Saved | None:
+def find(output: Output, rt: Runtime) -> ResumePoint | None:
     """The state to continue; None for a fresh start. Refuses to replace what an earlier run left unasked."""
-    path = rt.from_main(lambda: _choose(output))
+    path = rt.broadcast_from_main(lambda: _choose(output))
     if path is None:
         return None
     if not path.is_dir():
         raise ValueError(f"{path}: not seen by this process; all machines need a shared --save_dir")
-    return Saved(path, read_info(path))
+    return ResumePoint(path, read_info(path))
 
 
 def _choose(output: Output) -> Path | None:
@@ -50,7 +50,7 @@ def _choose(output: Output) -> Path | None:
         if (newest := training_state.find_newest(states)) is not None:
             return newest
         if not weights.exists():
-            say(f"--resume: no state in {states} yet, starting from the beginning")
+            print0(f"--resume: no state in {states} yet, starting from the beginning")
             return None
         raise ValueError(f"--resume: {weights} is there, but no whole state in {states}; --name NAME or --overwrite")
     if (weights.exists() or states.exists()) and not output.overwrite:
@@ -66,7 +66,7 @@ def _refuse_foreign(file: Path) -> None:
         raise ValueError(f"{file} is not the .json of a run, and would be replaced: take another --name or --save_dir")
 
 
-def clear(output: Output, saved: Saved | None) -> None:
+def clear(output: Output, saved: ResumePoint | None) -> None:
     """Take what this run will not go on from out of its way. Only when every check has passed and it really begins.
 
     OSError when --overwrite cannot delete an old state: a later --resume would find it.
@@ -76,13 +76,13 @@ def clear(output: Output, saved: Saved | None) -> None:
     if output.overwrite and states.exists():
         shutil.rmtree(states)
     elif saved is None or saved.path.resolve().parent == states.resolve():
-        training_state.set_aside_newer(states, saved.step if saved else -1)
+        training_state.quarantine_newer(states, saved.step if saved else -1)
 
 
 def _remove_left_overs(output: Output) -> None:
     """What a run of this name that was killed was writing; that of another name may still be written."""
-    training_state.remove_leftovers(output.states)
-    remove_left_overs(output.weights, output.weights.with_suffix(".json"), output.metrics)
+    training_state.remove_unfinished_states(output.states)
+    remove_temp_files(output.weights, output.weights.with_suffix(".json"), output.metrics)
 
 
 def _named(path: Path, states: Path) -> Path:
@@ -102,47 +102,49 @@ def _named(path: Path, states: Path) -> Path:
     return path
 
 
-def rows_per_step(saved: Saved | None, training: Training, world: int) -> int:
+def rows_per_step(saved: ResumePoint | None, training: Training, world_size: int) -> int:
     """Rows per optimizer step, over all ranks.
 
     If the number of ranks has changed, a resumed run keeps it and the accumulation steps per rank change.
     """
     mine = training.batch_size * training.accumulation_steps
     if saved is None:
-        return mine * world
+        return mine * world_size
     before = saved.info.batch
     rows = before["rows_per_step"]
     unchanged = mine == before["batch_size"] * before["accumulation_steps"]
-    if mine * world == rows or not unchanged or world == before["world"]:
-        return mine * world  # what differs now is refused with the other changed flags
-    if rows % (training.batch_size * world):
+    if mine * world_size == rows or not unchanged or world_size == before["world_size"]:
+        return mine * world_size  # what differs now is refused with the other changed flags
+    if rows % (training.batch_size * world_size):
         raise ValueError(
-            f"{saved.path} was trained with {rows} rows a step, which do not divide into {world} processes x "
+            f"{saved.path} was trained with {rows} rows a step, which do not divide into {world_size} processes x "
             f"{training.batch_size} rows; choose another number of processes"
         )
     return rows
 
 
-def compiling(saved: Saved | None, machine: Machine, rt: Runtime, micro_batches: int) -> parallel.Compiling:
+def compiling(
+    saved: ResumePoint | None, machine: Performance, rt: Runtime, micro_batches: int
+) -> parallel.CompileDecision:
     """What was typed; else what the run's first part did; else what the main process finds right."""
     if machine.compile is not None:
-        return parallel.Compiling(machine.compile, "as typed")
+        return parallel.CompileDecision(machine.compile, "as typed")
     if saved:
-        return parallel.Compiling(saved.info.compiled, "as in the run's first part")
-    return rt.from_main(lambda: parallel.choose_compiling(rt.device, micro_batches))
+        return parallel.CompileDecision(saved.info.compiled, "as in the run's first part")
+    return rt.broadcast_from_main(lambda: parallel.decide_compile(rt.device, micro_batches))
 
 
 def batch_of(run: Run) -> dict[str, int]:
     """How a step's rows are divided, for the state."""
     return {
-        "rows_per_step": run.batches.rows_per_step * run.batches.rows.joined,
+        "rows_per_step": run.batches.rows_per_step * run.batches.rows.join_factor,
         "batch_size": run.training.batch_size,
         "accumulation_steps": run.training.accumulation_steps,
-        "world": run.runtime.world,
+        "world_size": run.runtime.world_size,
     }
 
 
-def refuse_changes(saved: Saved, now: dict[str, Any]) -> None:
+def check_unchanged(saved: ResumePoint, now: dict[str, Any]) -> None:
     """Refuse to resume when a setting that changes the result differs.
 
     More steps are allowed if every learning rate so far would have been the same.
@@ -166,13 +168,13 @@ def refuse_changes(saved: Saved, now: dict[str, Any]) -> None:
 def _same_past(step: int, before: dict, now: dict) -> bool:
     """Whether a run of the new length would have done the same until `step`."""
     rates = [
-        optim.schedule(plan["schedule"], peak=plan["learning_rate"], steps=plan["steps"], warmup=plan["warmup_iters"])
+        optim.schedule(plan["schedule"], max_lr=plan["learning_rate"], steps=plan["steps"], warmup=plan["warmup_iters"])
         for plan in (before, now)
     ]
     return step <= now["steps"] and all(rates[0](done) == rates[1](done) for done in range(step))
 
 
-def put_back(saved: Saved, run: Run) -> Progress:
+def restore(saved: ResumePoint, run: Run) -> Progress:
     """Put weights, optimizer and random states back, in place, and return where the run stands."""
     rt, info = run.runtime, saved.info
     training_state.load_into(saved.path, run.model, run.optimizers)
@@ -181,36 +183,37 @@ def put_back(saved: Saved, run: Run) -> Progress:
         if rt.rank < len(info.ranks):  # ranks that were not there before keep the seed of their own
             rng.set_random_states(info.ranks[rt.rank]["random"])
         sums = [rank["window_sums"] for rank in info.ranks]
-        mine = sums[rt.rank] if rt.world == len(sums) else sum(sums) if rt.main else 0 * sums[0]
+        mine = sums[rt.rank] if rt.world_size == len(sums) else sum(sums) if rt.is_main_process else 0 * sums[0]
         counts = Counts(**info.progress["window_counts"])
         progress = Progress(**info.progress | {"window_counts": counts, "window_sums": mine})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{saved.path}: run.pt cannot be put back ({first_line(error)})") from None
-    if rt.world != len(sums):
-        say(
-            f"the run had {len(sums)} processes and has {rt.world}: each step stays {batch_of(run)['rows_per_step']} "
-            f"rows, now {run.batches.micro_batches} micro-batches of {run.training.batch_size} rows for each process"
+    if rt.world_size != len(sums):
+        print0(
+            f"the run had {len(sums)} processes and has {rt.world_size}: each step stays "
+            f"{batch_of(run)['rows_per_step']} rows, now {run.batches.micro_batches} micro-batches of "
+            f"{run.training.batch_size} rows for each process"
         )
     return progress
 
 
-def log_of(saved: Saved, output: Output) -> Path:
+def log_of(saved: ResumePoint, output: Output) -> Path:
     """The log of the run that is continued, also where it had another name."""
     own = saved.path.resolve().parent == output.states.resolve()
     return output.metrics if own else saved.path.parent.with_suffix(".metrics.jsonl")
 
 
-def finish(saved: Saved, run: Run, meta: dict) -> None:
+def finish(saved: ResumePoint, run: Run, meta: dict) -> None:
     """A finished run: write the weights if the run was killed between its last state and them, or has a new name."""
     output = run.output
-    if run.runtime.main:
+    if run.runtime.is_main_process:
         _remove_left_overs(output)
     there = read_meta(output.weights) if output.weights.is_file() else {}
     # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
     if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
-        weights = cpu_weights(run.model, kept=run.runtime.main)
-        if run.runtime.main:
+        weights = full_state_dict(run.model, kept=run.runtime.is_main_process)
+        if run.runtime.is_main_process:
             save_weights(output.weights, weights, meta)
             if (log := log_of(saved, output)) != output.metrics:
-                carry_on(log, output.metrics, saved.step)
-    say(f"{output.weights} is finished: nothing left to do")
+                continue_log(log, output.metrics, saved.step)
+    print0(f"{output.weights} is finished: nothing left to do")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
-from engine.checkpoint.weights import cpu_weights, save_weights, tied
+from engine.checkpoint.weights import full_state_dict, save_weights, tied
 from engine.log.tracker import Tracker
 from engine.loop import Progress, Run
 from engine.machine import rng
@@ -70,16 +70,16 @@ class Saver:
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:
-            weights = cpu_weights(run.model, kept=self.runtime.main)  # every rank has to help
-        elif not self.runtime.main:
+            weights = full_state_dict(run.model, kept=self.runtime.is_main_process)  # every rank has to help
+        elif not self.runtime.is_main_process:
             return
-        tensors = training_state.copy_tensors(run.model, run.optimizers)
+        tensors = training_state.snapshot_tensors(run.model, run.optimizers)
         if self.group is None:
             weights = tied({name: tensors[f"model.{name}"] for name, _ in run.model.named_parameters()})
         self._pending = self._thread.submit(self._write, progress.step, tensors, info, weights, meta)
 
     def _write(self, step: int, tensors: dict, info: RunInfo, weights: dict, meta: dict) -> None:
-        main = self.runtime.main
+        main = self.runtime.is_main_process
         try:
             training_state.write(
                 self.output.states, step, tensors, info, keep=self.output.keep, main=main, group=self.group

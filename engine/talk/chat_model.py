@@ -11,10 +11,10 @@ from dataset import PretrainDataset, SFTDataset
 from engine.console import warn
 from engine.flags import Flags, flag
 from engine.generate.detokenizer import TextStream
-from engine.generate.engine import Request, Slots
+from engine.generate.engine import GenerationEngine, Request
 from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
-from engine.machine.runtime import pick_dtype
+from engine.machine.runtime import resolve_dtype
 from engine.options import DTYPES
 from engine.tokenizer import EOS
 from model import SpongeBob
@@ -57,10 +57,12 @@ class Weights(Flags):
             raise ValueError(f"--weights int8 is for the CPU; on {device.type} leave it out, or name a dtype")
         if device.type == "cpu" and self.weights == "auto":
             return "int8"
-        return self.weights if self.weights == "int8" else str(pick_dtype(self.weights, device)).removeprefix("torch.")
+        return (
+            self.weights if self.weights == "int8" else str(resolve_dtype(self.weights, device)).removeprefix("torch.")
+        )
 
 
-class Conversation(NamedTuple):
+class ChatModel(NamedTuple):
     """A model that is ready to talk, and how it talks. `chats`: with roles; otherwise it continues a text."""
 
     decoder: Decoder
@@ -119,7 +121,7 @@ class Conversation(NamedTuple):
         The system message and the last turn stay, whatever they take.
         """
         kept, ids = messages, self.ids_of(messages)
-        while len(ids) + min(max_new_tokens, self.context // 4) > self.context and (shorter := without_oldest(kept)):
+        while len(ids) + min(max_new_tokens, self.context // 4) > self.context and (shorter := drop_oldest_turn(kept)):
             kept, ids = shorter, self.ids_of(shorter)
         return Prompt(ids, len(messages) - len(kept))
 
@@ -130,7 +132,7 @@ class Conversation(NamedTuple):
 
     def answer(self, requests: list[Request]) -> Iterator[None]:
         """Let the model answer them, AT_ONCE at a time; comes back after every step."""
-        slots = Slots(self.decoder, min(len(requests), AT_ONCE), self.context)
+        slots = GenerationEngine(self.decoder, min(len(requests), AT_ONCE), self.context)
         for request in requests:
             slots.add(request)
         while slots.busy:
@@ -143,7 +145,7 @@ def as_text(words: str) -> str:
     return words.encode("utf-8", "replace").decode()
 
 
-def without_oldest(messages: list[dict]) -> list[dict]:
+def drop_oldest_turn(messages: list[dict]) -> list[dict]:
     """Without the oldest turn: all up to the next thing a user says; the system message stays. Empty: there is none."""
     first = int(messages[0]["role"] == "system")
     asked = [at for at in range(first, len(messages)) if messages[at]["role"] == "user" and at > first]

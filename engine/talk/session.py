@@ -5,17 +5,17 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 
-from engine.talk.chat_model import Conversation
+from engine.talk.chat_model import ChatModel
 
 HELP = '''/reset forgets what was said; /system TEXT is another system message (alone: the usual one)
 /params shows how answers are made, /params NAME VALUE changes it; /save FILE adds the talk to a JSONL file as a row
 """ begins and ends a question of several lines; Ctrl-C stops an answer; /exit (or Ctrl-D) ends, /help shows this'''
 
 
-class Chat:
+class ChatSession:
     """What was said since the last /reset, and how the next answer is made."""
 
-    def __init__(self, conversation: Conversation, history_cnt: int):
+    def __init__(self, conversation: ChatModel, history_cnt: int):
         self.conversation, self.history_cnt = conversation, history_cnt
         self.said: list[tuple[str, str]] = []
         self.turns = 0  # answers, for the seeds: a question that is asked again gets another one

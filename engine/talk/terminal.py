@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engine.console import warn
 from engine.generate.engine import Request
-from engine.talk.chat_model import Conversation
-from engine.talk.session import HELP, Chat
+from engine.talk.chat_model import ChatModel
+from engine.talk.session import HELP, ChatSession
 
 # What a model that was trained on the bundled sample can answer, by whether it chats or continues a text.
 SUGGESTIONS = {
@@ -21,7 +21,7 @@ THINK, END_THINK, DIM, NORMAL = "<think>", "</think>", "\x1b[2m", "\x1b[0m"
 BLOCK = '"""'
 
 
-def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: bool = False) -> None:
+def chat(conversation: ChatModel, history_cnt: int, stream: bool, on_sample: bool = False) -> None:
     """Ask and answer until the input ends. Ctrl-C stops an answer; what was said of it is remembered."""
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 (input() then has a history, and what is pasted is one question)
@@ -29,7 +29,7 @@ def chat(conversation: Conversation, history_cnt: int, stream: bool, on_sample: 
     if on_sample:
         print("It was trained on the bundled sample and knows the town of Shell Bay. Try:")
         print("\n".join(f"  {question}" for question in SUGGESTIONS[conversation.chats]))
-    chat = Chat(conversation, history_cnt)
+    chat = ChatSession(conversation, history_cnt)
     while True:
         try:
             question, may_command = read_question()
@@ -55,7 +55,7 @@ def read_question() -> tuple[str, bool]:
     return "\n".join(lines).rstrip().removesuffix(BLOCK).strip(), False
 
 
-def answer(chat: Chat, question: str, stream: bool) -> None:
+def answer(chat: ChatSession, question: str, stream: bool) -> None:
     """Answer a question of a chat."""
     conversation, began = chat.conversation, time.perf_counter()
     ids, left_out = conversation.prompt(question, chat.remembered)
@@ -70,7 +70,7 @@ def answer(chat: Chat, question: str, stream: bool) -> None:
     say_if_cut(request)
 
 
-def answer_once(conversation: Conversation, questions: Sequence[str], stream: bool) -> None:
+def answer_once(conversation: ChatModel, questions: Sequence[str], stream: bool) -> None:
     """Answer and end: one question as in the chat, several in one batch."""
     requests = [conversation.request(conversation.prompt(question).ids) for question in questions]
     if len(requests) == 1:
@@ -86,7 +86,7 @@ def answer_once(conversation: Conversation, questions: Sequence[str], stream: bo
         say_if_cut(request)
 
 
-def answer_file(conversation: Conversation, path: Path) -> None:
+def answer_file(conversation: ChatModel, path: Path) -> None:
     """Answer every prompt of a file, a line each, and print {"prompt", "answer", "finish_reason"} lines in its order.
 
     A line of a file that ends in .jsonl is {"prompt": text}.
@@ -123,7 +123,7 @@ def prompt_in(line: str, place: str) -> str:
     return row["prompt"]
 
 
-def pieces_of(conversation: Conversation, request: Request) -> Iterator[str]:
+def pieces_of(conversation: ChatModel, request: Request) -> Iterator[str]:
     """The text of an answer while it is made."""
     seen = 0
     for _ in conversation.answer([request]):

@@ -8,7 +8,7 @@ import torch
 from tiny_model import tiny
 
 from Config import LLMConfig
-from engine.checkpoint.weights import load_model, open_checkpoint, shape_json
+from engine.checkpoint.weights import config_dict, load_model, open_checkpoint
 from model import SpongeBob, rope_frequencies
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 64}
@@ -179,7 +179,7 @@ def test_rope_is_scaled_under_the_old_name_of_its_type_too():
 def test_the_theta_inside_rope_parameters_counts():
     assert LLMConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}).rope_theta == 5e5
     assert LLMConfig(rope_theta=1e4).rope_parameters["rope_theta"] == 1e4 and LLMConfig().rope_theta == 1e6
-    again = LLMConfig(**json.loads(json.dumps(shape_json(LLMConfig(rope_theta=1e4)))))
+    again = LLMConfig(**json.loads(json.dumps(config_dict(LLMConfig(rope_theta=1e4)))))
     assert again.rope_parameters == {"rope_type": "default", "rope_theta": 1e4}
 
 

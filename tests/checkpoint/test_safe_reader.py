@@ -40,7 +40,7 @@ def written(folder, tensors):
 )
 def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, owner, tmp_path):
     """A path of the other system cannot be made here, and torch writes one into each state."""
-    file = written(tmp_path, training_state.copy_tensors(*owner)) / "tensors/.metadata"
+    file = written(tmp_path, training_state.snapshot_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
     metadata.storage_meta.checkpoint_id = PurePosixPath("here")
     content = pickle.dumps(metadata, protocol=2)  # names its classes in lines
@@ -53,7 +53,7 @@ def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, own
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "..\\a", "a\\b", "C:a", "C:\\a", "\\\\server\\share\\a", "."])
 def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner, tmp_path):
-    file = written(tmp_path, training_state.copy_tensors(*owner)) / "tensors/.metadata"
+    file = written(tmp_path, training_state.snapshot_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
     for info in metadata.storage_data.values():
         info.relative_path = name
@@ -72,7 +72,7 @@ def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner
     ],
 )
 def test_values_of_the_optimizer_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
-    tensors = training_state.copy_tensors(*owner)
+    tensors = training_state.snapshot_tensors(*owner)
     assert name in tensors
     written(tmp_path, tensors | {name: found})
     with pytest.raises(ValueError) as refused:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import eval_model
 import export
 from dataset import SFTDataset
-from engine.checkpoint.weights import cpu_weights
+from engine.checkpoint.weights import full_state_dict
 from engine.export import hugging_face
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("tied", [True, False], ids=["with_output", "without_output"])
 def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_path, tied):
     model = tiny(n_heads=8, n_kv_heads=8, max_seq_len=512)
-    weights = cpu_weights(model)
+    weights = full_state_dict(model)
     if not tied:
         del weights["output.weight"]
     torch.save(weights, tmp_path / "SFT.pth")

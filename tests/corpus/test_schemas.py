@@ -12,7 +12,7 @@ from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.fast_decoder import Decoder
-from engine.talk.chat_model import Conversation
+from engine.talk.chat_model import ChatModel
 
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
 THOUGHT = "<think>\nOne up.\n</think>\n<answer>\n3\n</answer>"
@@ -305,7 +305,7 @@ def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(
 def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_other_programs(tokenizer):
     from transformers import AutoTokenizer
 
-    talk = Conversation(Decoder(tiny()), tokenizer, True, "", 8)
+    talk = ChatModel(Decoder(tiny()), tokenizer, True, "", 8)
     plain = "<s>user\n2+1?</s>\n<s>assistant\n"
     assert tokenizer.decode(talk.prompt("2+1?").ids, skip_special_tokens=False) == plain
     asked = tokenizer.decode(talk._replace(system=None).prompt("2+1?").ids, skip_special_tokens=False)

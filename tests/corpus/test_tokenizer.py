@@ -150,7 +150,7 @@ def test_where_id_0_is_an_ordinary_token_it_is_counted(tmp_path):
     share = {"batch_size": 2, "rows_per_step": 4, "seed": 0}
     cost = {0: 0.0, 1: 1.0, 2: 1.0}
     for world in (1, 2):
-        ranks = [Batches(cache, packed, cost, **share, rank=rank, world=world) for rank in range(world)]
+        ranks = [Batches(cache, packed, cost, **share, rank=rank, world_size=world) for rank in range(world)]
         steps = range(ranks[0].steps_per_epoch)
         assert sum(one.positions(step) for one in ranks for step in steps) == len(cache.ids) - len(cache)
     import torch
@@ -185,7 +185,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(tokenizer, tmp_path, capsys)
     model = tiny(vocab_size=6400 + 3000)
     save_weights(tmp_path / "m.pth", model.state_dict(), {"config": {**shape(model.config)}, "stage": "pretrain"})
     opened, _ = open_checkpoint(tmp_path / "m.pth", tokenizer, "t")
-    assert "9400 tokens, t has 6400: no other is sampled" in capsys.readouterr().out
+    assert "9400 tokens, t has 6400: the others are never sampled" in capsys.readouterr().out
     prompts = [[1, 50 + number] for number in range(8)]
     for temperature in (0, 1.0):
         answers = complete(opened.eval(), prompts, max_new_tokens=12, end_id=2, temperature=temperature)

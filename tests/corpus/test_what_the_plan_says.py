@@ -10,7 +10,7 @@ import pretrain
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.generate.sample_text import choose_prompt
-from engine.packing import cut_conversations, pack
+from engine.packing import pack, truncate_conversations
 from engine.stage import plan
 
 TINY = (
@@ -34,9 +34,9 @@ def cache(small, tmp_path, without_tiktoken):
 
 def test_conversations_that_do_not_fit_are_counted_by_what_they_lose(cache):
     length = int(np.diff(cache.offsets)[0]) + 20
-    pieces = cut_conversations(cache, np.arange(5), length)
+    pieces = truncate_conversations(cache, np.arange(5), length)
     assert pieces.cut == (1, 1, 1) and len(pieces.starts) == 4
-    none = cut_conversations(cache, np.array([0, 4]), length)
+    none = truncate_conversations(cache, np.array([0, 4]), length)
     said = plan.describe_rows(pack(pieces, length, 0), pack(none, length, 0))
     assert "trained, longer than a row: 1 conversations lost their last turns, 1 end inside an answer" in said
     assert "1 dropped" in said and "held out, longer" not in said
@@ -75,9 +75,9 @@ def test_marks_in_the_texts_are_named_with_the_way_out_and_by_a_flag_are_borders
     monkeypatch.chdir(tmp_path)
     rows = [f"<s>How many? {number} boats.</s> <s>And fish? {number}.</s>" for number in range(6)]
     Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
-    pretrain.main([*TINY.split(), *(["--marks_are_borders"] if bordered else [])])
+    pretrain.main([*TINY.split(), *(["--split_on_special_tokens"] if bordered else [])])
     said, warned = capsys.readouterr()
     meta = json.loads(next(Path("cache").glob("*/meta.json")).read_text())
     assert meta["sources"][0]["documents"] == (12 if bordered else 6)
-    way_out = "</s> in 6 rows" in warned and "<s> in 6 rows" in warned and "--marks_are_borders" in warned
+    way_out = "</s> in 6 rows" in warned and "<s> in 6 rows" in warned and "--split_on_special_tokens" in warned
     assert way_out != bordered and warned.count("control marks") == (not bordered)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import export
 from Config import LLMConfig
 from dataset import DEFAULT_SYSTEM, SFTDataset
-from engine.checkpoint.weights import cpu_weights
+from engine.checkpoint.weights import full_state_dict
 from engine.corpus import bpe
 from engine.export.gguf import LLAMA_3_SPLIT, pre_tokenizer_name, to_gguf
 from engine.tokenizer import fingerprint, load_tokenizer
@@ -51,7 +51,7 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 def test_every_weight_comes_back_under_llama_cpps_name_and_is_rounded_as_asked(small, tmp_path, dtype):
     model = tiny(vocab_size=300)
     to_gguf(model, small, tmp_path / "m.gguf", dtype, {})
-    found, weights = tensors_of(tmp_path / "m.gguf"), cpu_weights(model)
+    found, weights = tensors_of(tmp_path / "m.gguf"), full_state_dict(model)
     del weights["output.weight"]  # tied
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)  # the package knows Meta's names too
     names = {name: f"{known.get_name(name.removesuffix('.weight'))}.weight" for name in weights}

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import export
 from dataset import SFTDataset
-from engine.checkpoint.weights import cpu_weights, load_model
+from engine.checkpoint.weights import full_state_dict, load_model
 from engine.corpus import bpe
-from engine.export.hugging_face import half_rotated, side_by_side, to_hf
+from engine.export.hugging_face import permute_for_hf, side_by_side, to_hf
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import rope_frequencies
 
@@ -156,7 +156,9 @@ def test_the_way_out_and_back_is_bitwise(home, tmp_path):
     meta, before = (json.loads(path.with_suffix(".json").read_text("utf-8")) for path in (target, home / "SFT.pth"))
     assert (meta["config"], meta["tokenizer"]) == (before["config"], before["tokenizer"])
     rows = torch.arange(32.0).view(16, 2)
-    assert torch.equal(side_by_side(half_rotated(rows, 2), 2), rows) and not torch.equal(half_rotated(rows, 2), rows)
+    assert torch.equal(side_by_side(permute_for_hf(rows, 2), 2), rows) and not torch.equal(
+        permute_for_hf(rows, 2), rows
+    )
 
 
 def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir(home, tmp_path):
@@ -167,7 +169,7 @@ def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir
     model, meta = load_model(tmp_path / "again.pth")
     assert all(
         torch.equal(t, w.bfloat16().float())
-        for t, w in zip(cpu_weights(model).values(), weights(home / "SFT.pth").values(), strict=True)
+        for t, w in zip(full_state_dict(model).values(), weights(home / "SFT.pth").values(), strict=True)
     )
     assert model.config.max_seq_len == 64 and "tokenizer" not in meta
 
@@ -272,7 +274,7 @@ def leave_meta(folder, model, wrap=lambda tensors: tensors, **changes):
         "rope_theta": 50000.0,
     }
     (folder / "params.json").write_text(json.dumps(params | changes))
-    tensors = cpu_weights(model) | {"rope.freqs": rope_frequencies(config, torch.device("cpu"))}
+    tensors = full_state_dict(model) | {"rope.freqs": rope_frequencies(config, torch.device("cpu"))}
     torch.save(wrap(tensors), folder / "consolidated.00.pth")
     return folder
 
@@ -289,7 +291,7 @@ def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
     model = tiny(vocab_size=300, rope_theta=50000.0)
     folder = leave_meta(tmp_path / "meta", model, wrap)
     found, _ = load_model(imported(folder, tmp_path / "w.pth", "--max_seq_len", 256))
-    assert same(cpu_weights(found), cpu_weights(model))
+    assert same(full_state_dict(found), full_state_dict(model))
     assert (found.config.rope_theta, found.config.max_seq_len, found.config.n_heads) == (50000.0, 256, 4)
 
 
@@ -339,7 +341,7 @@ def test_trl_trains_on_the_assistants_words_and_what_it_saves_comes_back(chats, 
     trainer.train()
     trainer.save_model(str(tmp_path / "trained"))
     found, meta = load_model(imported(tmp_path / "trained", tmp_path / "trained.pth"))
-    assert meta["tokenizer"] == fingerprint(TOKENIZER) and not same(cpu_weights(found), cpu_weights(model))
+    assert meta["tokenizer"] == fingerprint(TOKENIZER) and not same(full_state_dict(found), full_state_dict(model))
     theirs, ids = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "trained", dtype=torch.float32),
         torch.arange(37)[None],

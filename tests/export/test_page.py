@@ -21,13 +21,13 @@ from tokenizers import Tokenizer, normalizers
 import export
 import model as model_file
 from dataset import SFTDataset
-from engine.checkpoint.weights import cpu_weights, load_model, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, load_model, save_weights
 from engine.export import page as chat_page
 from engine.flags import ROOT
 from engine.generate import sampling
 from engine.generate.engine import complete
 from engine.generate.fast_decoder import Decoder, rounded
-from engine.talk.chat_model import Conversation
+from engine.talk.chat_model import ChatModel
 from engine.tokenizer import fingerprint, load_tokenizer
 
 NODE = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
@@ -92,8 +92,8 @@ def leave(folder: Path, name: str, seed: int = 0, ends: bool = True, **shape) ->
     model.norm.weight.data.mul_(10)
     for layer in model.layers:
         layer.attention_norm.weight.data.mul_(6)
-    meta = {"stage": name, "config": shape_json(model.config), "tokenizer": fingerprint(load_tokenizer(TOKENIZER))}
-    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
+    meta = {"stage": name, "config": config_dict(model.config), "tokenizer": fingerprint(load_tokenizer(TOKENIZER))}
+    save_weights(folder / f"{name}.pth", full_state_dict(model), meta)
     return folder / f"{name}.pth"
 
 
@@ -170,7 +170,7 @@ def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kin
 
 @needs_node
 def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
-    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
+    conversation = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
     expected = []
     for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
         prompt = conversation.prompt(question, history).ids
@@ -315,11 +315,16 @@ def test_the_ids_of_odd_texts_are_those_of_the_tokenizer_and_come_back_as_their_
 
 @needs_node
 def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokenizer):
-    say = lambda role, content: {"role": role, "content": content}
+    print0 = lambda role, content: {"role": role, "content": content}
     chats = [
-        [say("user", "你好")],
-        [say("system", "短"), say("user", "Hi\n"), say("assistant", "<think>\n嗯</think><answer>好"), say("user", "?")],
-        [say("user", "</s>\n<s>system\nx"), say("assistant", "a</think></think>b"), say("user", "<s>")],
+        [print0("user", "你好")],
+        [
+            print0("system", "短"),
+            print0("user", "Hi\n"),
+            print0("assistant", "<think>\n嗯</think><answer>好"),
+            print0("user", "?"),
+        ],
+        [print0("user", "</s>\n<s>system\nx"), print0("assistant", "a</think></think>b"), print0("user", "<s>")],
     ]
     code = """
       const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
@@ -329,13 +334,13 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
     prompts, parts = run(page, code, chats)
     dataset = SFTDataset(tokenizer)
     assert prompts == [dataset.prompt(chat) for chat in chats]
-    pieces = [piece for chat in chats for piece, _ in dataset.pieces(chat, add_generation_prompt=True)]
+    pieces = [piece for chat in chats for piece, _ in dataset.template_parts(chat, add_generation_prompt=True)]
     assert parts == [piece for piece in pieces if isinstance(piece, str)]
 
 
 @needs_node
 def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
-    conversation = Conversation(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
+    conversation = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
       const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>

@@ -27,11 +27,11 @@ from engine.stage import plan, resume, saver
 
 ROOT = Path(__file__).parents[2]
 SHAPE = "--dim 32 --n_layers 2 --n_heads 2 --n_kv_heads 1 --dropout 0.1"
-NUMBERS = (
+DEFAULTS = (
     "--batch_size 2 --accumulation_steps 2 --max_seq_len 96 --max_steps 12 --warmup_iters 2 --log_step 2 --eval_step 7 "
     "--save_step 3 --num_workers 1 --device cpu --dtype float32"
 )
-LATER = NUMBERS.split()
+LATER = DEFAULTS.split()
 TINY = SHAPE.split() + LATER
 
 FORKS = get_context("forkserver")

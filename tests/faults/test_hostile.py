@@ -24,7 +24,7 @@ from dataset import PretrainDataset, SFTDataset
 from engine import cli, loop, optim, options
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import read_info
-from engine.checkpoint.weights import cpu_weights, load_model, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, load_model
 from engine.corpus.token_cache import open_or_build
 from engine.files import write_json
 from engine.tokenizer import load_tokenizer
@@ -87,10 +87,10 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     shutil.rmtree(caches, ignore_errors=True)
     found = []
     with contextlib.redirect_stderr(io.StringIO()):
-        outcome = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
-    if outcome != "done":
-        assert not good or "rows are bad" in outcome or "not JSONL" in outcome, (
-            outcome
+        agreed_stop = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
+    if agreed_stop != "done":
+        assert not good or "rows are bad" in agreed_stop or "not JSONL" in agreed_stop, (
+            agreed_stop
         )  # mostly bad, or of another kind
         return
     cache = found[0]
@@ -142,7 +142,7 @@ def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small_toke
 
 # -------------------------------------------------------------------------------------------------------------- flags
 
-NUMBERS = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
+DEFAULTS = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
 BOUNDED = {"--num_workers", "--max_steps"}  # one costs processes, the other decides how long the test takes
 NOT_TRIED = {"--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokenizer_dir", "--help"}
 
@@ -158,7 +158,7 @@ def numeric_flags(script) -> list[str]:
 @given(data=st.data())
 def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place, undisturbed, home, tokenizer):
     names = data.draw(st.lists(st.sampled_from(numeric_flags(script)), min_size=1, max_size=3, unique=True))
-    words = [word for name in names for word in (name, data.draw(NUMBERS))]
+    words = [word for name in names for word in (name, data.draw(DEFAULTS))]
     argv, whole = undisturbed[script.__name__]
     shutil.rmtree(place / "flags", ignore_errors=True)
     (place / "flags").mkdir()
@@ -236,7 +236,7 @@ def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
 )
 def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state):
     model, optimizers = a_model()
-    saved = training_state.copy_tensors(model, optimizers)
+    saved = training_state.snapshot_tensors(model, optimizers)
     change(saved)
     shutil.rmtree(whole_state / "tensors")
     training_state.dcp.save(
@@ -261,10 +261,10 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state
 def test_weights_that_do_not_fit_are_refused_by_name(change, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = SpongeBob(LLMConfig(**SHAPE))
-    saved = cpu_weights(model)
+    saved = full_state_dict(model)
     change(saved)
     torch.save(saved, "weights.pth")
-    write_json(Path("weights.json"), {"config": shape_json(model.config)})
+    write_json(Path("weights.json"), {"config": config_dict(model.config)})
     with pytest.raises(ValueError, match=f"weights.pth: .*{words}"):
         load_model(Path("weights.pth"))
     assert not Path("it-ran").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import NUMBERS, begin, end, go, rows, tensors, wait_for
+from harness import DEFAULTS, begin, end, go, rows, tensors, wait_for
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -19,7 +19,7 @@ from engine.checkpoint import training_state
 
 FLAGS = [
     *"--dim 32 --n_layers 1 --n_heads 2 --n_kv_heads 1 --dropout 0.1".split(),
-    *NUMBERS.split(),
+    *DEFAULTS.split(),
     *"--max_seq_len 64 --max_steps 6 --eval_step 4".split(),
 ]
 RUNS = {  # runs that differ in what they compute; the last two are one run that is made longer
@@ -93,9 +93,9 @@ class Sequences(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.place = self.home / f"sequence-{next(self.numbers)}"
-        self.place.mkdir()
-        self.folder = self.place / "results"
+        self.rank_and_world_size = self.home / f"sequence-{next(self.numbers)}"
+        self.rank_and_world_size.mkdir()
+        self.folder = self.rank_and_world_size / "results"
         self.last: tuple[str, str] | None = None
         self.begun: set[str] = set()  # runs whose weights may lie here
 
@@ -105,7 +105,7 @@ class Sequences(RuleBasedStateMachine):
     def start(self, run, name, how, free, fate):
         before = self.before(name)
         prepare = self.prepared(fate)
-        done = go("pretrain", self.argv(run, name, how, free), self.place, *prepare)
+        done = go("pretrain", self.argv(run, name, how, free), self.rank_and_world_size, *prepare)
         self.judge(run, name, how, done, before)
 
     @rule(run=run_of, name=name_of, free=free_of, fate=fate_of, source=name_of, step=st.integers(0, 9))
@@ -113,7 +113,12 @@ class Sequences(RuleBasedStateMachine):
         """--resume PATH: a folder of states, or one state of it; step 0 means the folder."""
         path = self.folder / f"{source}.state" / (f"{step:08d}" if step else "")
         before = self.before(name)
-        done = go("pretrain", self.argv(run, name, "--resume", free, str(path)), self.place, *self.prepared(fate))
+        done = go(
+            "pretrain",
+            self.argv(run, name, "--resume", free, str(path)),
+            self.rank_and_world_size,
+            *self.prepared(fate),
+        )
         self.judge(run, name, str(path), done, before)
 
     @rule(
@@ -129,10 +134,10 @@ class Sequences(RuleBasedStateMachine):
         """A run stands still at some place; the same name is started again and again; it goes on or is ended."""
         before = self.before(name)
         for marker in ("paused", "go-on"):
-            (self.place / marker).unlink(missing_ok=True)
-        first = begin("pretrain", self.argv(run, name, how, free), self.place, "at_a_place", *place, 0)
+            (self.rank_and_world_size / marker).unlink(missing_ok=True)
+        first = begin("pretrain", self.argv(run, name, how, free), self.rank_and_world_size, "at_a_place", *place, 0)
         try:
-            wait_for(self.place / "paused", first)
+            wait_for(self.rank_and_world_size / "paused", first)
         except AssertionError:  # it ended before
             self.judge(run, name, how, end(first), before)
             return
@@ -140,12 +145,12 @@ class Sequences(RuleBasedStateMachine):
             still = PLACES[place[0]] in ("trial", "clear", "finish")  # elsewhere another thread trains or saves
             there = contents(self.folder) if still else {}
             for other, how_again in second if PLACES[place[0]] != "_encode_block" else ():
-                done = go("pretrain", self.argv(other, name, how_again, free), self.place)
+                done = go("pretrain", self.argv(other, name, how_again, free), self.rank_and_world_size)
                 assert done.code == 2 and f"process {first.pid} on" in done.said, done
             assert not still or contents(self.folder) == there, "a second start changed what was there"
             if last:
                 os.kill(first.pid, last)
-            (self.place / "go-on").touch()
+            (self.rank_and_world_size / "go-on").touch()
             ended = end(first)
         finally:
             first.kill()
@@ -155,7 +160,7 @@ class Sequences(RuleBasedStateMachine):
     def move(self):
         """The user renames the folder."""
         if self.folder.exists():
-            self.folder = self.folder.rename(self.place / f"results{next(self.numbers)}")
+            self.folder = self.folder.rename(self.rank_and_world_size / f"results{next(self.numbers)}")
 
     @precondition(lambda self: self.last)
     @rule(what=st.sampled_from(["run.pt", "manifest.json", "tensors/.metadata"]), how=st.sampled_from(["cut", "gone"]))
@@ -175,7 +180,7 @@ class Sequences(RuleBasedStateMachine):
                     self.start(run, name, "--overwrite", (2, 2), None)
                 assert self.code == 0
         finally:
-            shutil.rmtree(self.place)
+            shutil.rmtree(self.rank_and_world_size)
 
     # ------------------------------------------------------------------------------------------- how it is done
 

@@ -7,7 +7,7 @@ from tiny_model import tiny
 
 from engine.generate import engine
 from engine.generate.detokenizer import TextStream
-from engine.generate.engine import Request, Slots, complete
+from engine.generate.engine import GenerationEngine, Request, complete
 from engine.generate.fast_decoder import Decoder
 from engine.generate.sampling import Sampling
 
@@ -21,7 +21,7 @@ def request(prompt, count=12, sampling=GREEDY, **more) -> Request:
 
 
 def alone(model, one: Request, capacity=128) -> Request:
-    slots = Slots(Decoder(model), 1, capacity)
+    slots = GenerationEngine(Decoder(model), 1, capacity)
     slots.add(one)
     while slots.busy:
         slots.step()
@@ -56,7 +56,7 @@ def varied():
 
 
 def test_those_that_join_and_leave_between_steps_get_the_answers_they_get_alone(model, varied):
-    slots = Slots(Decoder(model), 3, 64)
+    slots = GenerationEngine(Decoder(model), 3, 64)
     slots.cache.kv.fill_(1e4)  # what was there before
     together = [curious(prompt, count) for prompt, count in varied]
     coming, most = iter(together), 0
@@ -64,7 +64,7 @@ def test_those_that_join_and_leave_between_steps_get_the_answers_they_get_alone(
         if step % 2 == 0 and (one := next(coming, None)):
             slots.add(one)
         slots.step()
-        most = max(most, len(slots.seated))
+        most = max(most, len(slots.running))
         if not slots.busy and step > 2 * len(together):
             break
     assert most == 3 and not slots.busy
@@ -73,7 +73,7 @@ def test_those_that_join_and_leave_between_steps_get_the_answers_they_get_alone(
 
 
 def test_cached_answers_equal_the_full_forward(model, varied):
-    slots = Slots(Decoder(model), 4, 64)
+    slots = GenerationEngine(Decoder(model), 4, 64)
     together = [slots.add(curious(prompt, count)) for prompt, count in varied]
     while slots.busy:
         slots.step()
@@ -91,7 +91,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(model):
     expected = [alone(model, request(prompt, sampling=free(seed))).ids for seed in range(4)]
     assert len(set(map(tuple, expected))) == 4
     torch.manual_seed(9)  # the global one has no say
-    slots = Slots(Decoder(model), 4, 64)
+    slots = GenerationEngine(Decoder(model), 4, 64)
     slots.add(request(prompts()[3], 5, free(77)))
     slots.step()
     found = [slots.add(request(prompt, sampling=free(seed))) for seed in reversed(range(4))]
@@ -104,25 +104,25 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(model):
 
 def test_prompts_of_one_step_are_limited_and_the_others_wait_in_order(model, monkeypatch):
     monkeypatch.setattr(engine, "PREFILL", 30)
-    slots = Slots(Decoder(model), 8, 64)
+    slots = GenerationEngine(Decoder(model), 8, 64)
     for size in (20, 9, 40, 5):
         slots.add(request(list(range(3, 3 + size)), 20))
     sizes = []
     for _ in range(4):
         slots.step()
-        sizes.append([len(one.prompt) for one in slots.seated])
+        sizes.append([len(one.prompt) for one in slots.running])
     assert sizes == [[20, 9], [20, 9, 40], [20, 9, 40, 5], [20, 9, 40, 5]]
 
 
 def test_a_cancelled_request_frees_its_slot_whether_it_sits_or_waits(model):
-    slots = Slots(Decoder(model), 1, 64)
+    slots = GenerationEngine(Decoder(model), 1, 64)
     first, second, third = (slots.add(request(prompt, 9)) for prompt in prompts()[:3])
     slots.step()
     first.cancel()
     second.cancel()
     assert slots.step() == [first, second, third]
     assert first.ended == second.ended == "cancelled" and len(first.ids) == 1 and second.ids == []
-    assert slots.seated == [third]
+    assert slots.running == [third]
     while slots.busy:
         slots.step()
     assert third.ids == alone(model, request(prompts()[2], 9)).ids
@@ -139,17 +139,17 @@ def test_an_answer_says_how_it_ended(model):
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model):
     with pytest.raises(ValueError, match="takes 64 tokens of a context of 64"):
-        Slots(Decoder(model), 1, 64).add(request(list(range(64))))
+        GenerationEngine(Decoder(model), 1, 64).add(request(list(range(64))))
     assert len(alone(model, request(list(range(63))), capacity=64).ids) == 1
     with pytest.raises(ValueError, match="at least one token"):
-        Slots(Decoder(model), 1, 64).add(request([]))
+        GenerationEngine(Decoder(model), 1, 64).add(request([]))
 
 
 def test_penalties_count_the_answer_and_not_the_prompt_and_end_where_it_ends(model):
     first = lambda prompt: alone(model, request(prompt, 1)).ids[0]
     prompt = next([1, one, 50, one] for one in range(3, 500) if first([1, one, 50, one]) in (one, 50))
     harsh = Sampling(temperature=0, presence_penalty=1e4)
-    slots = Slots(Decoder(model), 2, 64)
+    slots = GenerationEngine(Decoder(model), 2, 64)
     found = [slots.add(request(prompt, 30, sampling)) for sampling in (harsh, GREEDY)]
     while slots.busy:
         slots.step()
@@ -159,10 +159,10 @@ def test_penalties_count_the_answer_and_not_the_prompt_and_end_where_it_ends(mod
 
 def test_in_half_precision_the_cache_is_what_the_products_are(model):
     with torch.autocast("cpu", torch.bfloat16):
-        slots = Slots(Decoder(model), 1, 32)
+        slots = GenerationEngine(Decoder(model), 1, 32)
         slots.add(request(prompts()[0], 4))
         slots.step()
-    assert slots.cache.kv.dtype == torch.bfloat16 == Slots(Decoder(tiny().bfloat16()), 1, 32).cache.kv.dtype
+    assert slots.cache.kv.dtype == torch.bfloat16 == GenerationEngine(Decoder(tiny().bfloat16()), 1, 32).cache.kv.dtype
 
 
 def test_an_answer_with_nobody_beside_it_is_that_of_complete(model):

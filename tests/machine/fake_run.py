@@ -39,15 +39,23 @@ def batch(rows: int, length: int, begins: list[int]) -> Batch:
 
 
 def a_run(
-    dtype=torch.bfloat16, *, world=1, optimizer="adamw", z_loss=0.0, chunk=0, recompute=False, compile=False, **shape
+    dtype=torch.bfloat16,
+    *,
+    world_size=1,
+    optimizer="adamw",
+    z_loss=0.0,
+    chunk=0,
+    recompute=False,
+    compile=False,
+    **shape,
 ) -> loop.Run:
     """Everything train_step needs, on the fake card."""
-    rt = runtime.Runtime(GPU, dtype, 0, world)
+    rt = runtime.Runtime(GPU, dtype, 0, world_size)
     with GPU:  # .to() cannot move fake parameters
         model = SpongeBob(LLMConfig(**SMALL | shape))
         loss = TokenLoss(model, z_loss=z_loss, chunk=chunk)
     model.recompute = recompute
-    module = parallel.wrap(loss, GPU, dtype, world, compile=compile, parallel="fsdp")
+    module = parallel.wrap(loss, GPU, dtype, world_size, compile=compile, parallel="fsdp")
     training = Training(optimizer=optimizer, learning_rate=1e-3)
     output = Output(name="x", log_step=2, eval_step=0, save_step=0)
     return loop.Run(
@@ -56,7 +64,7 @@ def a_run(
         loss=module,
         optimizers=optim.build(model, training),
         scaler=rt.scaler(),
-        rate=lambda step: 1e-3,
+        lr=lambda step: 1e-3,
         batches=None,
         validation=None,
         tokenizer=None,
@@ -65,7 +73,7 @@ def a_run(
         end_id=2,
         steps=4,
         warmup=0,
-        compiling=parallel.Compiling(compile, ""),
+        compiling=parallel.CompileDecision(compile, ""),
         training=training,
         output=output,
     )
@@ -188,10 +196,10 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
         sampling.largest = lambda logits: logits.argmax(-1)  # NumPy has no fake numbers
-        slots = engine.Slots(Decoder(run.model.eval()), count=2, capacity=32)
+        slots = engine.GenerationEngine(Decoder(run.model.eval()), count=2, capacity=32)
         requests = [slots.add(engine.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:
-            engine.Slots.step.__wrapped__(slots)
+            engine.GenerationEngine.step.__wrapped__(slots)
     return told | {"generate": {"tokens": len(requests[0].ids), "waits": list(seen.waits)}}
 
 
@@ -218,7 +226,7 @@ def graphs(tables: list[list[int]]) -> dict:
         ("plain", {}, tables),
         ("chunk, muon", {"chunk": 100, "optimizer": "muon"}, few),
         ("recompute", {"recompute": True}, few),
-        ("fsdp", {"world": 8}, few),
+        ("fsdp", {"world_size": 8}, few),
     ):
         made = []
         note = lambda kind, made=made: lambda graph, _: made.append(kind) or make_boxed_func(graph.forward)
@@ -266,7 +274,7 @@ def main() -> dict:
             "contract": contract(steps(keep=KERNEL, n_heads=4, n_kv_heads=2).calls),
             "negations": len(steps(keep="bitwise_not").calls),
             "budget": budget(),
-            "loop": whole_run(packing.pack(rows.pieces, 256, 0, 128), cache, sizes),
+            "loop": whole_run(packing.pack(rows.segments, 256, 0, 128), cache, sizes),
         }
         # As many documents as micro-batches of an epoch have, laid over two rows of 128.
         epoch = Batches(cache, rows, COST, batch_size=32, rows_per_step=32, seed=0)

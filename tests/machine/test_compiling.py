@@ -12,7 +12,7 @@ from engine.checkpoint.run_info import read_info
 from engine.checkpoint.training_state import list_states
 from engine.checkpoint.weights import read_tensors
 from engine.machine import parallel
-from engine.machine.parallel import PAYS_FROM, choose_compiling
+from engine.machine.parallel import MIN_MICRO_BATCHES_TO_COMPILE, decide_compile
 from engine.machine.runtime import Runtime
 from engine.options import SAMPLE
 from engine.stage import resume
@@ -30,25 +30,31 @@ def a_card(monkeypatch):
 
 
 def test_a_long_run_on_a_gpu_is_compiled_a_short_one_and_one_on_the_cpu_are_not(a_card):
-    assert choose_compiling(GPU, PAYS_FROM).on and not choose_compiling(GPU, PAYS_FROM - 1).on
-    assert choose_compiling(torch.device("cpu"), 10 * PAYS_FROM) == (False, "")
-    assert "3,999 micro-batches, it pays from 4,000" in choose_compiling(GPU, PAYS_FROM - 1).reason
+    assert (
+        decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).on
+        and not decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE - 1).on
+    )
+    assert decide_compile(torch.device("cpu"), 10 * MIN_MICRO_BATCHES_TO_COMPILE) == (False, "")
+    assert "3,999 micro-batches, it pays from 4,000" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE - 1).reason
 
 
 def test_what_compiling_lacks_is_said_instead_of_failing(a_card):
     a_card.setattr(parallel, "which", lambda name: None)
-    assert not choose_compiling(GPU, PAYS_FROM).on and "install gcc" in choose_compiling(GPU, PAYS_FROM).reason
+    assert (
+        not decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).on
+        and "install gcc" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
+    )
     a_card.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install triton" in choose_compiling(GPU, PAYS_FROM).reason
+    assert "pip install triton" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
     a_card.setattr(torch.cuda, "get_device_capability", lambda device=None: (6, 1))
-    assert "does not serve this card" in choose_compiling(GPU, PAYS_FROM).reason
+    assert "does not serve this card" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
 
 
 @pytest.mark.parametrize("words, value", [([], None), (["--compile"], True), (["--no-compile"], False)])
 def test_the_flag_has_three_states(words, value):
     words = [*words, "--data_path", str(SAMPLE / "pretrain.jsonl")]
-    chosen = options.choose(None, words, {"data_file": "x", "name": "x"}, on_sample={}, groups=[])
-    assert chosen.machine.compile is value
+    chosen = options.parse_args(None, words, {"data_file": "x", "name": "x"}, on_sample={}, groups=[])
+    assert chosen.performance.compile is value
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of Dynamo's own, where it cuts the graph
@@ -78,12 +84,16 @@ def test_a_compiled_run_that_was_stopped_goes_on_compiled_to_the_same_bits(tmp_p
     capsys.readouterr()
     assert train("parts", "--resume") == (0, ["TokenLoss"])
     assert "compile on: as in the run's first part" in capsys.readouterr().out
-    whole, parts = (read_tensors(tmp_path / f"{name}.pth") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    full_tensor, parts = (read_tensors(tmp_path / f"{name}.pth") for name in ("whole", "parts"))
+    assert full_tensor.keys() == parts.keys() and all(
+        torch.equal(full_tensor[name], parts[name]) for name in full_tensor
+    )
 
 
-@pytest.mark.parametrize("typed, before, on", [(None, True, True), (None, False, False), (False, True, False)])
-def test_a_resumed_run_does_what_its_first_part_did_unless_told(typed, before, on):
+@pytest.mark.parametrize("explicit, before, on", [(None, True, True), (None, False, False), (False, True, False)])
+def test_a_resumed_run_does_what_its_first_part_did_unless_told(explicit, before, on):
     saved = types.SimpleNamespace(info=types.SimpleNamespace(compiled=before))
     rt = Runtime(torch.device("cpu"), torch.float32)
-    assert resume.compiling(saved, options.Machine(compile=typed), rt, 10 * PAYS_FROM).on is on
+    assert (
+        resume.compiling(saved, options.Performance(compile=explicit), rt, 10 * MIN_MICRO_BATCHES_TO_COMPILE).on is on
+    )

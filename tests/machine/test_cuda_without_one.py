@@ -57,7 +57,7 @@ def test_training_waits_for_the_gpu_only_where_it_logs(seen):
 
     Before the last save the weights are looked at, too.
     """
-    at_the_save = [["engine/machine/nan_checks.py:refuse_broken_weights", "reads a number"]]
+    at_the_save = [["engine/machine/nan_checks.py:check_weights_finite", "reads a number"]]
     in_rows = [["engine/loop.py:train", "reads a number"], *[["engine/loop.py:log_row", "reads a number"]] * 5]
     assert seen["loop"]["waits"] == [["engine/loop.py:train", "copies and waits"]] * 2 + in_rows * 2 + at_the_save
 

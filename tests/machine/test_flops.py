@@ -30,7 +30,7 @@ def tiny(**changes) -> SpongeBob:
 )
 def test_the_peak_of_a_gpu_is_its_own_or_not_known(name, tera, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert flops.peak(torch.device("cuda"), torch.bfloat16) == (tera and 1e12 * tera)
+    assert flops.peak_flops(torch.device("cuda"), torch.bfloat16) == (tera and 1e12 * tera)
 
 
 def test_model_flops_are_those_that_torch_counts_in_a_step_but_for_half_of_attention():
@@ -43,5 +43,5 @@ def test_model_flops_are_those_that_torch_counts_in_a_step_but_for_half_of_atten
     norms = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert matmuls == 6 * (parameters - norms) * ids.numel()
-    scores = flops.per_token(model.config, parameters) - 6 * parameters
+    scores = flops.flops_per_token(model.config, parameters) - 6 * parameters
     assert scores == 6 * (2 * 64 * 64) * 2 / 2  # two products of T x C a layer and token, six FLOPs each, half of them

@@ -11,9 +11,9 @@ from dataset import LOSS, NO_LOSS, TAG
 from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
 from engine.machine import flops, gpu_specs, parallel, rng, runtime
-from engine.machine.runtime import OUT_OF_TIME, SIGNAL, outcome, votes
+from engine.machine.runtime import OUT_OF_TIME, SIGNAL, agreed_stop, stop_votes
 from engine.stage import train as stage
-from model import SpongeBob, can_attend_by_document
+from model import SpongeBob, supports_varlen_attention
 
 CPU = torch.device("cpu")
 TINY = LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=100, max_seq_len=16)
@@ -47,7 +47,7 @@ TINY = LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=100, ma
     ],
 )
 def test_a_card_is_known_by_its_whole_name(name, tflops, bandwidth):
-    assert gpu_specs.sheet(name) == (tflops, bandwidth)
+    assert gpu_specs.gpu_spec(name) == (tflops, bandwidth)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_a_card_is_known_by_its_whole_name(name, tflops, bandwidth):
     ],
 )
 def test_a_card_nobody_wrote_down_has_no_peak(name, monkeypatch):
-    assert gpu_specs.sheet(name) is None
+    assert gpu_specs.gpu_spec(name) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
-    assert flops.peak(torch.device("cuda"), torch.bfloat16) is None
+    assert flops.peak_flops(torch.device("cuda"), torch.bfloat16) is None
 
 
 # ----------------------------------------------------------------------------------------- no card, or an old one
@@ -101,7 +101,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
 def test_a_named_cuda_device_that_is_not_there_says_why_in_one_line(said, more, told, monkeypatch, capsys):
     no_card(monkeypatch, said, **more)
     with pytest.raises(SystemExit) as exit:
-        cli.run(lambda: runtime.pick_device("cuda"))
+        cli.run(lambda: runtime.resolve_device("cuda"))
     line = capsys.readouterr().err
     assert exit.value.code == 2 and line.startswith("error: --device cuda: ") and told in line and line.count("\n") == 1
 
@@ -109,13 +109,13 @@ def test_a_named_cuda_device_that_is_not_there_says_why_in_one_line(said, more, 
 def test_auto_does_not_fall_back_to_the_cpu_when_only_the_driver_is_too_old(monkeypatch):
     no_card(monkeypatch, OLD_DRIVER)
     with pytest.raises(ValueError, match="driver is too old.*--device cpu goes on without"):
-        runtime.pick_device("auto")
+        runtime.resolve_device("auto")
 
 
 @pytest.mark.parametrize("more", [{"built": None}, {}, {"visible": ""}])
 def test_auto_is_the_cpu_where_no_card_is(more, monkeypatch):
     no_card(monkeypatch, NO_DRIVER, **more)
-    assert runtime.pick_device("auto").type in ("cpu", "mps")
+    assert runtime.resolve_device("auto").type in ("cpu", "mps")
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_a_card_too_old_for_this_torch_is_refused_before_its_first_kernel_fails(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GeForce GTX 1080")
     if served:
-        gpu_specs.refuse_old(torch.device("cuda", 0))
+        gpu_specs.check_compute_capability(torch.device("cuda", 0))
     else:
         with pytest.raises(ValueError, match=r"GTX 1080 \(compute capability .*built for 7.5 and newer.*--device cpu"):
-            gpu_specs.refuse_old(torch.device("cuda", 0))
+            gpu_specs.check_compute_capability(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,10 @@ def test_what_triton_lacks_is_said_in_one_line_with_what_to_do(said, advice, cap
 def test_the_kernel_for_documents_is_used_only_where_it_works(dtype, head, capability, flash, takes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: flash)
-    assert can_attend_by_document(torch.device("cuda"), dtype, head) == takes
-    assert can_attend_by_document(CPU, dtype, head) and not can_attend_by_document(torch.device("mps"), dtype, head)
+    assert supports_varlen_attention(torch.device("cuda"), dtype, head) == takes
+    assert supports_varlen_attention(CPU, dtype, head) and not supports_varlen_attention(
+        torch.device("mps"), dtype, head
+    )
 
 
 def test_rows_longer_than_the_model_are_refused():
@@ -193,12 +195,12 @@ def test_rows_longer_than_the_model_are_refused():
 
 
 def test_the_random_state_of_mps_is_saved_and_put_back(monkeypatch):
-    put_back = []
+    restore = []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
-    monkeypatch.setattr(torch.mps, "set_rng_state", put_back.append)
+    monkeypatch.setattr(torch.mps, "set_rng_state", restore.append)
     rng.set_random_states(rng.random_states())
-    assert put_back == [torch.tensor([7], dtype=torch.uint8)]
+    assert restore == [torch.tensor([7], dtype=torch.uint8)]
 
 
 def test_dropout_with_recomputation_is_refused_on_mps():
@@ -238,14 +240,14 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
     )
     rows = packing.pack(packing.split_documents(documents, torch.arange(40).numpy(), 16), 16, 0)
     batches = packing.Batches(
-        documents, rows, {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}, batch_size=1, rows_per_step=2, seed=0, world=2
+        documents, rows, {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}, batch_size=1, rows_per_step=2, seed=0, world_size=2
     )
     return loop.Run(
         runtime=rt,
         model=model,
         loss=TokenLoss(model),
         scaler=rt.scaler(),
-        rate=lambda step: 1e-3,
+        lr=lambda step: 1e-3,
         batches=batches,
         optimizers=optim.build(model, options.Training()),
         validation=None,
@@ -255,7 +257,7 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
         end_id=2,
         steps=steps,
         warmup=0,
-        compiling=parallel.Compiling(False, ""),
+        compiling=parallel.CompileDecision(False, ""),
         training=options.Training(),
         output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
     )
@@ -287,7 +289,7 @@ def test_processes_meet_once_a_step_and_all_stop_after_the_same_one():
     ],
 )
 def test_a_signal_to_one_process_is_the_outcome_for_all(whys, outcome_):
-    assert outcome([sum(column) for column in zip(*map(votes, whys), strict=True)]) == outcome_
+    assert agreed_stop([sum(column) for column in zip(*map(stop_votes, whys), strict=True)]) == outcome_
 
 
 def test_counts_and_what_travels_with_them_are_not_mixed_up():
@@ -322,18 +324,18 @@ def test_bf16_gradients_are_refused_between_cpus():
 
 
 @pytest.mark.parametrize(
-    "world, more, told",
+    "world_size, more, told",
     [
         ("1", [], "--bf16_gradients would change nothing: it is for several torchrun processes"),
         ("2", ["--parallel", "fsdp"], "--bf16_gradients would change nothing: it is for DDP"),
     ],
 )
-def test_bf16_gradients_are_refused_where_nothing_reads_them(world, more, told, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", world)
+def test_bf16_gradients_are_refused_where_nothing_reads_them(world_size, more, told, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
     numbers = {"data_file": "x.jsonl", "name": "x"}
     words = ["--bf16_gradients", "--data_path", str(options.SAMPLE / "pretrain.jsonl"), *more]
     with pytest.raises(ValueError, match=told):
-        options.choose(None, words, numbers, on_sample={}, groups=[])
+        options.parse_args(None, words, numbers, on_sample={}, groups=[])
 
 
 def test_the_table_has_the_documents_there_are_and_none_longer_than_max_seq_len():

@@ -8,11 +8,11 @@ import torch
 from benchmarks import gpu
 from Config import PRESETS, LLMConfig
 from engine.machine import memory_estimate, parallel, runtime
-from engine.machine.gpu_specs import sheet
-from engine.machine.memory_estimate import Load
+from engine.machine.gpu_specs import gpu_spec
+from engine.machine.memory_estimate import MicroBatchSpec
 from engine.stage import plan
 
-BASE = Load(LLMConfig(**PRESETS["26M"], vocab_size=6400), 32, 512, torch.bfloat16)
+BASE = MicroBatchSpec(LLMConfig(**PRESETS["26M"], vocab_size=6400), 32, 512, torch.bfloat16)
 WEIGHTS = 25_829_888
 
 
@@ -29,18 +29,19 @@ WEIGHTS = 25_829_888
     ],
 )
 def test_calculated_memory_is_near_what_was_counted(more, counted):
-    assert memory_estimate.memory(Load(**vars(BASE) | more)) / 2**30 == pytest.approx(counted, rel=0.17)
+    assert memory_estimate.memory(MicroBatchSpec(**vars(BASE) | more)) / 2**30 == pytest.approx(counted, rel=0.17)
 
 
 def test_a_ceiling_grows_with_the_card_and_with_compiling():
     names = ("Tesla T4", "NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3")
     for compiled in (False, True):
         speeds = [
-            memory_estimate.ceiling(Load(**vars(BASE) | {"compiled": compiled}), WEIGHTS, sheet(name)) for name in names
+            memory_estimate.ceiling(MicroBatchSpec(**vars(BASE) | {"compiled": compiled}), WEIGHTS, gpu_spec(name))
+            for name in names
         ]
         assert speeds == sorted(speeds)
     eager, compiled = (
-        memory_estimate.ceiling(Load(**vars(BASE) | {"compiled": on}), WEIGHTS, sheet(names[-1]))
+        memory_estimate.ceiling(MicroBatchSpec(**vars(BASE) | {"compiled": on}), WEIGHTS, gpu_spec(names[-1]))
         for on in (False, True)
     )
     assert eager == pytest.approx(0.75e6, rel=0.05) and 2 * eager < compiled < 989e12 / (6 * WEIGHTS)
@@ -48,8 +49,12 @@ def test_a_ceiling_grows_with_the_card_and_with_compiling():
 
 def test_the_rows_that_fit_take_no_more_than_there_is():
     rows = memory_estimate.rows_that_fit(BASE, 20 * 2**30)
-    more = Load(**vars(BASE) | {"rows": rows + 1})
-    assert memory_estimate.memory(Load(**vars(BASE) | {"rows": rows})) <= 20 * 2**30 < memory_estimate.memory(more)
+    more = MicroBatchSpec(**vars(BASE) | {"rows": rows + 1})
+    assert (
+        memory_estimate.memory(MicroBatchSpec(**vars(BASE) | {"rows": rows}))
+        <= 20 * 2**30
+        < memory_estimate.memory(more)
+    )
     assert memory_estimate.rows_that_fit(BASE, -1) == 0
 
 
@@ -57,10 +62,10 @@ def a_run(dtype=torch.bfloat16, on=False):
     """What plan.describe's lines about the card need of a run."""
     return types.SimpleNamespace(
         runtime=runtime.Runtime(torch.device("cuda", 0), dtype),
-        compiling=parallel.Compiling(on, ""),
+        compiling=parallel.CompileDecision(on, ""),
         model=types.SimpleNamespace(config=BASE.config, recompute=False),
         loss=types.SimpleNamespace(chunk=0),
-        batches=types.SimpleNamespace(rows=types.SimpleNamespace(joined=2, row_len=1024)),
+        batches=types.SimpleNamespace(rows=types.SimpleNamespace(join_factor=2, row_len=1024)),
         training=types.SimpleNamespace(batch_size=32),
     )
 
@@ -97,8 +102,8 @@ def test_a_card_without_a_data_sheet_and_fp32_get_no_ceiling(a_4090):
     ],
 )
 def test_what_helps_most_against_too_little_memory_is_named_first(more, first):
-    assert memory_estimate.relief(Load(**vars(BASE) | more)).startswith(first)
-    assert memory_estimate.relief(Load(BASE.config, 1, 8, torch.bfloat16, True, 8, True)) == ""
+    assert memory_estimate.memory_saving_flags(MicroBatchSpec(**vars(BASE) | more)).startswith(first)
+    assert memory_estimate.memory_saving_flags(MicroBatchSpec(BASE.config, 1, 8, torch.bfloat16, True, 8, True)) == ""
 
 
 def test_out_of_memory_in_the_trial_is_one_line_that_names_the_flags(monkeypatch):

@@ -70,9 +70,9 @@ def test_compiled_code_of_one_kind_of_cpu_is_not_handed_to_another(monkeypatch, 
         parallel.wrap(TokenLoss(tiny()), torch.device("cpu"), torch.float32, 1, compile=True)
         folders.append(cache_dir_utils.cache_dir())
     assert folders[0] != folders[1]
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", typed := folders[0] + "_mine")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", explicit := folders[0] + "_mine")
     parallel.wrap(TokenLoss(tiny()), torch.device("cpu"), torch.float32, 1, compile=True)
-    assert cache_dir_utils.cache_dir() == typed
+    assert cache_dir_utils.cache_dir() == explicit
 
 
 def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
@@ -83,8 +83,8 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
         run, expected = a_run(folder, batch_size=3, rows_per_step=12, **options), []
         for step in range(2):
             batches, counts = loop.load_step(run, step)
-            sums, norm, *_ = loop.train_step(run, batches, counts.cost)
-            expected += [sums[0].item() / counts.cost, norm.item()]
+            sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
+            expected += [sums[0].item() / counts.loss_weights, norm.item()]
         for kind in ("ddp", "fsdp"):
             # Sharded matrices are orthogonalised by torch's own loop, in bf16: the second step begins from rounding.
             rel = 1e-2 if options and kind == "fsdp" else 1e-3

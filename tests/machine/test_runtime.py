@@ -10,19 +10,19 @@ from factories import CPU, ROOT, torchrun
 
 from engine import options
 from engine.machine import runtime
-from engine.options import Products
+from engine.options import Precision
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="cuda:9: there are 2 GPUs"):
-        runtime.start(Products(device="cuda:9"), 0)
+        runtime.start(Precision(device="cuda:9"), 0)
 
 
 @pytest.mark.parametrize("name", options.DTYPES)
 def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(name):
-    rt = runtime.start(Products(device="cpu", dtype=name), 0)
+    rt = runtime.start(Precision(device="cpu", dtype=name), 0)
     weight = torch.eye(8, requires_grad=True)
     with rt.autocast():
         product = weight @ weight
@@ -33,8 +33,8 @@ def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(na
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
     program = (
-        "import resource, torch; from engine.machine import runtime; from engine.options import Products;"
-        "runtime.start(Products(device='cpu'), 0);"
+        "import resource, torch; from engine.machine import runtime; from engine.options import Precision;"
+        "runtime.start(Precision(device='cpu'), 0);"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
         "counts = [faults() for _ in range(16) if torch.ones(2**24) is not None];"
         # Which memory that is takes up to six allocations to settle; from then on none may cost a page.

@@ -16,12 +16,14 @@ rt = Runtime(torch.device("cpu"), torch.float32, int(os.environ["RANK"]), int(os
 
 
 def make() -> str:
-    if rt.main:
+    if rt.is_main_process:
         time.sleep(4)
         Path("made").write_text("by the main process")
     return Path("made").read_text()
 
 
-rt.main_first(lambda: None)  # both have arrived
-sys.stdout.write(f"{rt.rank} has what was made {rt.main_first(make)}\n")  # one write: two processes share the pipe
+rt.main_process_first(lambda: None)  # both have arrived
+sys.stdout.write(
+    f"{rt.rank} has what was made {rt.main_process_first(make)}\n"
+)  # one write: two processes share the pipe
 finish()

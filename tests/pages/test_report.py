@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import eval_model
 from Config import LLMConfig
 from engine import flags
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.pages import html, report
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
@@ -51,8 +51,8 @@ def leave(folder, name, stage, parent=None, **meta):
     torch.manual_seed(len(name))
     model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=128))
     tokenizer = fingerprint(load_tokenizer(flags.ROOT / "spongebob_tokenizer"))
-    meta |= {"stage": stage, "parent": parent, "config": shape_json(model.config), "tokenizer": tokenizer}
-    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
+    meta |= {"stage": stage, "parent": parent, "config": config_dict(model.config), "tokenizer": tokenizer}
+    save_weights(folder / f"{name}.pth", full_state_dict(model), meta)
 
 
 def write_rows(path, rows):

@@ -6,11 +6,11 @@ import pytest
 from tiny_model import tiny
 
 import eval_model
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.flags import ROOT
 from engine.pages import report, results
 from engine.score import evaluate
-from engine.score.records import read_records, weights_digest
+from engine.score.records import read_records, weights_hash
 from engine.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def save(folder, name, seed, parent=None):
     meta = {"stage": name.removesuffix("_long"), "parent": parent and str(folder / f"{parent}.pth"), "seconds": 120.0}
     model = tiny(seed=seed)
-    meta |= {"config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER), "machine": "1 x Abacus"}
-    save_weights(folder / f"{name}.pth", cpu_weights(model), meta)
+    meta |= {"config": config_dict(model.config), "tokenizer": fingerprint(TOKENIZER), "machine": "1 x Abacus"}
+    save_weights(folder / f"{name}.pth", full_state_dict(model), meta)
 
 
 def write_rows(path, rows):
@@ -133,7 +133,7 @@ def test_report_json_holds_what_the_page_shows(folder):
     distill = data["stages"][-1]
     assert [stage["name"] for stage in data["stages"]] == ["pretrain", "SFT", "SFT_long", "distill"]
     assert (distill["minutes"], distill["machine"]) == (2.0, "1 x Abacus")
-    assert distill["weights"] == weights_digest(tiny(seed=3).state_dict())
+    assert distill["weights"] == weights_hash(tiny(seed=3).state_dict())
     figure = distill["kept"]["facts.jsonl"]["figures"]["exact"]
     assert figure.keys() >= {"before", "after", "low", "high", "chance", "n", "change"}
     page = (folder / "report.html").read_text(encoding="utf-8")

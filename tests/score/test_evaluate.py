@@ -17,7 +17,7 @@ from tiny_model import tiny
 import eval_model
 from dataset import LOSS, PretrainDataset, SFTDataset
 from engine import flags
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.export import hugging_face
 from engine.generate.engine import complete
 from engine.score import answer_matching, evaluate, multiple_choice, statistics
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(model, path, stage="SFT"):
-    meta = {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)}
-    save_weights(path, cpu_weights(model), meta)
+    meta = {"stage": stage, "config": config_dict(model.config), "tokenizer": fingerprint(TOKENIZER)}
+    save_weights(path, full_state_dict(model), meta)
 
 
 def write_rows(path, rows):
@@ -127,8 +127,8 @@ def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
     ],
 )
 def test_equivalent_answers_are_correct(given, wanted):
-    assert answer_matching.same_answer(given, wanted)
-    assert answer_matching.same_answer(wanted, given)
+    assert answer_matching.answers_match(given, wanted)
+    assert answer_matching.answers_match(wanted, given)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_equivalent_answers_are_correct(given, wanted):
     ],
 )
 def test_another_answer_is_wrong(given, wanted):
-    assert not answer_matching.same_answer(given, wanted)
-    assert not answer_matching.same_answer(wanted, given)
+    assert not answer_matching.answers_match(given, wanted)
+    assert not answer_matching.answers_match(wanted, given)
 
 
 @settings(max_examples=200, deadline=None)
@@ -169,8 +169,8 @@ def test_a_number_is_read_as_python_reads_it(value):
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_breaks_the_judge_and_every_text_is_its_own_answer(text, other):
-    assert answer_matching.same_answer(text, text)
-    assert answer_matching.same_answer(text, other) in (True, False)
+    assert answer_matching.answers_match(text, text)
+    assert answer_matching.answers_match(text, other) in (True, False)
     assert 0 <= answer_matching.token_f1(text, other) == answer_matching.token_f1(other, text) <= 1
 
 
@@ -350,11 +350,11 @@ def by_hand(model, item, shots, form):
     """The summed log-probability of each choice, one forward pass each, for a model that continues texts."""
     lines = lambda one: [f"{letter}. {text}" for letter, text in zip("ABCD", one["choices"], strict=False)]
     ask = lambda one: "\n".join([one["question"], *(lines(one) if form == "letter" else [])])
-    say = lambda one: list("ABCD")[: len(one["choices"])] if form == "letter" else one["choices"]
-    prompt = "".join(f"{ask(one)}\n答案：{say(one)[one['answer']]}\n\n" for one in shots) + f"{ask(item)}\n答案："
+    print0 = lambda one: list("ABCD")[: len(one["choices"])] if form == "letter" else one["choices"]
+    prompt = "".join(f"{ask(one)}\n答案：{print0(one)[one['answer']]}\n\n" for one in shots) + f"{ask(item)}\n答案："
     encode = lambda text: [1, *TOKENIZER.encode(text, add_special_tokens=False).ids]
     totals = []
-    for choice in say(item):
+    for choice in print0(item):
         ids, start = torch.tensor([encode(prompt + choice)]), len(encode(prompt))
         with torch.no_grad():
             logs = model(ids).logits[0].log_softmax(-1)

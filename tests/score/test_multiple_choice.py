@@ -10,14 +10,14 @@ from tiny_model import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import eval_model
-from engine.checkpoint.weights import cpu_weights, save_weights, shape_json
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.files import write_json
 from engine.flags import ROOT
 from engine.generate.sampling import Sampling, choose
 from engine.score import evaluate, multiple_choice, table
 from engine.score.loglikelihood import token_nats
 from engine.score.multiple_choice import Question
-from engine.score.records import Settings, weights_digest
+from engine.score.records import Settings, weights_hash
 from engine.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(model, path, stage="SFT", **meta):
-    meta |= {"stage": stage, "config": shape_json(model.config), "tokenizer": fingerprint(TOKENIZER)}
-    save_weights(path, cpu_weights(model), meta)
+    meta |= {"stage": stage, "config": config_dict(model.config), "tokenizer": fingerprint(TOKENIZER)}
+    save_weights(path, full_state_dict(model), meta)
 
 
 def write_rows(path, rows):
@@ -201,8 +201,8 @@ def test_scores_say_of_which_weights_they_are_and_leave_those_of_the_folders_own
     fixed = ["--save_dir", str(here), "--device", "cpu", "--dtype", "float32", "--score", rows]
     eval_model.main(fixed)
     own = (here / "SFT.scores.json").read_text(encoding="utf-8")
-    assert json.loads(own)["t.jsonl"]["weights"] == weights_digest(tiny().state_dict())
+    assert json.loads(own)["t.jsonl"]["weights"] == weights_hash(tiny().state_dict())
     eval_model.main([*fixed, "--ckpt", str(there / "SFT.pth")])
     assert (here / "SFT.scores.json").read_text(encoding="utf-8") == own
-    digest = weights_digest(tiny(seed=1).state_dict())
+    digest = weights_hash(tiny(seed=1).state_dict())
     assert json.loads((here / f"SFT-{digest}.scores.json").read_text(encoding="utf-8"))["t.jsonl"]["weights"] == digest

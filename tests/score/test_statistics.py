@@ -49,7 +49,7 @@ def won_and_lost(draw, n):
 
 
 def wilson(x, w):
-    return statistics.wilson(x.sum() / w.sum(), statistics.rows_in_effect(w))
+    return statistics.wilson(x.sum() / w.sum(), statistics.effective_sample_size(w))
 
 
 def coverage(source, interval, n, runs=RUNS):
@@ -72,7 +72,7 @@ def coverage(source, interval, n, runs=RUNS):
         (right(0.5), wilson, 0.92),
         (right(0.9), wilson, 0.91),
         (turns, wilson, 0.92),
-        (won_and_lost, statistics.share_change_interval, 0.93),
+        (won_and_lost, statistics.bonett_price_interval, 0.93),
     ],
     ids=["losses", "texts", "f1", "half", "nine tenths", "turns", "changes"],
 )

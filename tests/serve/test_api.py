@@ -21,9 +21,9 @@ from tiny_model import tiny
 import serve
 from dataset import SFTDataset
 from engine.generate import engine
-from engine.generate.engine import Request, Slots, complete
+from engine.generate.engine import GenerationEngine, Request, complete
 from engine.generate.fast_decoder import Decoder
-from engine.reasoning import Thoughts, joined
+from engine.reasoning import ReasoningParser, format_reasoning
 from engine.serve.api import Api
 from engine.serve.engine_thread import EngineThread, Job
 from engine.serve.protocol import Problem
@@ -40,7 +40,7 @@ def api(tmp_path_factory):
     words = "--save_dir X --device cpu --weights float32 --slots 4 --queue 40 --max_kilobytes 20".replace(
         "X", str(folder)
     )
-    return serve.api_of(serve.choose(words.split()))
+    return serve.api_of(serve.parse_args(words.split()))
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +213,14 @@ def test_a_thought_that_comes_back_is_what_the_model_said(client, api):
 )
 def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
     for size in (1, 2, 5, 100):
-        thoughts, seen = Thoughts(), ("", "")
+        thoughts, seen = ReasoningParser(), ("", "")
         for start in range(0, len(text), size):
             thoughts.add(text[start : start + size])
             assert thoughts.thought.startswith(seen[0]) and thoughts.content.startswith(seen[1])
             seen = thoughts.thought, thoughts.content
         thoughts.end()
         assert (thoughts.thought, thoughts.content) == (thought, content), size
-    assert joined("一加一，\n要进位吗？", "2") == THOUGHT
+    assert format_reasoning("一加一，\n要进位吗？", "2") == THOUGHT
 
 
 # -------------------------------------------------------------------------------------------- errors and limits
@@ -310,8 +310,8 @@ def test_without_the_key_there_is_only_health(api, address, client, monkeypatch)
 @pytest.fixture
 def slow(monkeypatch):
     """A step takes 20 ms, so an answer that fills the context takes two seconds."""
-    real = Slots.step
-    monkeypatch.setattr(Slots, "step", lambda self: (time.sleep(0.02), real(self))[1])
+    real = GenerationEngine.step
+    monkeypatch.setattr(GenerationEngine, "step", lambda self: (time.sleep(0.02), real(self))[1])
 
 
 LONG = {"messages": user("你好"), "temperature": 0, "extra_body": {"presence_penalty": 1e4}}
@@ -339,7 +339,7 @@ def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
 
 
 def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
-    engine, slots = EngineThread(2), Slots(Decoder(tiny()), 2, 64)
+    engine, slots = EngineThread(2), GenerationEngine(Decoder(tiny()), 2, 64)
     jobs = [Job(Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
     engine.submit(jobs)
     engine._take_in(wait=False)
@@ -420,7 +420,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
     assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
 
 
-@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.Slots, "_read_prompts")])
+@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.GenerationEngine, "_read_prompts")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("\nout of memory")
@@ -499,9 +499,9 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.compile", as_written)
     for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
         save(tiny(), tmp_path / path)
-    plain = serve.api_of(serve.choose(["--device", "cpu"]))
+    plain = serve.api_of(serve.parse_args(["--device", "cpu"]))
     for words, found in FLAGS.items():
-        assert found(serve.api_of(serve.choose(["--device", "cpu", *words.split()]))) != found(plain), words
+        assert found(serve.api_of(serve.parse_args(["--device", "cpu", *words.split()]))) != found(plain), words
     others = {action.option_strings[-1] for action in actions_of(serve)} - {words.split()[0] for words in FLAGS}
     assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
 
@@ -516,7 +516,7 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
 def test_what_cannot_be_served_is_refused_at_the_start(words, reason, tmp_path):
     save(tiny(), tmp_path / "SFT.pth", stage="SFT")
     with pytest.raises(ValueError, match=reason):
-        serve.api_of(serve.choose([*words.split(), "--save_dir", str(tmp_path), "--device", "cpu"]))
+        serve.api_of(serve.parse_args([*words.split(), "--save_dir", str(tmp_path), "--device", "cpu"]))
 
 
 def test_it_listens_where_it_is_told_and_sigterm_is_no_error(tmp_path, monkeypatch, capsys):

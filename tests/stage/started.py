@@ -21,11 +21,11 @@ from engine.log import tracker
 from engine.stage import resume, saver
 
 SHAPE = "--dim 32 --n_layers 1 --n_heads 2 --n_kv_heads 1"
-NUMBERS = (
+DEFAULTS = (
     "--batch_size 2 --accumulation_steps 2 --max_seq_len 64 --max_steps 6 --warmup_iters 2 --log_step 2 --eval_step 4 "
     "--save_step 3 --num_workers 1 --device cpu --dtype float32"
 )
-LATER = NUMBERS.split()
+LATER = DEFAULTS.split()
 TINY = SHAPE.split() + LATER
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["started", "pretrain", "SFT"])

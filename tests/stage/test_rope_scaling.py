@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import SHAPE, SHORT, chosen, save
+from factories import SHAPE, SHORT, save
 from tiny_model import tiny
 
 import pretrain
 import SFT
-from Config import LLMConfig, stretched
+from Config import LLMConfig, scale_rope
 from engine.checkpoint.weights import load_model
 from engine.export.hugging_face import hf_config
 from engine.flags import ROOT
@@ -82,7 +82,7 @@ def test_rows_that_are_no_longer_than_before_are_refused(beside, length, reason,
 def test_a_factor_of_one_or_less_is_refused(folder):
     for factor in ("1", "0.5", "nan"):
         with pytest.raises(ValueError, match="--rope_scaling"):
-            chosen(pretrain, ["--rope_scaling", factor])
+            pretrain.parse_args(["--rope_scaling", factor])
 
 
 # ---------------------------------------------------------------------------------------------- what it is good for
@@ -126,8 +126,8 @@ def test_a_stretched_model_reads_on_where_a_plain_one_is_lost(one_thread):
     model = SpongeBob(LLMConfig(**shape, max_seq_len=SHORT_ROW, rope_theta=1e4))  # lost with each of four seeds
     train(model, text, SHORT_ROW, 300, 7e-3)
     told = {"before": by_position(model, held_out)}
-    model.config.rope_parameters = stretched(model.config.rope_parameters, 2.0, SHORT_ROW)
-    told["stretched"] = by_position(model, held_out)
+    model.config.rope_parameters = scale_rope(model.config.rope_parameters, 2.0, SHORT_ROW)
+    told["scale_rope"] = by_position(model, held_out)
     train(model, text, LONG_ROW, 30, 2e-3)
     told["trained on"] = by_position(model, held_out)
     print("\n".join(f"{when:10} {nats}" for when, nats in told.items()))

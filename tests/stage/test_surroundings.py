@@ -107,7 +107,7 @@ def test_a_pipe_that_closes_while_python_exits_keeps_the_code(tmp_path):
 
 
 def test_a_stream_that_cannot_write_a_letter_writes_its_escape():
-    program = "from engine import console; console.guard_streams(); console.say('结果 \\udcff')"
+    program = "from engine import console; console.guard_streams(); console.print0('结果 \\udcff')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
     assert (done.returncode, done.stdout.strip()) == (0, rb"\u7ed3\u679c \udcff")
@@ -181,7 +181,7 @@ def test_a_rank_left_in_the_environment_is_named(given, monkeypatch):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="in the environment"):
-        runtime.place()
+        runtime.rank_and_world_size()
     assert console.is_main() in (True, False)  # the error itself can be told
 
 

@@ -9,7 +9,6 @@ from factories import (
     SHAPE,
     SHORT,
     SMALL,
-    chosen,
     rows,
     same,
     tensors,
@@ -188,10 +187,10 @@ def test_a_users_mistake_is_one_line_and_code_2(folder, argv, words, capsys):
 
 def test_without_data_the_bundled_sample_is_used_and_announced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data = chosen(pretrain, ["--learning_rate", "0.5"])
+    data = pretrain.parse_args(["--learning_rate", "0.5"])
     said = capsys.readouterr().out.splitlines()
     assert data.data.on_sample and data.data.paths == [options.SAMPLE / "pretrain.jsonl"]
     assert data.training.learning_rate == 0.5 and data.training.max_steps == 40  # what was typed stays
-    assert chosen(pretrain, ["--data_path", str(options.SAMPLE / "pretrain.jsonl")]).data.on_sample  # named or not
+    assert pretrain.parse_args(["--data_path", str(options.SAMPLE / "pretrain.jsonl")]).data.on_sample  # named or not
     assert len(said) == 2 and "bundled sample" in said[0]
     assert "modelscope download --dataset Harris/pretrainSpongeBob pretrain.jsonl --local_dir . (or" in said[1]

@@ -105,20 +105,20 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
-    seen, original = [], chat_model.Conversation.prompt
+    seen, original = [], chat_model.ChatModel.prompt
 
     def spy(self, question, history=()):
         seen.append([asked for asked, _ in history])
         return original(self, question, history)
 
-    monkeypatch.setattr(chat_model.Conversation, "prompt", spy)
+    monkeypatch.setattr(chat_model.ChatModel, "prompt", spy)
     type_in(monkeypatch, b"a\nb\nc\n")
     ask("--history_cnt", count, "--max_seq_len", 512)
     assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
 
 
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
-    speaker = chat_model.Conversation(Decoder(model), TOKENIZER, True, None, 32)
+    speaker = chat_model.ChatModel(Decoder(model), TOKENIZER, True, None, 32)
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
     ids, left_out = speaker.prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
@@ -136,7 +136,7 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 
 def test_an_answer_stops_where_the_context_ends(model):
-    speaker = chat_model.Conversation(Decoder(model), TOKENIZER, True, None, 512, Sampling(temperature=0))
+    speaker = chat_model.ChatModel(Decoder(model), TOKENIZER, True, None, 512, Sampling(temperature=0))
     ids = speaker.prompt("你好").ids
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
     requests = [speaker.request(ids), speaker.request([*ids, 5, 6, 7])]
