@@ -225,7 +225,7 @@ class Two(runtime.Runtime):
     def all_reduce(self, tensor):
         return tensor.mul_(2)
 
-    def largest(self, number):
+    def all_reduce_max(self, number):
         self.sent.append("largest")
         return number
 
