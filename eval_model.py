@@ -21,7 +21,7 @@ from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import print0
 from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
-from engine.generate import sampling
+from engine.generate.sampling import Sampling
 from engine.machine import runtime
 from engine.options import MODES, Checkpoint, Device, Precision
 from engine.pages import report
@@ -39,27 +39,6 @@ class Answers(Flags):
     """answers"""
 
     max_new_tokens: int = flag(512, "longest answer in tokens", gt=0)
-
-
-@dataclass(frozen=True)
-class Sampling(Flags):
-    """sampling"""
-
-    temperature: float = flag(sampling.Sampling.temperature, "divides the logits (0: greedy)", ge=0)
-    top_p: float = flag(
-        sampling.Sampling.top_p, "sample from the likeliest tokens with this much in sum (1: off)", gt=0
-    )
-    top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", ge=0)
-    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", ge=0)
-    repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", gt=0)
-    presence_penalty: float = flag(0.0, "taken from the logits of tokens the answer already holds (0: off)")
-    seed: int = flag(42, "random seed of the sampling", ge=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("top_p", "min_p"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at most 1")
 
 
 @dataclass(frozen=True)
@@ -182,8 +161,7 @@ def answer(args: Args, tokenizer: Tokenizer) -> None:
     if talk.system is not None and not chats:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     decoder = args.weights.decoder(model, rt.device)
-    limit, settings = args.answers.max_new_tokens, sampling.Sampling(**vars(args.sampling))
-    conversation = ChatModel(decoder, tokenizer, chats, talk.system, limit, settings)
+    conversation = ChatModel(decoder, tokenizer, chats, talk.system, args.answers.max_new_tokens, args.sampling)
     if talk.prompts is not None:
         terminal.answer_file(conversation, Path(talk.prompts))
     elif talk.prompt:

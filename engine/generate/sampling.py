@@ -10,36 +10,25 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from engine.flags import Flags, flag
+
 FEW = 128  # candidates that are looked at before the whole vocabulary is
 
 
+# Beyond these bounds float32 overflows, and one request would stop all others of its batch.
 @dataclass(frozen=True)
-class Sampling:
-    """How the tokens of an answer are chosen. Whoever types --temperature and the like means these."""
+class Sampling(Flags):
+    """sampling"""
 
-    temperature: float = 0.7  # divides the logits; 0: greedy
-    top_p: float = 0.9  # of the likeliest tokens with this much in sum; 1: off
-    top_k: int = 0  # of this many likeliest tokens; 0: off
-    min_p: float = 0.0  # of those that have this share of the likeliest one's probability; 0: off
-    repetition_penalty: float = 1.0  # weakens what the answer already holds; 1: off
-    presence_penalty: float = 0.0  # nats, taken from what the answer already holds; 0: off
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        # Beyond these fp32 overflows, and one request would stop those that are answered beside it.
-        holds = {
-            "temperature": (0 <= self.temperature <= 100, "lie between 0 and 100"),
-            "top_p": (0 < self.top_p <= 1, "be more than 0 and at most 1"),
-            "top_k": (0 <= self.top_k < 2**31, "lie between 0 and 2**31"),
-            "min_p": (0 <= self.min_p <= 1, "lie between 0 and 1"),
-            "repetition_penalty": (1e-6 <= self.repetition_penalty <= 1e6, "lie between 1e-6 and 1e6"),
-            "presence_penalty": (-1e6 <= self.presence_penalty <= 1e6, "lie between -1e6 and 1e6"),
-            "seed": (0 <= self.seed < 2**64, "lie between 0 and 2**64"),
-        }
-        for name, (right, words) in holds.items():
-            value = getattr(self, name)
-            if not right or not isfinite(value):
-                raise ValueError(f"{name} {value} must {words if isfinite(value) else 'be a finite number'}")
+    temperature: float = flag(0.7, "divides the logits (0: greedy)", ge=0, le=100)
+    top_p: float = flag(0.9, "sample from the likeliest tokens with this much in sum (1: off)", gt=0, le=1)
+    top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", ge=0, le=2**31 - 1)
+    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", ge=0, le=1)
+    repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", ge=1e-6, le=1e6)
+    presence_penalty: float = flag(
+        0.0, "taken from the logits of tokens the answer already holds (0: off)", ge=-1e6, le=1e6
+    )
+    seed: int = flag(42, "random seed of the sampling", ge=0, le=2**64 - 1)
 
     @property
     def greedy(self) -> bool:

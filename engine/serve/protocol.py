@@ -95,7 +95,8 @@ class Asked(Strict):
         try:
             return Sampling(**chosen, seed=seed % 2**63)
         except ValueError as error:
-            raise Problem(400, str(error), param=str(error).split()[0]) from None
+            message = str(error).removeprefix("--")  # a client knows no flags
+            raise Problem(400, message, param=message.split()[0]) from None
 
 
 class Part(Strict):

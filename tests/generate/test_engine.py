@@ -256,5 +256,5 @@ def test_a_character_spread_over_tokens_is_never_split_and_a_cut_one_is_marked(t
 )
 def test_settings_that_mean_nothing_are_refused_by_name(wrong):
     name, value = wrong.split()
-    with pytest.raises(ValueError, match=f"^{name} .* must "):
+    with pytest.raises(ValueError, match=f"^--{name} .* must "):
         Sampling(**{name: float(value)})

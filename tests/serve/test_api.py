@@ -231,7 +231,7 @@ def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
     [
         ({"model": "GPT"}, 404, "no model 'GPT' here, only: SFT, distill, pretrain"),
         ({"messages": []}, 400, "messages"),
-        ({"temperature": -1}, 400, "temperature -1.0 must lie between 0 and 100"),
+        ({"temperature": -1}, 400, "400 - temperature -1.0 must not be negative"),
         ({"top_p": 0}, 400, "top_p"),
         ({"temperature": 1e308}, 400, "temperature"),
         ({"presence_penalty": -1e39}, 400, "presence_penalty"),

@@ -53,6 +53,7 @@ def test_a_system_message_changes_the_prompt(ask):
         (["--long", "--model_mode", "0"], "--long"),
         (["--long", "--ckpt", "a.pth"], "--long"),
         (["--temperature", "-1"], "--temperature -1"),
+        (["--temperature", "200"], "--temperature 200.0 must be at most 100"),
         (["--top_p", "1.5"], "--top_p 1.5"),
         (["--top_p", "0"], "--top_p 0"),
         (["--export", "onnx", "there"], "export.py"),
@@ -212,7 +213,7 @@ def test_a_talk_that_was_not_saved_goes_on(ask, monkeypatch):
 
 def test_the_largest_seed_serves_every_turn(ask, monkeypatch):
     type_in(monkeypatch, "你好\n你好\n".encode())
-    assert "must lie" not in ask("--seed", 2**64 - 1)
+    assert "must be" not in ask("--seed", 2**64 - 1)
 
 
 def test_a_thought_that_is_stopped_leaves_the_terminal_bright(monkeypatch, capsys):
