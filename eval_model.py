@@ -23,11 +23,9 @@ from engine.console import print0
 from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
 from engine.generate.sampling import Sampling
 from engine.machine import runtime
-from engine.options import MODES, Checkpoint, Device, Precision
+from engine.options import Checkpoint, Device, Precision
 from engine.pages import report
-from engine.score import evaluate as score
-from engine.score import table
-from engine.score.records import Settings
+from engine.score import evaluate
 from engine.talk import terminal
 from engine.talk.chat_model import ChatModel, Weights
 from engine.tokenizer import load_tokenizer
@@ -111,46 +109,7 @@ def parse_args(argv: list[str] | None) -> tuple[str, Args]:
 def load(path: Path, args: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
     """A checkpoint, whether it chats or continues a text, and whether it was trained on the bundled sample."""
     model, meta = open_chosen(args, tokenizer, path)
-    chats = (meta.get("stage") or MODES[args.model_mode]) != "pretrain"
-    return model.eval(), chats, bool(meta.get("on_sample"))
-
-
-def write_scores(args: Args, tokenizer: Tokenizer) -> None:
-    """Score the checkpoint, and the baseline on the same rows; print tables and keep the figures."""
-    scoring, path, folder = args.scoring, args.checkpoint.path, Path(args.checkpoint.save_dir)
-    rt = runtime.start(args.precision, seed=0)
-
-    def measure(checkpoint: Path) -> tuple[dict, dict]:
-        model, chats, _ = load(checkpoint, args.checkpoint, tokenizer)
-        settings = Settings(scoring.score_rows, args.answers.max_new_tokens, tuple(scoring.shots), chats, str(rt.dtype))
-        records = folder / f"{checkpoint.stem}.scores"
-        with rt.autocast():  # as in validation, so that the figures compare
-            try:
-                on_device: SpongeBob = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
-                return score.score(on_device, tokenizer, scoring.score, records, settings, scoring.score_batch)
-            except FloatingPointError as error:
-                raise ValueError(f"{checkpoint}: {error}") from None
-
-    results, records = measure(path)
-    print0(table.table(results))
-    if scoring.baseline:
-        before, earlier = measure(Path(scoring.baseline))
-        changes = {name: score.compare(records[name], earlier[name]) for name in records}
-        print0(table.comparison(changes, scoring.baseline))
-        for name, figures in changes.items():
-            of = {key: before[name][key] for key in ("weights", "records")}
-            results[name]["baseline"] = {"checkpoint": scoring.baseline, "figures": figures} | of
-    target = scores_file(path, folder, next(iter(results.values()))["weights"])
-    score.save(target, results)
-    print0(f"wrote {target}")
-    print0(table.markdown(path.stem, results))
-
-
-def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
-    """Where its figures lie. A checkpoint from elsewhere does not replace those of the folder's own of that name."""
-    own = folder / checkpoint.name
-    foreign = own.is_file() and not own.samefile(checkpoint)
-    return folder / f"{checkpoint.stem}{'-' + weights if foreign else ''}.scores.json"
+    return model.eval(), args.chats(meta), bool(meta.get("on_sample"))
 
 
 def answer(args: Args, tokenizer: Tokenizer) -> None:
@@ -182,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     tokenizer = load_tokenizer(args.checkpoint.tokenizer_dir)
     if mode == "--score":
-        write_scores(args, tokenizer)
+        evaluate.run(args, tokenizer)
     else:
         answer(args, tokenizer)
 

@@ -10,6 +10,7 @@ table and a picture beside --results.
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -19,8 +20,8 @@ from pathlib import Path
 from benchmarks import compare
 from engine.flags import ROOT
 from engine.options import SAMPLE
-from engine.score import answer_matching
 
+THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 FORMED = 0.95  # share of well-formed answers that counts as learned
 
 
@@ -99,7 +100,7 @@ def without_thoughts(path: Path, out: Path) -> Path:
         for row in map(json.loads, lines):
             for message in row["conversations"]:
                 if message["role"] == "assistant":
-                    message["content"] = answer_matching.THOUGHT.sub("<think>\n</think>", message["content"])
+                    message["content"] = THOUGHT.sub("<think>\n</think>", message["content"])
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return out
 

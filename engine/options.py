@@ -196,6 +196,10 @@ class Checkpoint(ShapeOverrides):
         name = MODES[self.model_mode] + ("_long" if self.long else "")
         return Path(self.ckpt) if self.ckpt else weights_of(self.save_dir, name)
 
+    def chats(self, meta: dict) -> bool:
+        """Return whether a checkpoint chats rather than continues a text: its .json says so, else --model_mode."""
+        return (meta.get("stage") or MODES[self.model_mode]) != "pretrain"
+
 
 def weights_of(save_dir: str, name: str) -> Path:
     """A stage's checkpoint, also under the name that the original scripts give it."""

@@ -19,7 +19,6 @@ from engine.score.token_f1 import token_f1
 _NO_TAG = r"((?:(?!</?(?:think|answer)>).)*)"
 WELL_FORMED = re.compile(rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 
 def cut(text: str) -> tuple[str, str]:

@@ -25,10 +25,13 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from engine.checkpoint.weights import weights_hash
+from engine.checkpoint.weights import open_chosen, weights_hash
+from engine.console import print0
 from engine.corpus import jsonl
 from engine.files import atomic_write, to_json, write_json
-from engine.score import answers, loglikelihood, multiple_choice
+from engine.flags import Args
+from engine.machine import runtime
+from engine.score import answers, loglikelihood, multiple_choice, table
 from engine.score.answers import Turn
 from engine.score.loglikelihood import Text
 from engine.score.multiple_choice import Question
@@ -219,3 +222,51 @@ def save(path: Path, results: dict[str, dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, earlier | results)
+
+
+# ------------------------------------------------------------------------------------------------- one command
+
+
+def run(args: Args, tokenizer: Tokenizer) -> None:
+    """Score the checkpoint, and the baseline on the same rows; print tables and keep the figures."""
+    rt = runtime.start(args.precision, seed=0)
+    path, baseline = args.checkpoint.path, args.scoring.baseline
+    results, records = _score_checkpoint(path, args, rt, tokenizer)
+    print0(table.table(results))
+    if baseline:
+        before, earlier = _score_checkpoint(Path(baseline), args, rt, tokenizer)
+        changes = {name: compare(records[name], earlier[name]) for name in records}
+        print0(table.comparison(changes, baseline))
+        for name, change in changes.items():
+            source = {key: before[name][key] for key in ("weights", "records")}
+            results[name]["baseline"] = {"checkpoint": baseline, "figures": change} | source
+    target = scores_file(path, Path(args.checkpoint.save_dir), next(iter(results.values()))["weights"])
+    save(target, results)
+    print0(f"wrote {target}")
+    print0(table.markdown(path.stem, results))
+
+
+def _score_checkpoint(path: Path, args: Args, rt: runtime.Runtime, tokenizer: Tokenizer) -> tuple[dict, dict]:
+    scoring = args.scoring
+    model, meta = open_chosen(args.checkpoint, tokenizer, path)
+    settings = Settings(
+        rows=scoring.score_rows,
+        max_new_tokens=args.answers.max_new_tokens,
+        shots=tuple(scoring.shots),
+        chats=args.checkpoint.chats(meta),
+        dtype=str(rt.dtype),
+    )
+    records = Path(args.checkpoint.save_dir) / f"{path.stem}.scores"
+    model = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
+    with rt.autocast():  # as in validation, so that the figures compare
+        try:
+            return score(model, tokenizer, scoring.score, records, settings, scoring.score_batch)
+        except FloatingPointError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
+    """Name a checkpoint's scores file; a namesake from elsewhere must not replace that of the folder's own."""
+    own = folder / checkpoint.name
+    foreign = own.is_file() and not own.samefile(checkpoint)
+    return folder / f"{checkpoint.stem}{'-' + weights if foreign else ''}.scores.json"

@@ -13,7 +13,6 @@ LABELS = {
     "too_long": "prompt too long",
     "thinking_tokens": "tokens of thinking",
 }
-LOWER_IS_BETTER = ("bits_per_byte", "answer_loss", "cut_off", "too_long")
 LEFT_OUT = "their examples do not fit into the context, or there are too few"
 
 
