@@ -7,6 +7,8 @@ Shapes: B rows, T positions of a row, C dim, H query heads, K key-value heads, D
 """
 
 import math
+import re
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -282,6 +284,24 @@ class SpongeBob(PreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) of the token after each position; the arguments are those of `hidden_states`."""
         return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, cu_seqlens, cache)))
+
+
+def check_parameters_known(names: Iterable[str], known: Iterable[str], program: str) -> None:
+    """Refuse a model with a part that another program for the same model does not compute.
+
+    Whoever adds a parameter to a block has to add it to these programs, too: without this check they would leave it
+    out in silence.
+
+    Args:
+        names: Names of the model's parameters.
+        known: Names of those that the program computes with.
+        program: File or format that computes, for the message.
+    Raises:
+        ValueError: Some of `names` are not `known`; blocks are not told apart (layers.N).
+    """
+    if unknown := set(names) - set(known):
+        listed = sorted({re.sub(r"^layers\.\d+\.", "layers.N.", name) for name in unknown})
+        raise ValueError(f"{program} does not compute {', '.join(listed)}; add it there, or take it out of the model")
 
 
 AutoConfig.register("spongebob", LLMConfig, exist_ok=True)

@@ -7,13 +7,13 @@ a group of query heads is read as several queries of the head whose keys they sh
 Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S positions that are looked at, V vocabulary
 """
 
-from typing import NamedTuple, Protocol, Self, cast
+from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Block, SpongeBob, compute_dtype, rope_cos_sin
+from model import SpongeBob, check_parameters_known, compute_dtype, rope_cos_sin
 
 LARGE = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
 ROWS = 64  # that a layout is chosen for: it serves fewer as well
@@ -81,27 +81,39 @@ class Decoder:
         weight = model.tok_embeddings.weight
         self.dtype = getattr(torch, "bfloat16" if kind == "int8" else kind) if kind else compute_dtype(weight)
 
-        def matrix(first: Tensor, *others: Tensor) -> Matrix:
-            whole = (torch.cat([first, *others]) if others else first).detach()
+        weights = dict(model.named_parameters(remove_duplicate=False))  # the tied matrix under both of its names
+        computed = {"tok_embeddings.weight"}
+
+        def read(*names: str) -> list[Tensor]:
+            full_names = [f"{name}.weight" for name in names]
+            computed.update(full_names)
+            return [weights[name].detach() for name in full_names]
+
+        def norm(name: str) -> Tensor:
+            return read(name)[0].float() * self.config.dim**0.5  # `_normed` leaves this factor out
+
+        def matrix(*names: str) -> Matrix:
+            parts = read(*names)
+            whole = torch.cat(parts) if len(parts) > 1 else parts[0]
             if kind == "int8":
                 return Int8(whole)
             weight = whole.to(self.dtype)
             return PrepackedLinear(weight) if PrepackedLinear.serves(weight, self.dtype) else Plain(weight)
 
         self.layers = []
-        for block in cast(list[Block], list(model.layers)):
-            attention, feed_forward = block.attention, block.feed_forward
+        for block in (f"layers.{layer}" for layer in range(self.config.n_layers)):
             self.layers.append(
                 Layer(
-                    self._norm(block.attention_norm.weight),
-                    matrix(attention.wq.weight, attention.wk.weight, attention.wv.weight),
-                    matrix(attention.wo.weight),
-                    self._norm(block.ffn_norm.weight),
-                    matrix(feed_forward.w1.weight, feed_forward.w3.weight),
-                    matrix(feed_forward.w2.weight),
+                    norm(f"{block}.attention_norm"),
+                    matrix(f"{block}.attention.wq", f"{block}.attention.wk", f"{block}.attention.wv"),
+                    matrix(f"{block}.attention.wo"),
+                    norm(f"{block}.ffn_norm"),
+                    matrix(f"{block}.feed_forward.w1", f"{block}.feed_forward.w3"),
+                    matrix(f"{block}.feed_forward.w2"),
                 )
             )
-        self.norm, self.output = self._norm(model.norm.weight), matrix(model.output.weight)
+        self.norm, self.output = norm("norm"), matrix("output")
+        check_parameters_known(weights, computed, "engine/generate/fast_decoder.py")
         self.least = torch.full((), (self.config.dim * self.config.norm_eps) ** 0.5, device=weight.device)
 
     @classmethod
@@ -142,10 +154,6 @@ class Decoder:
             gate, up = layer.w13(self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
             x += layer.w2(F.silu(gate).mul_(up))
         return self.output(self._normed(x, self.norm)).float()
-
-    def _norm(self, weight: Tensor) -> Tensor:
-        """Times sqrt(C), which `_normed` leaves out."""
-        return weight.detach().float() * self.config.dim**0.5
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm by the vector's length: sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(C eps)) / sqrt(C)."""

@@ -4,8 +4,11 @@ import pytest
 import torch
 from tiny_model import tiny
 
+import eval_model
+from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.generate.fast_decoder import Decoder, rounded
 from engine.generate.kv_cache import KVCache
+from model import Attention, RMSNorm
 
 CPU = torch.device("cpu")
 # A step in bfloat16 rounds to 8 bits; logits here are of the size of 1.
@@ -72,3 +75,28 @@ def test_weights_that_do_not_fit_are_refused_by_name():
     model.layers[0].attention.wo.weight.data[0, 0] = 1e6
     with pytest.raises(ValueError, match="float16: layers.0.attention.wo.weight .* choose another"):
         Decoder.ready(model, "float16", CPU)
+
+
+def add_q_norm(monkeypatch) -> None:
+    """Give every block a parameter that no program but model.py knows."""
+    make = Attention.__init__
+
+    def init(self, config, layer):
+        make(self, config, layer)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    monkeypatch.setattr(Attention, "__init__", init)
+
+
+def test_decoder_refuses_a_parameter_that_it_does_not_compute(monkeypatch):
+    add_q_norm(monkeypatch)
+    with pytest.raises(ValueError, match=r"fast_decoder.py does not compute layers.N.attention.q_norm.weight;"):
+        Decoder.ready(tiny(), "float32", CPU)
+
+
+def test_eval_model_refuses_a_checkpoint_with_an_unknown_parameter(monkeypatch, tmp_path):
+    add_q_norm(monkeypatch)
+    model, path = tiny(), tmp_path / "SFT.pth"
+    save_weights(path, full_state_dict(model), {"config": config_dict(model.config)})
+    with pytest.raises(ValueError, match=r"fast_decoder.py does not compute layers.N.attention.q_norm.weight;"):
+        eval_model.main(["--ckpt", str(path), "--device", "cpu", "--prompt", "hello"])
