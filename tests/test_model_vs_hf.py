@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
-from engine.export.hugging_face import hf_config, hf_name, permute_for_hf, to_hf_state_dict
+from engine.export.hugging_face import hf_config, permute_for_hf, to_hf_state_dict
+from engine.export.names import hf_name
 from model import SpongeBob
 
 SCALING = {

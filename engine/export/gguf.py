@@ -15,27 +15,16 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
-from engine.checkpoint.weights import full_state_dict
+from engine.checkpoint.weights import check_parameters_known, full_state_dict
 from engine.export.hugging_face import check_float16_range
+from engine.export.names import NAMES, gguf_name
 from engine.files import atomic_write
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, rope_frequencies
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # ours: gguf's
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
-BLOCK = 32  # numbers that share a scale in Q8_0
-WHOLE = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
-NAMES = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-    "attention_norm": "attn_norm",
-    "ffn_norm": "ffn_norm",
-}
+Q8_BLOCK_SIZE = 32  # numbers that share a scale in Q8_0
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -46,14 +35,6 @@ OLLAMA_CHAT = """{{ $begun := false }}{{ range .Messages }}{{ if or (ne .Role "s
 {{ .Content }}</s>
 {{ end }}{{ end }}<s>assistant
 """
-
-
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of one of Meta's: layers.0.attention.wq.weight -> blk.0.attn_q.weight."""
-    if name in WHOLE:
-        return WHOLE[name]
-    _, layer, inner = name.split(".", 2)
-    return f"blk.{layer}.{NAMES[inner.removesuffix('.weight')]}.weight"
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
@@ -81,9 +62,9 @@ def tensor_of(name: str, weight: Tensor, kind: Any) -> np.ndarray:
 
     if weight.dim() == 1:
         return weight.numpy()
-    if kind.name == "Q8_0" and weight.shape[1] % BLOCK:
+    if kind.name == "Q8_0" and weight.shape[1] % Q8_BLOCK_SIZE:
         raise ValueError(
-            f"--dtype q8_0: rows of {name} have {weight.shape[1]} numbers, no multiple of the {BLOCK} of a scale"
+            f"--dtype q8_0: rows of {name} have {weight.shape[1]} numbers, no multiple of {Q8_BLOCK_SIZE} (one scale)"
         )
     if kind.name == "F16":
         check_float16_range(name, weight)
@@ -184,7 +165,9 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if config.rope_parameters["rope_type"] != "default":
         writer.add_tensor("rope_freqs.weight", rope_divisors(config).numpy())
-    for name, weight in full_state_dict(model).items():
+    weights = full_state_dict(model)
+    check_parameters_known(weights, NAMES, "--format gguf")
+    for name, weight in weights.items():
         if name != "output.weight":  # it is the embedding; a file without one says so
             data = tensor_of(name, weight, kind)
             writer.add_tensor(gguf_name(name), data, raw_dtype=None if weight.dim() == 1 else kind)

@@ -11,78 +11,61 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE
-from engine.checkpoint.weights import full_state_dict
+from engine.checkpoint.weights import check_parameters_known, full_state_dict, split_layer
 from engine.console import print0
+from engine.export.names import NAMES, hf_name, name_from_hf
 from engine.files import write_json
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob
 
-NAMES = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
+
+def permute_for_hf(weight: Tensor, n_heads: int) -> Tensor:
+    """Reorder wq or wk, (n_heads * D, C): in a head Hugging Face's RoPE pairs row i with i + D/2, not with i + 1."""
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def hf_name(name: str) -> str:
-    """Hugging Face's name of one of Meta's: layers.0.attention.wq.weight -> model.layers.0.self_attn.q_proj.weight."""
-    if name == "output.weight":
-        return "lm_head.weight"
-    if not name.startswith("layers."):
-        return "model." + name.replace("tok_embeddings", "embed_tokens")
-    _, layer, inner = name.split(".", 2)
-    return f"model.layers.{layer}.{NAMES[inner.removesuffix('.weight')]}.weight"
+def unpermute_from_hf(weight: Tensor, n_heads: int) -> Tensor:
+    """Undo permute_for_hf; (n_heads * D, C)."""
+    return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def permute_for_hf(weight: Tensor, heads: int) -> Tensor:
-    """wq or wk (heads * D, C) for Hugging Face's RoPE, which pairs row i of a head with row i + D/2, not with i + 1."""
-    out, width = weight.shape
-    return weight.view(heads, out // heads // 2, 2, width).transpose(1, 2).reshape(out, width)
+def num_rotated_heads(config: LLMConfig) -> dict[str, int]:
+    """Return {name inside a block: heads} of the two matrices whose rows RoPE pairs."""
+    return {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
+
+
+def to_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+    """Return the state dict of the LlamaForCausalLM that computes the same."""
+    check_parameters_known(weights, NAMES, "--format hf")
+    n_heads, converted = num_rotated_heads(config), {}
+    for name, weight in weights.items():
+        part = split_layer(name)[1]
+        converted[hf_name(name)] = permute_for_hf(weight, n_heads[part]) if part in n_heads else weight
+    return converted
+
+
+def from_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
+    """Undo to_hf_state_dict; an unknown name keeps its spelling, and loading refuses it.
+
+    ValueError: a matrix of queries or keys has another shape than `config` says.
+    """
+    n_heads, converted = num_rotated_heads(config), {}
+    for hf, weight in weights.items():
+        name = name_from_hf(hf)
+        part = split_layer(name)[1]
+        if part in n_heads:
+            shape = (n_heads[part] * config.head_dim, config.dim)
+            if weight.shape != shape:
+                raise ValueError(f"{hf} has the shape {tuple(weight.shape)}; by its config.json it is {shape}")
+            weight = unpermute_from_hf(weight, n_heads[part])
+        converted[name] = weight
+    return converted
 
 
 def check_float16_range(name: str, weight: Tensor) -> None:
     """ValueError: a weight that would be infinite in float16."""
     if (largest := weight.abs().max().item()) > torch.finfo(torch.float16).max:
         raise ValueError(f"--dtype float16: {name} holds {largest:g}, more than float16 can; bfloat16 can")
-
-
-def side_by_side(weight: Tensor, heads: int) -> Tensor:
-    """The inverse of half_rotated."""
-    out, width = weight.shape
-    return weight.view(heads, 2, out // heads // 2, width).transpose(1, 2).reshape(out, width)
-
-
-def to_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
-    """The state dict of the LlamaForCausalLM that computes the same."""
-    heads = {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
-    converted = {}
-    for name, weight in weights.items():
-        inner = name.split(".", 2)[-1]
-        converted[hf_name(name)] = permute_for_hf(weight, heads[inner]) if inner in heads else weight
-    return converted
-
-
-def from_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
-    """The inverse of hf_weights; a name that has no place here is left as it is."""
-    ours = {theirs: name for name, theirs in NAMES.items()}
-    outside = {"lm_head.weight": "output.weight", "embed_tokens.weight": "tok_embeddings.weight"}
-    heads = {"attention.wq": config.n_heads, "attention.wk": config.n_kv_heads}
-    converted = {}
-    for name, weight in weights.items():
-        name = name.removeprefix("model.")
-        _, layer, inner = name.split(".", 2) if name.startswith("layers.") else ("", "", name)
-        part = ours.get(inner.removesuffix(".weight"), "") if layer else ""
-        place = f"layers.{layer}.{part}.weight" if part else outside.get(name, name)
-        if part in heads and weight.shape != (wanted := (heads[part] * config.head_dim, config.dim)):
-            raise ValueError(f"{name} has the shape {tuple(weight.shape)}; by its config.json it is {wanted}")
-        converted[place] = side_by_side(weight, heads[part]) if part in heads else weight
-    return converted
 
 
 def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:

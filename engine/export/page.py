@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dataset import DEFAULT_SYSTEM
-from engine.checkpoint.weights import full_state_dict, open_checkpoint
+from engine.checkpoint.weights import check_parameters_known, full_state_dict, open_checkpoint
 from engine.files import atomic_write
 from engine.generate.fast_decoder import quantize_per_row
 from engine.reasoning import TAGS
@@ -82,11 +82,19 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
     }
 
 
+def computed_parameters() -> set[str]:
+    """Return the names that model.js reads, those inside a block without layers.N. in front."""
+    source = (PROGRAM / "model.js").read_text(encoding="utf-8")
+    in_blocks, outside = re.findall(r'\bw\("(\S+)"\)', source), re.findall(r'this\.w\["(\S+)"\]', source)
+    return {*outside, *(f"{name}.weight" for name in in_blocks)}
+
+
 def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
     """What the page needs of a model beside the bytes, and the bytes."""
     config = model.config
     weights = full_state_dict(model)
     del weights["output.weight"]  # the embedding
+    check_parameters_known(weights, computed_parameters(), "model.js of the page")
     known = model.num_known_tokens  # the other rows have no text, and are neither read nor sampled
     weights["tok_embeddings.weight"] = weights["tok_embeddings.weight"][:known]
     content, tensors, floats = pack(weights, kind)

@@ -17,7 +17,7 @@ import export
 from dataset import SFTDataset
 from engine.checkpoint.weights import full_state_dict, load_model
 from engine.corpus import bpe
-from engine.export.hugging_face import permute_for_hf, side_by_side, to_hf
+from engine.export.hugging_face import permute_for_hf, to_hf, unpermute_from_hf
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import rope_frequencies
 
@@ -156,7 +156,7 @@ def test_the_way_out_and_back_is_bitwise(home, tmp_path):
     meta, before = (json.loads(path.with_suffix(".json").read_text("utf-8")) for path in (target, home / "SFT.pth"))
     assert (meta["config"], meta["tokenizer"]) == (before["config"], before["tokenizer"])
     rows = torch.arange(32.0).view(16, 2)
-    assert torch.equal(side_by_side(permute_for_hf(rows, 2), 2), rows) and not torch.equal(
+    assert torch.equal(unpermute_from_hf(permute_for_hf(rows, 2), 2), rows) and not torch.equal(
         permute_for_hf(rows, 2), rows
     )
 
