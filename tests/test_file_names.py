@@ -1,11 +1,8 @@
 """Names that begin files, on this system and on the one that is not at hand."""
 
 import argparse
-import errno
-import json
 import ntpath
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -79,9 +76,9 @@ def test_files_and_lines_of_a_run_have_its_whole_name(name, tmp_path, capsys):
     tracker = Tracker(output, {}, steps=4)
     tracker.log({"step": 2, "loss": 1.0})
     weights.save_weights(output.weights, {}, {"stage": "pretrain"})
-    with lock.hold(output.weights.with_suffix(".lock")):
+    with lock.hold_lock(output.weights.with_suffix(".lock")):
         made = {path.name for path in tmp_path.iterdir()}
-    assert made == {f"{name}.metrics.jsonl", f"{name}.pth", f"{name}.json", f"{name}.lock"}
+    assert made == {f"{name}.metrics.jsonl", f"{name}.pth", f"{name}.json", f"{name}.lock", f"{name}.lock.held"}
     assert f"{name} step 2 of 4: loss 1.000" in capsys.readouterr().err
 
 
@@ -111,32 +108,3 @@ def test_windows_can_wait_for_61_processes_and_is_asked_for_no_more(monkeypatch)
     worker_pool._open(64, None, ())
     worker_pool._open(8, None, ())
     assert asked == [61, 8]
-
-
-def test_one_run_a_name_also_where_only_windows_keeps_the_lock(tmp_path, monkeypatch):
-    """Its lock is of one byte, refused by PermissionError; here flock stands behind it."""
-    kernel = lock.fcntl
-
-    def locking(descriptor, kind, size):
-        assert lock.os.lseek(descriptor, 0, lock.os.SEEK_CUR) > 4096  # a byte that nobody has to read
-        try:
-            kernel.flock(descriptor, kernel.LOCK_EX | kernel.LOCK_NB)
-        except BlockingIOError:
-            raise PermissionError(errno.EACCES, "Permission denied") from None
-
-    def in_use(path):
-        raise PermissionError(errno.EACCES, "in use", path)
-
-    monkeypatch.setattr(lock, "fcntl", None)
-    monkeypatch.setattr(lock, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2), raising=False)
-    path = tmp_path / "a.lock"
-    with lock.hold(path):
-        assert json.loads(path.read_text("utf-8"))["process"] == lock.os.getpid()
-        with pytest.raises(ValueError, match="is training here"), lock.hold(path):
-            pass
-        monkeypatch.setattr(lock.os, "unlink", in_use)
-    assert path.read_bytes() == b""  # names nobody, who might be of another machine
-    monkeypatch.undo()
-    with lock.hold(path):
-        pass
-    assert not path.exists()

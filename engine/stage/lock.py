@@ -1,8 +1,8 @@
-"""One run a name: while a run goes on, <name>.lock names the process and the machine that have it.
+"""One run per name: while a run is active, <name>.lock names the process and the machine that hold the name.
 
-The kernel ends a lock (flock; on Windows msvcrt's) with its process, however that one died, so a file that is left over
-holds nobody up. Only what another machine left cannot be judged from here: not every shared folder passes locks on. It
-is honoured, and the message says what to delete.
+filelock holds <name>.lock.held: the kernel releases it with its process, however that ended, so a file that is left
+over blocks no run. A run on another machine cannot be judged from here, since not every shared folder passes locks on:
+its file is honored, and the message says what to delete.
 """
 
 import json
@@ -13,106 +13,80 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from engine.files import to_json
 from engine.machine.runtime import Runtime
 from engine.options import Output
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
-    fcntl = None
-
-FAR = 1 << 20  # the byte that is locked on Windows, where nobody may read a locked one: far behind the holder's name
-
 
 @contextmanager
-def alone(output: Output, rt: Runtime) -> Iterator[None]:
-    """Have a run's name for this run alone; its main process holds the lock, and all learn that it is taken."""
-    with ExitStack() as kept:
-        rt.broadcast_from_main(lambda: kept.enter_context(hold(output.weights.with_suffix(".lock"))))
+def run_lock(output: Output, rt: Runtime) -> Iterator[None]:
+    """Reserve the name of a run; its main process holds the lock, and every process learns if it is taken."""
+    with ExitStack() as stack:
+        rt.broadcast_from_main(lambda: stack.enter_context(hold_lock(output.weights.with_suffix(".lock"))))
         yield
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold the lock inside the context; ValueError names who has it."""
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock inside the context; ValueError names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _take(path)
+    holder = _read(path)
+    if _is_elsewhere(holder):
+        raise ValueError(
+            f"{path}: {_describe(holder)} began a run here; this machine cannot see whether it still runs. "
+            "If it is gone, delete this file and start again"
+        )
+    # More than one try: the first may open a file that its holder is about to remove.
+    lock = FileLock(f"{path}.held", timeout=0.2)
+    if not _acquire(lock, holder):
+        raise ValueError(
+            f"{path}: {_describe(_read(path))} is training here; wait until it ends, stop it, or pass another --name"
+        )
+    this_process = _this_process()
     try:
+        path.write_bytes(to_json(this_process))
         yield
     finally:
-        with suppress(OSError):  # the folder may have been removed; Windows keeps what is open, so nobody stands in it
-            os.ftruncate(descriptor, 0)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.unlink(path)
-        os.close(descriptor)
+        with suppress(OSError):
+            if _read(path) == this_process:  # else the folder was removed, and another run may have begun in it
+                path.write_bytes(b"")  # Windows does not remove a file that is open somewhere
+                path.unlink()
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
-def _take(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            free = _lock(descriptor)
-            holder = _read(descriptor)
-            if not free:
-                raise ValueError(
-                    f"{path}: {_words(holder)} is training here. Wait until it ends, stop it, or take another --name"
-                )
-            if _elsewhere(holder):
-                raise ValueError(
-                    f"{path}: {_words(holder)} has begun a run here, and from this machine nobody can see "
-                    "whether it goes on. If it is gone, delete this file and start again"
-                )
-            if not (path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path))):
-                os.close(descriptor)  # its holder ended and removed it between our opening and locking
-                continue
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, to_json(_me()))
-            return descriptor
-        except ValueError:
-            os.close(descriptor)
-            raise
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether no living process has it; a file system without locks knows nobody."""
+def _acquire(lock: BaseFileLock, holder: dict) -> bool:
+    """Return whether no living process has the lock; a disk without locks is judged by the holder's process number."""
     try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            os.lseek(descriptor, FAR, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-    except (BlockingIOError, PermissionError):  # the latter on Windows
+        lock.acquire()
+    except Timeout:
         return False
-    except OSError:
-        return not _lives(_read(descriptor))
+    except (OSError, NotImplementedError):
+        return not _is_alive(holder)
     return True
 
 
-def _lives(holder: dict) -> bool:
-    """By its number alone, where the kernel keeps no locks; another process may have got it since."""
+def _is_alive(holder: dict) -> bool:
+    """Look for the process by its number alone; another process may have received it since."""
     pid = holder.get("process")
-    if not isinstance(pid, int) or pid == os.getpid() or _elsewhere(holder) or os.name != "posix":
+    if not isinstance(pid, int) or pid == os.getpid() or os.name != "posix":
         return False
     try:
         os.kill(pid, 0)  # on Windows this would be a Ctrl-C
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
-def _elsewhere(holder: dict) -> bool:
-    """Neither this machine by name nor this start of a kernel: a container that is started again gets a new name."""
-    me = _me()
-    return "machine" in holder and holder["machine"] != me["machine"] and holder.get("kernel") != me["kernel"]
+def _is_elsewhere(holder: dict) -> bool:
+    """Compare name and kernel: a container that is started again has a new name on the same kernel."""
+    here = _this_process()
+    return "machine" in holder and holder["machine"] != here["machine"] and holder.get("kernel") != here["kernel"]
 
 
-def _me() -> dict:
+def _this_process() -> dict:
     kernel = ""
     with suppress(OSError):
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -120,16 +94,14 @@ def _me() -> dict:
     return {"process": os.getpid(), "machine": platform.node(), "kernel": kernel or platform.node(), "since": now}
 
 
-def _read(descriptor: int) -> dict:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    try:
-        holder = json.loads(os.read(descriptor, 4096))
-    except ValueError:  # just made, or cut off by a crash
-        return {}
-    return holder if isinstance(holder, dict) else {}
+def _read(path: Path) -> dict:
+    with suppress(FileNotFoundError, ValueError):  # ValueError: just created, or cut off by a crash
+        holder = json.loads(path.read_bytes())
+        return holder if isinstance(holder, dict) else {}
+    return {}
 
 
-def _words(holder: dict) -> str:
+def _describe(holder: dict) -> str:
     if not holder:
         return "another process"
     return f"process {holder.get('process')} on {holder.get('machine')} (since {holder.get('since')})"

@@ -114,7 +114,7 @@ def train(
     """
     output = args.output
     from_weights = weights_hash(model.state_dict()) if parent else None
-    with lock.alone(output, rt):
+    with lock.run_lock(output, rt):
         saved = resume.find(output, rt)
         run = _assemble(model, rows, loss_weights, args, rt, tokenizer, saved)
         identity = _identity(run, rows, loss_weights, stage, args.data) | {"parent": from_weights}

@@ -55,7 +55,7 @@ def digest(weights) -> str:
 
 def contents(folder: Path) -> dict:
     """Every file but the locks: one that a killed run left is taken away by whoever comes next."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = [path for path in folder.rglob("*") if path.is_file() and ".lock" not in path.suffixes]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -238,7 +238,7 @@ class Sequences(RuleBasedStateMachine):
         assert not (how == "" and there), "what was there was replaced unasked"
         if done.code == -signal.SIGKILL:
             return
-        left = [path.name for path in self.folder.rglob(f"{name}.*") if ".tmp" in path.name or path.suffix == ".lock"]
+        left = [path.name for path in self.folder.rglob(f"{name}.*") if ".tmp" in path.name or ".lock" in path.name]
         assert not left and not list(self.folder.glob(f"{name}.state/*.tmp")), left
         if done.code == 75 and "nothing is lost" in done.said:
             return

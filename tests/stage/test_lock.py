@@ -1,8 +1,12 @@
 """One run a name: a second start changes nothing, and what --overwrite replaces is never taken for the new run."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import subprocess
+from contextlib import nullcontext
 
 import pytest
 from started import begin, end, go, wait_for, weights
@@ -42,11 +46,14 @@ def test_a_lock_of_another_machine_is_honoured_and_the_file_to_delete_is_named(t
     path = tmp_path / "pretrain.lock"
     left = {"process": os.getpid(), "machine": "node7", "kernel": "another", "since": "2026-01-01 00:00:00"}
     path.write_text(json.dumps(left))
-    with pytest.raises(ValueError, match=r"pretrain\.lock: process \d+ on node7 .* delete this file"), lock.hold(path):
+    with (
+        pytest.raises(ValueError, match=r"pretrain\.lock: process \d+ on node7 .* delete this file"),
+        lock.hold_lock(path),
+    ):
         pass
     assert json.loads(path.read_text()) == left
     path.unlink()
-    with lock.hold(path):
+    with lock.hold_lock(path):
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert not path.exists()
 
@@ -54,8 +61,41 @@ def test_a_lock_of_another_machine_is_honoured_and_the_file_to_delete_is_named(t
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"process": "x"}'])
 def test_a_lock_that_a_crash_cut_off_holds_nobody_up(left, tmp_path):
     (tmp_path / "a.lock").write_text(left)
-    with lock.hold(tmp_path / "a.lock"):
+    with lock.hold_lock(tmp_path / "a.lock"):
         pass
+
+
+def test_a_lock_that_cannot_be_removed_names_no_process(tmp_path, monkeypatch):
+    """Windows keeps a file that is open somewhere; a name left in it might be of another machine."""
+
+    def in_use(path, **_):
+        raise PermissionError(errno.EACCES, "in use", path)
+
+    path = tmp_path / "a.lock"
+    with lock.hold_lock(path):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is training here"), lock.hold_lock(path):
+            pass
+        monkeypatch.setattr(os, "unlink", in_use)
+    assert path.read_bytes() == b""
+    monkeypatch.undo()
+    with lock.hold_lock(path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_is_judged_by_the_process_number(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path, ended = tmp_path / "a.lock", subprocess.Popen(["true"])
+    ended.wait()
+    for process, is_free in ((os.getppid(), False), (ended.pid, True)):
+        path.write_text(json.dumps({"process": process}))
+        refused = pytest.raises(ValueError, match=f"process {process} .* is training here")
+        with nullcontext() if is_free else refused, lock.hold_lock(path):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_the_run_before_are_not_the_result_of_one_that_overwrote_it(home, tmp_path):
