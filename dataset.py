@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine.reasoning import TAGS
+from engine.reasoning import TAG_RE, TAGS, tag_form
 from engine.schemas import (
     ALPACA,
     TURNS,
@@ -128,7 +128,6 @@ class SFTDataset:
 
     field = "conversations"
     valid = '{"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
-    _tag = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -171,17 +170,8 @@ class SFTDataset:
             raise BadRow("no assistant turn that is learned, so nothing to learn")
         noted.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema}")
         noted |= set().union(*(special_tokens_in(message["content"]) for message in messages))
-        noted |= {f"tags {form}" for form in map(cls._form, answers) if form != "whole"}
+        noted |= {f"tags {form}" for form in map(tag_form, answers) if form != "whole"}
         return messages
-
-    @classmethod
-    def _form(cls, answer: str) -> str:
-        """Whether an answer holds its tags in order: "whole", "broken" or "none". A thought may quote tags."""
-        found = cls._tag.findall(answer)
-        if not found:
-            return "none"
-        whole = found[0] == TAGS[0] and TAGS[1] in found and tuple(found[-2:]) == TAGS[2:]
-        return "whole" if whole else "broken"
 
     @staticmethod
     def parts(messages: list[dict]) -> list[list[dict]]:
@@ -201,7 +191,7 @@ class SFTDataset:
         for message in messages:
             role, learned = message["role"], LOSS if is_trained(message) else NO_LOSS
             template_parts += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
-            for text in self._tag.split(message["content"]):
+            for text in TAG_RE.split(message["content"]):
                 template_parts.append((text, TAG if learned and text in TAGS else learned))
             template_parts += [(self.eos, learned), ("\n", NO_LOSS)]
         if add_generation_prompt:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from engine.reasoning import TAGS
+from engine.reasoning import THINK, format_reasoning
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -152,9 +152,9 @@ def _message(turn: dict, role: str, number: int, noted: set[str]) -> dict | None
     if role == "system" and not words.strip():
         return {"role": role, "content": ""} if number == 0 else None
     name, thought = one_of(turn, THOUGHT, where)
-    if thought and role == "assistant" and TAGS[0] not in words:
+    if thought and role == "assistant" and THINK not in words:
         thought = text_of(thought, f"{name} of {where}", may_be_empty=True).strip("\n")
-        words = f"{TAGS[0]}\n{thought}\n{TAGS[1]}\n{TAGS[2]}\n{words.strip(chr(10))}\n{TAGS[3]}" if thought else words
+        words = format_reasoning(thought, words.strip("\n")) if thought else words
     elif thought:
         noted.add(f"field {name}")
     message: dict = {"role": role, "content": words}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from engine.reasoning import beginning
+from engine.reasoning import partial_match_length
 
 
 class TextStream:
@@ -36,5 +36,5 @@ class TextStream:
         if found := [at for at in map(text.find, self.stop) if at >= 0]:
             self.written, self._held, self.stopped = self.written + text[: min(found)], "", True
             return
-        held = max((beginning(text, word) for word in self.stop), default=0)
+        held = max((partial_match_length(text, word) for word in self.stop), default=0)
         self.written, self._held = self.written + text[: len(text) - held], text[len(text) - held :]

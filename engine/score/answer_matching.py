@@ -10,36 +10,16 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from engine.reasoning import TAGS
+from engine.reasoning import WELL_FORMED, final_answer, tag_form
 from engine.score.quantities import number
 from engine.score.token_f1 import token_f1
 
 # ----------------------------------------------------------------------------------- the thought and the answer
 
-_NO_TAG = r"((?:(?!</?(?:think|answer)>).)*)"
-WELL_FORMED = re.compile(rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
-
-def cut(text: str) -> tuple[str, str]:
-    """(thought, what stands behind it). A thought ends at the last </think>, for it may quote tags; without one, an
-    opened thought goes on to the end."""
-    thought, closed, rest = text.rpartition("</think>")
-    if not closed and "<think>" in text:
-        thought, rest = text, ""
-    return thought.partition("<think>")[2] or thought, rest
-
-
-def final_answer(text: str) -> str:
-    """What stands in <answer> behind the thought; without these tags all that stands there."""
-    rest = cut(text)[1]
-    found = ANSWER.search(rest)
-    return found[1] if found else rest
-
 
 def is_thought(reference: str) -> bool:
     """Whether a row teaches to think: its answer holds one of the tags."""
-    return any(tag in reference for tag in TAGS)
+    return tag_form(reference) != "none"
 
 
 def answer_key(reference: str) -> str:

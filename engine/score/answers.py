@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from dataset import NO_LOSS, SFTDataset
 from engine.generate.engine import complete
+from engine.reasoning import split_reasoning
 from engine.schemas import is_trained
 from engine.score import answer_matching
 from engine.score.loglikelihood import curve, token_nats
@@ -77,7 +78,7 @@ def score_turns(
         answer = tokenizer.decode(ids, skip_special_tokens=False)
         marks = answer_matching.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
         if answer_matching.is_thought(item.reference):
-            marks["thinking_tokens"] = len(tokenizer.encode(answer_matching.cut(answer)[0]).ids)
+            marks["thinking_tokens"] = len(tokenizer.encode(split_reasoning(answer)[0]).ids)
         record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
         luck = float(answer_matching.answer_key(item.reference) == frequent)
         record["chance"] |= {name: luck for name in ("exact", "correct") if name in marks}

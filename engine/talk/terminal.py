@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.console import warn
 from engine.generate.engine import Request
+from engine.reasoning import ReasoningParser
 from engine.talk.chat_model import ChatModel
 from engine.talk.session import HELP, ChatSession
 
@@ -17,7 +18,7 @@ SUGGESTIONS = {
     True: ("你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？"),
     False: ("贝壳湾", "林小满的家在", "灯塔立在", "红豆汤的做法"),
 }
-THINK, END_THINK, DIM, NORMAL = "<think>", "</think>", "\x1b[2m", "\x1b[0m"
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 BLOCK = '"""'
 
 
@@ -148,7 +149,7 @@ def print_answer(pieces: Iterator[str], stream: bool) -> str:
 
     stopped, in_colour = "", sys.stdout.isatty()
     try:
-        for words in dimmed(kept()) if in_colour else kept():
+        for words in dim_thought(kept()) if in_colour else kept():
             if stream:
                 print(words, end="", flush=True)
     except KeyboardInterrupt:
@@ -158,25 +159,19 @@ def print_answer(pieces: Iterator[str], stream: bool) -> str:
     return answer
 
 
-def dimmed(pieces: Iterator[str]) -> Iterator[str]:
-    """The same words, with the codes of a terminal around the thought that an answer begins with."""
-    held, thinking = "", None  # not known before the first characters are there; a tag comes in several pieces
+def dim_thought(pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the same text with terminal codes around the thought that an answer begins with."""
+    parser, text = ReasoningParser(), ""
     for piece in pieces:
-        held += piece
-        if thinking is None and not THINK.startswith(held.lstrip()[: len(THINK)]):
-            thinking = False
-        elif thinking is None and THINK in held:
-            thinking = True
-            yield DIM
-        if thinking and END_THINK in held:
-            before, after = held.split(END_THINK, 1)
-            yield before + END_THINK + NORMAL
-            held, thinking = after, False
-        if thinking is False:
-            yield held
-            held = ""
-        elif thinking:
-            at = next(size for size in range(len(END_THINK), -1, -1) if held.endswith(END_THINK[:size]))
-            yield held[: len(held) - at]
-            held = held[len(held) - at :]
-    yield held + (NORMAL if thinking else "")
+        for character in piece:
+            before = parser.state
+            parser.add(character)
+            text += character
+            if parser.state == "thought" != before:
+                text = DIM + text
+            elif before == "thought" != parser.state:
+                text += NORMAL
+        if parser.state != "start":  # until then it may or may not begin with a tag
+            yield text
+            text = ""
+    yield text + (NORMAL if parser.state == "thought" else "")

@@ -23,7 +23,6 @@ from dataset import SFTDataset
 from engine.generate import engine
 from engine.generate.engine import GenerationEngine, Request, complete
 from engine.generate.fast_decoder import Decoder
-from engine.reasoning import ReasoningParser, format_reasoning
 from engine.serve.api import Api
 from engine.serve.engine_thread import EngineThread, Job
 from engine.serve.protocol import Problem
@@ -194,33 +193,6 @@ def test_a_thought_that_comes_back_is_what_the_model_said(client, api):
     answer = client.chat.completions.create(model="SFT", messages=[*history, *user("再加一？")], max_tokens=1)
     plain = [*user("一加一？"), {"role": "assistant", "content": THOUGHT}, *user("再加一？")]
     assert answer.usage.prompt_tokens == len(SFTDataset(TOKENIZER).prompt(plain))
-
-
-@pytest.mark.parametrize(
-    "text, thought, content",
-    [
-        (THOUGHT, "一加一，\n要进位吗？", "2"),
-        ("你好<think>", "", "你好<think>"),
-        ("<think>没完", "没完", ""),
-        ("\n<think>a</think>b", "a", "b"),
-        ("<think>a\n\nb</thin</think> <answer>1\n2</answer>.", "a\n\nb</thin", "1\n2."),
-        ("<thinking>", "", "<thinking>"),
-        ("<answer>1</answer>", "", "<answer>1</answer>"),
-        ("", "", ""),
-        ("<think>a</think>\n<ans", "a", "\n<ans"),
-        ("<", "", "<"),
-    ],
-)
-def test_thoughts_are_cut_wherever_the_pieces_end(text, thought, content):
-    for size in (1, 2, 5, 100):
-        thoughts, seen = ReasoningParser(), ("", "")
-        for start in range(0, len(text), size):
-            thoughts.add(text[start : start + size])
-            assert thoughts.thought.startswith(seen[0]) and thoughts.content.startswith(seen[1])
-            seen = thoughts.thought, thoughts.content
-        thoughts.end()
-        assert (thoughts.thought, thoughts.content) == (thought, content), size
-    assert format_reasoning("一加一，\n要进位吗？", "2") == THOUGHT
 
 
 # -------------------------------------------------------------------------------------------- errors and limits

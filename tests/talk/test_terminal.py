@@ -228,6 +228,14 @@ def test_a_thought_that_is_stopped_leaves_the_terminal_bright(monkeypatch, capsy
         assert out.endswith(f"半{terminal.NORMAL} (stopped)\n") and out.rindex(terminal.NORMAL) > out.find(terminal.DIM)
 
 
+@pytest.mark.parametrize("size", [1, 3, 99])
+def test_a_thought_is_dimmed_up_to_its_closing_tag(size):
+    for text in ("\n<think>想</th\n</think>\n二", "<thinking>二", "二<think>想</think>"):
+        shown = "".join(terminal.dim_thought(text[at : at + size] for at in range(0, len(text), size)))
+        dimmed = f"{terminal.DIM}\n<think>想</th\n</think>{terminal.NORMAL}\n二"
+        assert shown == (dimmed if text.startswith("\n") else text)
+
+
 def test_lines_between_three_quotation_marks_are_one_question(ask, monkeypatch):
     type_in(monkeypatch, '"""你好\n/exit\n  再见"""\n'.encode())
     assert ask("--temperature", 0, "--prompt", "你好\n/exit\n  再见") in ask("--temperature", 0)
