@@ -43,7 +43,7 @@ from engine.score.records import (
     read_records,
     records_path,
 )
-from engine.score.statistics import Interval, effective_sample_size, paired, t_interval, wilson
+from engine.score.statistics import Interval, effective_sample_size, paired_test, t_interval, wilson_interval
 from model import SpongeBob
 
 SHARES = ("exact", "f1", "well_formed", "correct", "cut_off", "too_long")  # of marks from 0 to 1, and all of choices
@@ -121,7 +121,7 @@ def is_proportion(name: str) -> bool:
 
 def _interval(name: str, x: np.ndarray, w: np.ndarray) -> Interval:
     if is_proportion(name):
-        return wilson(float(x.sum() / w.sum()), effective_sample_size(w))
+        return wilson_interval(float(x.sum() / w.sum()), effective_sample_size(w))
     low, high = t_interval(x, w)
     return (None, None) if low is None or high is None else (max(0.0, low), high)  # no figure is below 0
 
@@ -188,7 +188,7 @@ def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict
             before, after, w = np.array(list(rows.values())).T
             if total := float(w.sum()):
                 means = {"before": float(before.sum()) / total, "after": float(after.sum()) / total, "n": len(rows)}
-                found[name] = means | paired(after, before, w, is_proportion(name))
+                found[name] = means | paired_test(after, before, w, is_proportion(name))
     return found
 
 

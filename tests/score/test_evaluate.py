@@ -181,40 +181,6 @@ def test_token_f1_counts_chinese_by_character_and_english_by_word():
     assert answer_matching.token_f1("", "。") == 1 != answer_matching.token_f1("", "船")
 
 
-# ----------------------------------------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize(
-    "right, rows, low, high",
-    [
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (50, 100, 0.4038, 0.5962),
-    ],
-)
-def test_wilsons_interval_is_the_published_one(right, rows, low, high):
-    assert statistics.wilson(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_the_interval_of_a_mean_of_many_rows_is_that_of_the_normal_distribution():
-    x = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = statistics.t_interval(x, np.ones(400))
-    spread = 1.96 * x.std() / 20
-    assert (low, high) == pytest.approx((x.mean() - spread, x.mean() + spread), abs=0.1 * spread)
-
-
-@pytest.mark.parametrize("won, lost", [(12, 3), (5, 5), (1, 0), (30, 10)])
-def test_the_paired_test_of_right_and_wrong_is_mcnemars(won, lost):
-    ours = np.array([1.0] * won + [0.0] * lost + [1.0, 0.0] * 20)
-    theirs = np.array([0.0] * won + [1.0] * lost + [1.0, 0.0] * 20)
-    found, n = statistics.paired(ours, theirs, np.ones(len(ours))), won + lost
-    exact = min(1.0, 2 * sum(math.comb(n, k) for k in range(max(won, lost), n + 1)) / 2**n)
-    assert found["p"] == pytest.approx(exact, abs=0.015)
-    assert found["difference"] == pytest.approx((won - lost) / len(ours))
-    assert found["low"] <= found["difference"] <= found["high"]
-
-
 # ---------------------------------------------------------------------------------------------------- texts
 
 
@@ -300,7 +266,8 @@ def test_every_turn_is_answered_after_the_rows_own_history_and_counted_by_hand(t
     result, records = measure(tiny(), path, max_new_tokens=100)
     exact = result["figures"]["exact"]
     assert (exact["value"], exact["n"]) == (0.75, 4) and result["rows"] == 4
-    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson(0.75, 16 / 6))  # rows of 1, 1 and 2 turns
+    # Three rows of 1, 1 and 2 turns.
+    assert (exact["low"], exact["high"]) == pytest.approx(statistics.wilson_interval(0.75, 16 / 6))
     assert exact["chance"] == 0.25  # always saying the most frequent answer
     assert {turn: found["exact"]["value"] for turn, found in result["by_turn"].items()} == {"1": 2 / 3, "2": 1.0}
     assert result["figures"]["too_long"]["value"] == 0.2
