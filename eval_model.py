@@ -3,7 +3,7 @@
     python eval_model.py                                # chat with results/SFT.pth
     python eval_model.py --model_mode 2 --long          # results/distill_long.pth
     python eval_model.py --model_mode 0 --prompt 从前     # results/pretrain.pth continues a text
-    python eval_model.py --prompts questions.txt > answers.jsonl
+    python eval_model.py --prompt_file questions.txt > answers.jsonl
     python eval_model.py --score data/sample/sft_512_heldout.jsonl --baseline results/pretrain.pth
     python eval_model.py --report                       # all stages on one page: results/report.html
 
@@ -46,7 +46,7 @@ class Talk(Flags):
     prompt: list[str] | None = flag(
         None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
     )
-    prompts: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
+    prompt_file: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
     history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", ge=0)
     system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
     stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
@@ -60,14 +60,14 @@ class Scoring(Flags):
         None, "figures for JSONL files, greedy: SAVE_DIR/CHECKPOINT.scores.json", nargs="+", metavar="FILE", type=str
     )
     baseline: str | None = flag(None, "score this checkpoint on the same rows, and test the difference", metavar="CKPT")
-    score_rows: int = flag(200, "first rows of each file that are scored (0: all)", ge=0)
-    score_batch: int = flag(16, "rows answered at once", gt=0)
-    shots: list[int] = flag((0, 5), "examples before a multiple-choice question", nargs="+", type=int)
+    max_eval_rows: int = flag(200, "first rows of each file that are scored (0: all)", ge=0)
+    eval_batch_size: int = flag(16, "rows answered at once", gt=0)
+    num_fewshot: list[int] = flag((0, 5), "examples before a multiple-choice question", nargs="+", type=int)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.shots) < 0:
-            raise ValueError(f"--shots {min(self.shots)} must not be negative")
+        if min(self.num_fewshot) < 0:
+            raise ValueError(f"--num_fewshot {min(self.num_fewshot)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,13 @@ class Report(Flags):
     report: str | None = flag(
         None, "all stages on one page; default: SAVE_DIR/report.html", nargs="?", const="", metavar="HTML"
     )
-    export: list[str] | None = flag(None, argparse.SUPPRESS, nargs="*", type=str)  # moved to export.py
 
 
 ANSWERING = flag_names(Checkpoint, Device, Weights, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
-    "--prompts": {*ANSWERING, "prompts", "system"},
+    "--prompt_file": {*ANSWERING, "prompt_file", "system"},
     "--score": {*flag_names(Checkpoint, Precision, Answers, Scoring)},
     "--report": {"report", "save_dir"},
 }
@@ -93,9 +92,7 @@ READS = {  # the flags of each mode
 def parse_args(argv: list[str] | None) -> tuple[str, Args]:
     """The mode and its flags; a flag of another mode is refused."""
     args = parse(__doc__, argv, Checkpoint, Precision, Weights, Answers, Sampling, Talk, Scoring, Report)
-    if "export" in args.explicit:
-        raise ValueError("--export has a script of its own: python export.py --format hf FOLDER")
-    modes = [mode for mode in ("prompt", "prompts", "score", "report") if mode in args.explicit]
+    modes = [mode for mode in ("prompt", "prompt_file", "score", "report") if mode in args.explicit]
     if len(modes) > 1:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
@@ -121,8 +118,8 @@ def answer(args: Args, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--system: {path} continues a text and has no system message")
     decoder = args.weights.decoder(model, rt.device)
     conversation = ChatModel(decoder, tokenizer, chats, talk.system, args.answers.max_new_tokens, args.sampling)
-    if talk.prompts is not None:
-        terminal.answer_file(conversation, Path(talk.prompts))
+    if talk.prompt_file is not None:
+        terminal.answer_file(conversation, Path(talk.prompt_file))
     elif talk.prompt:
         terminal.answer_once(conversation, talk.prompt, talk.stream)
     else:

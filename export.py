@@ -44,7 +44,7 @@ class Export(Flags):
 class Page(Flags):
     """page"""
 
-    weights: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHTS)
+    weight_dtype: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHTS)
     stages: list[str] | None = flag(
         None, "several checkpoints of --save_dir; without names: every stage there", nargs="*", metavar="NAME", type=str
     )
@@ -54,8 +54,8 @@ COMMON = {"target", "format", *flag_names(Checkpoint)}
 ONE = {"model_mode", "long", "ckpt"}  # which checkpoint is meant
 READS = {  # the flags of each way
     **dict.fromkeys(("--format hf", "--format gguf"), {*COMMON, "dtype"}),
-    "--format page": {*COMMON, "weights", "stages"},
-    "--format page --stages": {*COMMON, "weights", "stages"} - ONE,
+    "--format page": {*COMMON, "weight_dtype", "stages"},
+    "--format page --stages": {*COMMON, "weight_dtype", "stages"} - ONE,
     "--import_hf": {"import_hf", "target", "save_dir", "max_seq_len"},
 }
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
         stage = None if several else MODES[checkpoint.model_mode]
         found = checkpoints(args)
-        chat_page.write_page(found, checkpoint.tokenizer_dir, target, args.page.weights, stage, **shape)
+        chat_page.write_page(found, checkpoint.tokenizer_dir, target, args.page.weight_dtype, stage, **shape)
     else:
         model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
         meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]

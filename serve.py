@@ -39,9 +39,9 @@ class Serve(Flags):
     port: int = flag(8000, "port it listens at (0: one that is free)", ge=0, le=65535)
     api_key: str | None = flag(None, "what clients must send as their API key; default: no key is asked for")
     slots: int = flag(16, "requests of a model that are answered at once; others wait", gt=0)
-    queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", gt=0)
-    max_seconds: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", gt=0)
-    max_kilobytes: int = flag(256, "largest request; larger ones get status 413", gt=0)
+    max_queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", gt=0)
+    request_timeout: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", gt=0)
+    max_body_kb: int = flag(256, "largest request; larger ones get status 413", gt=0)
 
 
 def models_of(args: Args, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
@@ -76,9 +76,9 @@ def api_of(args: Args):
         raise ValueError("--api_key is empty; leave it out where no key is to be asked for")
     models = models_of(args, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(args.device, seed=0))
     models.open_default()
-    limits = Limits(body=1000 * serve.max_kilobytes, seconds=serve.max_seconds)
+    limits = Limits(body=1000 * serve.max_body_kb, seconds=serve.request_timeout)
     page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
-    return Api(models, EngineThread(serve.queue), limits, serve.api_key, page)
+    return Api(models, EngineThread(serve.max_queue), limits, serve.api_key, page)
 
 
 def parse_args(argv: list[str] | None) -> Args:

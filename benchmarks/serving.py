@@ -29,8 +29,8 @@ STARTS_WITHIN = 300  # seconds
 
 
 def serve_py(job: dict, weights: str) -> list[str]:
-    words = ["--ckpt", job["ckpt"], "--device", job["device"], "--weights", weights, "--slots", str(job["clients"])]
-    return [str(ROOT / "serve.py"), *words]
+    flags = f"--device {job['device']} --weight_dtype {weights} --slots {job['clients']}"
+    return [str(ROOT / "serve.py"), "--ckpt", job["ckpt"], *flags.split()]
 
 
 def transformers_serve(job: dict, dtype: str, *more: str) -> list[str]:

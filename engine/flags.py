@@ -6,6 +6,7 @@ A class is a group of flags in --help and its docstring the heading; a class tha
 import argparse
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,18 @@ from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
+RENAMED_FLAGS = {  # flags of earlier versions and what does the same now
+    "--weights": "--weight_dtype",
+    "--marks_are_borders": "--split_on_special_tokens",
+    "--shots": "--num_fewshot",
+    "--score_rows": "--max_eval_rows",
+    "--score_batch": "--eval_batch_size",
+    "--prompts": "--prompt_file",
+    "--queue": "--max_queue",
+    "--max_seconds": "--request_timeout",
+    "--max_kilobytes": "--max_body_kb",
+    "--export": "export.py: python export.py --format hf FOLDER",
+}
 
 
 def flag(
@@ -105,11 +118,17 @@ def parse_explicit(
     doc: str | None, argv: Sequence[str] | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """{flag: value} of what stands on the command line, and nothing else."""
+    names = flag_names(*groups)
+    for argument in sys.argv[1:] if argv is None else argv:
+        old = argument.partition("=")[0]
+        new = RENAMED_FLAGS.get(old, "--")
+        if not new.startswith("--") or new.removeprefix("--") in names:
+            raise ValueError(f"{old} is now {new}")
     parser = argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
     for group in groups:
         add_flags(parser, group, defaults)
     untyped = object()
-    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(flag_names(*groups), untyped)))
+    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, untyped)))
     return {name: value for name, value in vars(found).items() if value is not untyped}
 
 

@@ -98,7 +98,9 @@ def figures_of(folder: Path, name: str) -> dict:
     """{file: its main figure after the stage and before it} and the validation loss, from what the scripts left."""
     scores = json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))
     meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    found = {"validation": {"before": meta["before"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}}
+    found = {
+        "validation": {"before": meta["initial_validation"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}
+    }
     for file, result in scores.items():
         stem = file.split(".")[0]
         for key in {MAIN.get(stem, "exact"), *({"well_formed"} & result["figures"].keys())}:
@@ -135,7 +137,7 @@ def score(name: str, out: str) -> None:
     for file in files:
         path = f"{out}/facts.jsonl" if file == "facts" else f"{SAMPLE}/{file}.jsonl"
         rows = 24 if file == "sft_1024_heldout" else 0  # 17 answers in each of them
-        flags = f"--score {path} --score_rows {rows} --max_new_tokens 160{baseline}"
+        flags = f"--score {path} --max_eval_rows {rows} --max_new_tokens 160{baseline}"
         run(f"eval_model.py {mode} --save_dir {out} {flags}", label=name)
 
 

@@ -83,7 +83,7 @@ def ask(results, capsys):
     """Run eval_model.py on the tiny checkpoints and return what it printed; `ask.warned` is what it warned of."""
 
     def run(*argv):
-        fixed = ["--save_dir", str(results), "--device", "cpu", "--weights", "float32", "--max_new_tokens", "12"]
+        fixed = ["--save_dir", str(results), "--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "12"]
         eval_model.main([*fixed, *map(str, argv)])
         out, run.warned = capsys.readouterr()
         return out

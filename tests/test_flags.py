@@ -23,13 +23,14 @@ import distill
 import eval_model
 import export
 import pretrain
+import serve
 import SFT
 import train_tokenizer
 from Config import LLMConfig
 from engine import cli, loss, options
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, source, worker_pool
-from engine.flags import ROOT
+from engine.flags import RENAMED_FLAGS, ROOT
 from engine.log import tracker, trackers
 from engine.machine import parallel
 from engine.score import answers
@@ -164,15 +165,15 @@ CASES = {
         "--seed": Case("7", "answer"),
         "--device": Case("meta", "error"),
         "--dtype": Case("bfloat16", "answer", given="--score sft_512.jsonl --dtype float32"),
-        "--weights": Case("float32", "answer", given="--max_new_tokens 32"),
+        "--weight_dtype": Case("float32", "answer", given="--max_new_tokens 32"),
         "--compile": Case("", "compiled"),
         "--prompt": Case("hi", "answer"),
-        "--prompts": Case("lines.txt", "answer"),
+        "--prompt_file": Case("lines.txt", "answer"),
         "--score": Case("sft_512.jsonl", "files"),
         "--report": Case("page.html", "files"),
-        "--score_rows": Case("1", "answer", given="--score sft_512.jsonl"),
-        "--score_batch": Case("2", "prompts", given="--score sft_512.jsonl"),
-        "--shots": Case("1", "answer", given="--score questions.jsonl"),
+        "--max_eval_rows": Case("1", "answer", given="--score sft_512.jsonl"),
+        "--eval_batch_size": Case("2", "prompts", given="--score sft_512.jsonl"),
+        "--num_fewshot": Case("1", "answer", given="--score questions.jsonl"),
         "--baseline": Case("other.pth", "answer", given="--score sft_512.jsonl"),
     },
     "export": {
@@ -187,7 +188,7 @@ CASES = {
         "--n_heads": Case("4", "exported", given=f"{HF} --ckpt bare.pth"),
         "--rope_theta": Case("100", "exported", given=f"{HF} --ckpt bare.pth"),
         "--max_seq_len": Case("16", "exported", given=HF),
-        "--weights": Case("float16", "exported", given="--format page"),
+        "--weight_dtype": Case("float16", "exported", given="--format page"),
         "--stages": Case("", "exported", given="--format page"),
     },
 }
@@ -420,7 +421,7 @@ def test_a_flag_that_this_run_would_not_read_is_refused(words, name, tmp_path, m
 EVERY_MODE = {
     "a chat": [],
     "--prompt": ["--prompt", "hi"],
-    "--prompts": ["--prompts", "x"],
+    "--prompt_file": ["--prompt_file", "x"],
     "--score": ["--score", "x.jsonl"],
     "--report": ["--report"],
 }
@@ -442,9 +443,13 @@ def test_a_flag_of_another_mode_is_refused_and_the_modes_that_read_it_are_named(
         assert arrived == mode and name in eval_model.READS[mode]
 
 
-def test_the_old_place_of_the_export_names_the_new_one():
-    with pytest.raises(ValueError, match="python export.py --format hf"):
-        eval_model.main(["--export", "hf", "exported"])
+@pytest.mark.parametrize("old, new", RENAMED_FLAGS.items())
+def test_a_renamed_flag_is_answered_with_its_new_name(old, new, capsys):
+    scripts = [script for name, script in SCRIPTS.items() if new in flags_of(name) or new.startswith("export.py")]
+    for script in scripts or [serve]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(lambda script=script: script.main([f"{old}=1"]))
+        assert (stopped.value.code, capsys.readouterr().err) == (2, f"error: {old} is now {new}\n")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -28,7 +28,7 @@ FEW = [
     *SHORT,
     *"--max_steps 2 --warmup_iters 1 --eval_step 0 --val_fraction 0".split(),
 ]  # the last of two equal flags counts
-TALK = ["--device", "cpu", "--weights", "float32", "--max_new_tokens", "8", "--prompt", "你好"]
+TALK = ["--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "8", "--prompt", "你好"]
 
 
 @pytest.fixture(autouse=True)

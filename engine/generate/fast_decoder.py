@@ -1,8 +1,8 @@
 """The next token of every row: the mathematics of model.py in fewer and larger operations, on weights made small.
 
 With one token a row, most of the time goes into reading the weights and into starting operations. So the weights are
-kept as --weights says; matrices that read the same vector are one; queries and keys are rotated together, in place; and
-a group of query heads is read as several queries of the head whose keys they share.
+kept as --weight_dtype says; matrices that read the same vector are one; queries and keys are rotated together, in
+place; and a group of query heads is read as several queries of the head whose keys they share.
 
 Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S positions that are looked at, V vocabulary
 """
@@ -127,7 +127,9 @@ class Decoder:
             for name, parameter in model.named_parameters():
                 parameter.data = rounded(parameter.data, kind)
                 if not parameter.data.isfinite().all():
-                    raise ValueError(f"--weights {kind}: {name} holds values that {kind} cannot keep; choose another")
+                    raise ValueError(
+                        f"--weight_dtype {kind}: {name} holds values that {kind} cannot keep; choose another"
+                    )
         return cls(model, kind)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:

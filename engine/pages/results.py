@@ -125,7 +125,7 @@ def collect(folder: Path) -> dict:
     found = []
     for name, meta in stages.items():
         road = ancestors(stages, name)
-        before = meta.get("before", {})
+        before = meta.get("initial_validation", {})
         stage = {"name": name, "parent": meta.get("parent"), "weights": weights[name], **effort(meta)}
         stage["validation"] = {
             key: {"before": before.get(key), "after": meta[key]} for key in VALIDATION if key in meta

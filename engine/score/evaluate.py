@@ -250,9 +250,9 @@ def _score_checkpoint(path: Path, args: Args, rt: runtime.Runtime, tokenizer: To
     scoring = args.scoring
     model, meta = open_chosen(args.checkpoint, tokenizer, path)
     settings = Settings(
-        rows=scoring.score_rows,
+        rows=scoring.max_eval_rows,
         max_new_tokens=args.answers.max_new_tokens,
-        shots=tuple(scoring.shots),
+        shots=tuple(scoring.num_fewshot),
         chats=args.checkpoint.chats(meta),
         dtype=str(rt.dtype),
     )
@@ -260,7 +260,7 @@ def _score_checkpoint(path: Path, args: Args, rt: runtime.Runtime, tokenizer: To
     model = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
     with rt.autocast():  # as in validation, so that the figures compare
         try:
-            return score(model, tokenizer, scoring.score, records, settings, scoring.score_batch)
+            return score(model, tokenizer, scoring.score, records, settings, scoring.eval_batch_size)
         except FloatingPointError as error:
             raise ValueError(f"{path}: {error}") from None
 

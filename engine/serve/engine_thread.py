@@ -53,7 +53,7 @@ class EngineThread:
     def submit(self, jobs: list[Job]) -> None:
         """Hand requests in together. Full: none of them was taken; ValueError: they are more than it ever takes."""
         if len(jobs) > self.limit:
-            raise ValueError(f"{len(jobs)} answers at once; this server holds at most {self.limit} (--queue)")
+            raise ValueError(f"{len(jobs)} answers at once; this server holds at most {self.limit} (--max_queue)")
         with self._lock:
             if self.running + len(jobs) > self.limit:
                 raise Full(f"{self.running} requests are being answered or wait, of at most {self.limit}")

@@ -256,6 +256,7 @@ def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
         "validated_at_step": progress.last_validation_step,
+        "initial_validation": progress.initial_validation,
     }
     start = {name: value for name, value in about.items() if name != "flags"}
-    return {**start, **done, **progress.validation, "before": progress.initial_validation, "flags": about["flags"]}
+    return {**start, **done, **progress.validation, "flags": about["flags"]}

@@ -33,9 +33,9 @@ class Prompt(NamedTuple):
 class Weights(Flags):
     """weights"""
 
-    weights: str = flag(
+    weight_dtype: str = flag(
         "auto",
-        "what they are rounded to; auto: int8 on a CPU, half precision on CUDA",
+        "dtype of the weights while answering; auto: int8 on a CPU, half precision on CUDA",
         choices=("auto", *DTYPES, "int8"),
     )
     compile: bool = flag(False, "answer up to twice as fast on a CPU; the first start takes half a minute more")
@@ -53,13 +53,11 @@ class Weights(Flags):
 
     def on(self, device: torch.device) -> str:
         """What is meant on this device."""
-        if self.weights == "int8" and device.type != "cpu":
-            raise ValueError(f"--weights int8 is for the CPU; on {device.type} leave it out, or name a dtype")
-        if device.type == "cpu" and self.weights == "auto":
+        if self.weight_dtype == "int8" and device.type != "cpu":
+            raise ValueError(f"--weight_dtype int8 is for the CPU; on {device.type} leave it out, or name a dtype")
+        if self.weight_dtype == "int8" or (self.weight_dtype == "auto" and device.type == "cpu"):
             return "int8"
-        return (
-            self.weights if self.weights == "int8" else str(resolve_dtype(self.weights, device)).removeprefix("torch.")
-        )
+        return str(resolve_dtype(self.weight_dtype, device)).removeprefix("torch.")
 
 
 class ChatModel(NamedTuple):

@@ -469,7 +469,7 @@ def test_a_model_that_learned_from_the_sample_comes_with_questions_it_can_answer
 
 
 def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
-    (one,) = exported(folder, "--weights", "float16", "--max_seq_len", "77")
+    (one,) = exported(folder, "--weight_dtype", "float16", "--max_seq_len", "77")
     assert one["weights"] == "float16" and one["shape"]["max_seq_len"] == 77
 
 
@@ -478,7 +478,10 @@ def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
     [
         (["--format", "page", "results/SFT.pth"], r"SFT\.pth: a page must end in \.html"),
         (["--format", "page", "x.html", "--stages", "--long"], "--long is not read by --format page --stages"),
-        (["--format", "hf", "x", "--weights", "int8"], "--weights is not read by --format hf, only by --format page"),
+        (
+            ["--format", "hf", "x", "--weight_dtype", "int8"],
+            "--weight_dtype is not read by --format hf, only by --format page",
+        ),
         (["--format", "hf", "x", "--stages"], "--stages is not read by --format hf"),
         (["--format", "page", "x.html", "--stages", "GRPO"], r"GRPO\.pth: no such checkpoint"),
         (["--format", "page", "x.html", "--stages", "--save_dir", "empty"], "empty: no stage's checkpoint there"),

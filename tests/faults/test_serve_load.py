@@ -25,7 +25,7 @@ SECONDS, CLIENTS = 30, 16
 def server(tmp_path):
     """(process, address) of serve.py on a tiny checkpoint."""
     save(tiny(), tmp_path / "SFT.pth")
-    words = f"--save_dir {tmp_path} --device cpu --weights float32 --slots 8 --port 0"
+    words = f"--save_dir {tmp_path} --device cpu --weight_dtype float32 --slots 8 --port 0"
     command = [sys.executable, ROOT / "serve.py", *words.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         address = None

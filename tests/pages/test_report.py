@@ -66,8 +66,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     before, after = {"val_loss": 8.25, "sample": "abc"}, {"val_loss": 2.5, "sample": HOSTILE}
     effort = {"seconds": 90.0, "tokens": 4500, "step": 30, "machine": "1 x Abacus", "flags": {"learning_rate": 0.5}}
-    leave(folder, "SFT", "SFT", str(folder / "pretrain.pth"), before=before, **after, **effort)
-    leave(folder, "pretrain", "pretrain", before=before, **after, **effort)
+    leave(folder, "SFT", "SFT", str(folder / "pretrain.pth"), initial_validation=before, **after, **effort)
+    leave(folder, "pretrain", "pretrain", initial_validation=before, **after, **effort)
     metrics = [{"step": step, "loss": 8.0 - step / 10} for step in range(1, 31)]
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *metrics, {"step": 30, "val_loss": 2.5}])
     turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "好"}]

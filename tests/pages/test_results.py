@@ -45,7 +45,7 @@ def score(folder, checkpoint, *files, baseline=None, limit=0):
             "float32",
             "--max_new_tokens",
             "4",
-            "--score_rows",
+            "--max_eval_rows",
             str(limit),
             "--ckpt",
             str(folder / f"{checkpoint}.pth"),

@@ -472,7 +472,7 @@ def test_the_front_door_prints_and_keeps_figures_by_file(tmp_path, capsys):
     against = kept["rows.jsonl"]["baseline"]
     assert against["figures"]["exact"]["n"] == 7 and (tmp_path / against["records"]).is_file()
 
-    eval_model.main([*fixed, "--score", str(other), "--score_rows", "1"])
+    eval_model.main([*fixed, "--score", str(other), "--max_eval_rows", "1"])
     merged = json.loads((tmp_path / "SFT.scores.json").read_text(encoding="utf-8"))
     assert merged["rows.jsonl"] == kept["rows.jsonl"] and merged["other.jsonl"]["rows"] == 1
 
@@ -481,8 +481,8 @@ def test_the_front_door_prints_and_keeps_figures_by_file(tmp_path, capsys):
     "argv, words",
     [
         (["--baseline", "a.pth"], "--baseline is not read by a chat, only by --score"),
-        (["--shots", "-1", "--score", "x"], "--shots -1"),
-        (["--score_rows", "-1"], "--score_rows -1"),
+        (["--num_fewshot", "-1", "--score", "x"], "--num_fewshot -1"),
+        (["--max_eval_rows", "-1"], "--max_eval_rows -1"),
         (["--score", "x", "--baseline", "gone.pth"], "--baseline gone.pth: no such checkpoint"),
     ],
 )

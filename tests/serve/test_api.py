@@ -36,7 +36,7 @@ def api(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for seed, name in enumerate(("SFT", "distill", "pretrain")):
         save(tiny(seed), folder / f"{name}.pth", stage=name)
-    words = "--save_dir X --device cpu --weights float32 --slots 4 --queue 40 --max_kilobytes 20".replace(
+    words = "--save_dir X --device cpu --weight_dtype float32 --slots 4 --max_queue 40 --max_body_kb 20".replace(
         "X", str(folder)
     )
     return serve.api_of(serve.parse_args(words.split()))
@@ -454,14 +454,14 @@ def test_events_are_lines_of_json(address):
 FLAGS = {
     "--api_key K": lambda api: api.key,
     "--slots 3": lambda api: api.models.count,
-    "--queue 5": lambda api: api.engine.limit,
-    "--max_seconds 2": lambda api: api.limits.seconds,
-    "--max_kilobytes 9": lambda api: api.limits.body,
+    "--max_queue 5": lambda api: api.engine.limit,
+    "--request_timeout 2": lambda api: api.limits.seconds,
+    "--max_body_kb 9": lambda api: api.limits.body,
     "--model_mode 2": lambda api: api.models.default,
     "--save_dir other": lambda api: [*api.models.paths()],
     "--ckpt other/x.pth": lambda api: api.models.default,
     "--max_seq_len 64": lambda api: api.models.get("SFT").conversation.context,
-    "--weights float32": lambda api: api.models.get("SFT").conversation.decoder.dtype,
+    "--weight_dtype float32": lambda api: api.models.get("SFT").conversation.decoder.dtype,
     "--compile": lambda api: type(api.models.get("SFT").conversation.decoder),
 }
 

@@ -32,7 +32,7 @@ def test_all_stages_run_and_chain_without_renames(folder):
     for name, parent in (("SFT", "pretrain"), ("SFT_long", "SFT"), ("distill", "SFT"), ("distill_long", "SFT_long")):
         meta = json.loads((folder / f"results/{name}.json").read_text("utf-8"))
         assert Path(meta["parent"]).name == f"{parent}.pth"
-        assert meta["val_loss"] < meta["before"]["val_loss"]
+        assert meta["val_loss"] < meta["initial_validation"]["val_loss"]
         assert meta["config"]["dim"] == 64
         assert (folder / f"results/{name}.png").stat().st_size > 1000
     last = rows(folder / "results/distill.metrics.jsonl")[-1]

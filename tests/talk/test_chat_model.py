@@ -1,4 +1,4 @@
-"""What --weights means on a device."""
+"""What --weight_dtype means on a device."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_auto_is_int8_on_a_cpu_and_what_the_card_multiplies_on_cuda(monkeypatch)
 
 
 def test_weights_that_a_device_cannot_multiply_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="--weights int8 is for the CPU"):
+    with pytest.raises(ValueError, match="--weight_dtype int8 is for the CPU"):
         Weights("int8").on(CUDA)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")

@@ -247,23 +247,23 @@ def test_every_line_of_a_file_is_answered_in_order_as_alone(ask, tmp_path, monke
     plain, rows = tmp_path / "lines.txt", tmp_path / "lines.jsonl"
     plain.write_text("\n\n".join(questions), encoding="utf-8")
     rows.write_text("\n".join(json.dumps({"prompt": one}) for one in questions), encoding="utf-8")
-    out = ask("--temperature", 0, "--prompts", plain)
-    assert out == ask("--temperature", 0, "--prompts", rows)
+    out = ask("--temperature", 0, "--prompt_file", plain)
+    assert out == ask("--temperature", 0, "--prompt_file", rows)
     told = [json.loads(line) for line in out.splitlines()]
     assert [row["prompt"] for row in told] == questions and {row["finish_reason"] for row in told} <= {"length", "stop"}
     for row in told:
         assert ask("--temperature", 0, f"--prompt={row['prompt']}") == row["answer"] + "\n"
     rows.write_text('{"prompt": "a"}\n{"text": "b"}')
     with pytest.raises(ValueError, match=r'lines.jsonl:2: expected {"prompt": text}'):
-        ask("--prompts", rows)
+        ask("--prompt_file", rows)
     for content, words in ((b"[" * 100000, "lines.jsonl:1: not a JSON line"), (b"\xff", "lines.jsonl: not UTF-8")):
         rows.write_bytes(content)
         with pytest.raises(ValueError, match=words):
-            ask("--prompts", rows)
+            ask("--prompt_file", rows)
     rows.write_bytes('\ufeff{"prompt": "你好"}\r\n'.encode())
-    assert json.loads(ask("--temperature", 0, "--prompts", rows)) == told[0]
+    assert json.loads(ask("--temperature", 0, "--prompt_file", rows)) == told[0]
     with pytest.raises(OSError):
-        ask("--prompts", "")
+        ask("--prompt_file", "")
 
 
 def test_what_was_cut_or_left_out_is_told_beside_the_answer(ask, monkeypatch):
