@@ -38,7 +38,7 @@ class Context(NamedTuple):
     mask: Tensor | None = None  # (B, 1, T, T)
     cu_seqlens: Tensor | None = None  # (N + 1,)
     cache: Cache | None = None
-    longest: int = 0  # no document of cu_seqlens has more positions
+    max_seqlen: int = 0  # no document of cu_seqlens has more positions
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -116,19 +116,19 @@ def document_ids(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None, longest: int = 0
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int = 0
 ) -> Tensor:
     """Grouped-query attention, q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
 
     Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `cu_seqlens` (N + 1,) int32,
     the first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a
-    row is one document. No document may have more than `longest` positions (0: than a row): a longer one would come out
-    wrong on CUDA, without an error. The result has v's dtype; q and k may be wider.
+    row is one document. No document may have more than `max_seqlen` positions (0: than a row): a longer one would
+    come out wrong on CUDA, without an error. The result has v's dtype; q and k may be wider.
     """
     if cu_seqlens is None:
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
     if q.is_cuda:
-        return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens, longest or q.shape[1])
+        return _varlen(q.type_as(v), k.type_as(v), v, cu_seqlens, max_seqlen or q.shape[1])
     return _attention_per_document(q, k, v, cu_seqlens)  # pyright: ignore[reportCallIssue]
 
 
@@ -142,14 +142,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """The CUDA kernel for documents of different lengths: no position outside a document is computed."""
     from torch.nn.attention.varlen import varlen_attn
 
     shape = q.shape
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    # Causal is a window of everything to the left. `longest` sizes the kernel's grid, so it should be tight.
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), enable_gqa=True)
+    # Causal is a window of everything to the left. `max_seqlen` sizes the kernel's grid, so it should be tight.
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=(-1, 0), enable_gqa=True)
     return out.view(shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -183,7 +183,7 @@ class Attention(nn.Module):
         q, k = apply_rotary_emb(q, context.cos, context.sin), apply_rotary_emb(k, context.cos, context.sin)
         if context.cache is not None:
             context.cache.store(self.layer, k, v, context.positions)
-        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.longest).flatten(2))
+        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.max_seqlen).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -276,8 +276,8 @@ class SpongeBob(PreTrainedModel):
                 cu_seqlens = None
         else:  # whole rows
             positions = torch.arange(length, device=x.device)[None]  # (1, T)
-        longest = min(length, self.config.max_seq_len)
-        return Context(*rope_cos_sin(self.config, positions), positions, mask, cu_seqlens, cache, longest)
+        max_seqlen = min(length, self.config.max_seq_len)
+        return Context(*rope_cos_sin(self.config, positions), positions, mask, cu_seqlens, cache, max_seqlen)
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None

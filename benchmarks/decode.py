@@ -37,12 +37,12 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
     import torch
 
     from engine.checkpoint.weights import load_model
-    from engine.generate.compiled_decoder import Compiled
+    from engine.generate.compiled_decoder import CompiledDecoder
     from engine.generate.engine import GenerationEngine, Request
     from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
-    make, device = Compiled if compile else Decoder, torch.device(job["device"])
+    make, device = CompiledDecoder if compile else Decoder, torch.device(job["device"])
     decoder = make.ready(load_model(Path(job["ckpt"]))[0], kind, device)
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.generate.fast_decoder import Cache, Decoder, Matrix
+from engine.generate.fast_decoder import Cache, Decoder, LinearWeight
 from engine.generate.kv_cache import KVCache
 from engine.machine.parallel import keep_compiled_code_by_cpu
 from model import SpongeBob, apply_rotary_emb, rope_cos_sin
@@ -29,18 +29,18 @@ OPTIONS = {
 }
 
 
-def once(x: Tensor) -> Tensor:
+def materialize(x: Tensor) -> Tensor:
     """x, stored. Without it the compiler computes it anew for every row of the matrix that it is multiplied by."""
     return x.as_strided(x.shape, x.stride())  # a view, and only what is stored can have one
 
 
-def times(matrix: Matrix, x: Tensor) -> Tensor:
+def matmul(matrix: LinearWeight, x: Tensor) -> Tensor:
     """x (B, columns) -> (B, rows) in fp32."""
-    x = once(x)
+    x = materialize(x)
     return matrix.dot(x[0])[None] if len(x) == 1 else matrix(x).float()
 
 
-class Compiled(Decoder):
+class CompiledDecoder(Decoder):
     """A Decoder on a CPU whose steps were compiled when it was made.
 
     Several rows of a model with large matrices are read as a Decoder reads them: the compiler cannot look into oneDNN's
@@ -51,8 +51,8 @@ class Compiled(Decoder):
         super().__init__(model, kind)
         keep_compiled_code_by_cpu()
         matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
-        joins_rows = not any(matrix.opaque for matrix in matrices)
-        self.one, self.more = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
+        joins_rows = not any(matrix.uses_onednn for matrix in matrices)
+        self.step_single, self.step_batch = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
         # Or Python would look through all that the compiler made in the middle of an answer: 0.26 s. Before that the
         # models that nobody needs any more are let go, which would stay for ever.
         gc.unfreeze()
@@ -63,7 +63,7 @@ class Compiled(Decoder):
         """`_step`, compiled by a typical call: by its sizes is decided what is shared among cores."""
         # Compiled code is found by the code object of a function, and without guards nothing would notice another
         # model's: so each has an object of its own. Options, too: torch.compile takes things out of them.
-        own = FunctionType(Compiled._step.__code__.replace(), Compiled._step.__globals__)
+        own = FunctionType(CompiledDecoder._step.__code__.replace(), CompiledDecoder._step.__globals__)
         step = torch.compile(MethodType(own, self), fullgraph=True, dynamic=False, options={**OPTIONS})  # pyright: ignore
         # All sizes differ: what is equal here would be taken to be equal always. A place more than is looked at, too.
         kept = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
@@ -80,13 +80,13 @@ class Compiled(Decoder):
         rows = len(ids)
         kept = cache.kv[:, :rows, : cache.length].unbind()
         if rows == 1:
-            logits, kv = self.one(ids, positions, kept)
-        elif self.more:
-            x, kv = self.more(ids.contiguous(), positions.contiguous(), kept)
+            logits, kv = self.step_single(ids, positions, kept)
+        elif self.step_batch:
+            x, kv = self.step_batch(ids.contiguous(), positions.contiguous(), kept)
             logits = self.output(x).float()
         else:
             return super().__call__(ids, positions, cache)
-        cache.kv.flatten(1, 2).index_copy_(1, cache.places(positions), kv)
+        cache.kv.flatten(1, 2).index_copy_(1, cache.flat_positions(positions), kv)
         return logits
 
     def _step(self, ids: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,20 +99,22 @@ class Compiled(Decoder):
         heads, shared, rows = config.n_heads, config.n_kv_heads, len(ids)
         places = torch.arange(kept[0].shape[1])
         new = (places == positions[:, None])[..., None, None]  # (B, S, 1, 1)
-        unseen = (places > positions[:, None])[..., None, None]
-        cos, sin = (once(table) for table in rope_cos_sin(config, positions[:, None]))
+        is_future = (places > positions[:, None])[..., None, None]
+        cos, sin = (materialize(table) for table in rope_cos_sin(config, positions[:, None]))
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
         for layer, past in zip(self.layers, kept, strict=True):
-            qkv = times(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
-            q, k = once(apply_rotary_emb(qkv[:, :, : heads + shared], cos, sin))[:, 0].split([heads, shared], dim=1)
-            kv = once(torch.stack([k, qkv[:, 0, heads + shared :]], dim=1))  # (B, 2, K, D)
+            qkv = matmul(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
+            q, k = materialize(apply_rotary_emb(qkv[:, :, : heads + shared], cos, sin))[:, 0].split(
+                [heads, shared], dim=1
+            )
+            kv = materialize(torch.stack([k, qkv[:, 0, heads + shared :]], dim=1))  # (B, 2, K, D)
             k, v = (torch.where(new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
-            q = once(q * config.head_dim**-0.5).view(rows, 1, shared, -1, config.head_dim)  # (B, 1, K, H/K, D)
-            scores = (q * k[:, :, :, None]).sum(-1).masked_fill(unseen, -torch.inf)  # (B, S, K, H/K)
-            seen = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
-            x = x + times(layer.wo, seen.view(rows, -1))
-            gate, up = times(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
-            x = x + times(layer.w2, F.silu(gate) * up)
+            q = materialize(q * config.head_dim**-0.5).view(rows, 1, shared, -1, config.head_dim)  # (B, 1, K, H/K, D)
+            scores = (q * k[:, :, :, None]).sum(-1).masked_fill(is_future, -torch.inf)  # (B, S, K, H/K)
+            attn_out = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
+            x = x + matmul(layer.wo, attn_out.view(rows, -1))
+            gate, up = matmul(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
+            x = x + matmul(layer.w2, F.silu(gate) * up)
             stored.append(kv)
         x = self._normed(x, self.norm)
-        return (times(self.output, x) if rows == 1 else x), torch.stack(stored)
+        return (matmul(self.output, x) if rows == 1 else x), torch.stack(stored)

@@ -1,10 +1,10 @@
 """One decoding engine: requests sit down in slots, get a token each at every step, and leave when they are done.
 
-    slots = Slots(Decoder(model), count=4, capacity=512)
+    slots = GenerationEngine(Decoder(model), num_slots=4, max_seq_len=512)
     request = slots.add(Request(prompt_ids, max_new_tokens=64, end_ids=(2,)))
     while slots.busy:
         slots.step()
-    request.ids, request.ended
+    request.ids, request.finish_reason
 
 Prompts that join are read packed, one after the other in one row without padding (prefill); the others get their next
 token from the cache (decode). A slot is a row of the cache. The rows in use are always the first ones: when a request
@@ -28,14 +28,14 @@ from engine.generate.kv_cache import KVCache, PackedPrompts
 from engine.generate.sampling import Sampling, choose
 from model import SpongeBob, compute_dtype
 
-PREFILL = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
+MAX_PREFILL_TOKENS = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
 
 
 class TokenLogprob(NamedTuple):
     """Natural logarithms of probabilities, before temperature and all other sampling."""
 
-    chosen: float
-    likeliest: list[tuple[int, float]]  # id and its own
+    logprob: float  # of the token that was sampled
+    top_logprobs: list[tuple[int, float]]  # ids and log-probabilities of the most probable tokens
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class Request:
     top_logprobs: int | None = None  # how many of the likeliest tokens to note with each token's own (None: nothing)
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    ended: str = ""  # "stop": by itself or by a stop string; "length": cut; "cancelled"
+    finish_reason: str = ""  # "stop": by itself or by a stop string; "length": cut; "cancelled"
     _cancelled: bool = False
 
     def __post_init__(self) -> None:
@@ -65,11 +65,11 @@ class Request:
         """Leave at the next step; any thread may say so."""
         self._cancelled = True
 
-    def chance(self) -> float:
+    def uniform(self) -> float:
         """A uniform random number of this request alone."""
         return 0.0 if self.sampling.greedy else torch.rand((), generator=self._generator).item()
 
-    def take(self, token: int, logprob: TokenLogprob | None) -> None:
+    def append_token(self, token: int, logprob: TokenLogprob | None) -> None:
         """Add the next token; end the answer if it was the last."""
         if token in self.end_ids:
             self.end("stop")
@@ -87,17 +87,17 @@ class Request:
     def end(self, why: str) -> None:
         if self.text is not None:
             self.text.end()
-        self.ended = why  # last: another thread that sees it finds the whole text
+        self.finish_reason = why  # last: another thread that sees it finds the whole text
 
 
 class GenerationEngine:
     """Room for `count` requests at once, each of `capacity` tokens, prompt and answer together."""
 
-    def __init__(self, decoder: Decoder, count: int, capacity: int):
+    def __init__(self, decoder: Decoder, num_slots: int, max_seq_len: int):
         model, weight = decoder.model, decoder.model.tok_embeddings.weight
         self.model, self.decoder, self.device = model, decoder, weight.device
-        self.count, self.capacity = count, capacity
-        self.cache = KVCache(model.config, count, capacity, weight.device, compute_dtype(weight))
+        self.num_slots, self.max_seq_len = num_slots, max_seq_len
+        self.cache = KVCache(model.config, num_slots, max_seq_len, weight.device, compute_dtype(weight))
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request of each row of the cache that is in use
 
@@ -112,13 +112,13 @@ class GenerationEngine:
         """
         if not request.prompt:
             raise ValueError("a prompt needs at least one token")
-        context = min(self.capacity, self.model.config.max_seq_len)
+        context = min(self.max_seq_len, self.model.config.max_seq_len)
         if len(request.prompt) >= context:
             raise ValueError(
                 f"the prompt takes {len(request.prompt)} tokens of a context of {context}, "
                 "which leaves no room for an answer"
             )
-        request.max_new_tokens = min(request.max_new_tokens, self.capacity - len(request.prompt))
+        request.max_new_tokens = min(request.max_new_tokens, self.max_seq_len - len(request.prompt))
         self.waiting.append(request)
         return request
 
@@ -130,27 +130,27 @@ class GenerationEngine:
         self._admit()  # before anything is computed: where that fails, none of them is lost
         if not self.running:
             return cancelled
-        parts = [self._read_last_tokens(self.running[:older])] if older else []
-        parts += [self._read_prompts(self.running[older:], older)] if older < len(self.running) else []
+        parts = [self._decode(self.running[:older])] if older else []
+        parts += [self._prefill(self.running[older:], older)] if older < len(self.running) else []
         # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
         logits = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()  # (B, V)
         logits[:, self.model.num_known_tokens :] = -torch.inf
         for request, token, logprob in zip(self.running, *self._choose(logits), strict=True):
-            request.take(token, logprob)
+            request.append_token(token, logprob)
         concerned = [*cancelled, *self.running]
         self._release_finished()
         return concerned
 
     def _admit(self) -> None:
-        """Let as many of the waiting sit down as there are slots for, within PREFILL tokens."""
+        """Let as many of the waiting sit down as there are slots for, within MAX_PREFILL_TOKENS tokens."""
         first, tokens = len(self.running), 0
-        while self.waiting and len(self.running) < self.count:
+        while self.waiting and len(self.running) < self.num_slots:
             tokens += len(self.waiting[0].prompt)
-            if len(self.running) > first and tokens > PREFILL:
+            if len(self.running) > first and tokens > MAX_PREFILL_TOKENS:
                 break
             self.running.append(self.waiting.popleft())
 
-    def _read_prompts(self, joined: list[Request], first_row: int) -> Tensor:
+    def _prefill(self, joined: list[Request], first_row: int) -> Tensor:
         """Prefill: the prompts packed in one row (1, T), stored from `first_row` on -> logits (joined, V)."""
         begins = [0, *accumulate(len(request.prompt) for request in joined)]
         ids = [token for request in joined for token in request.prompt]
@@ -160,7 +160,7 @@ class GenerationEngine:
         hidden = self.model.hidden_states(ids, cu_seqlens, cache=PackedPrompts(self.cache, rows))
         return self.model.output(hidden[0, cu_seqlens[1:] - 1]).float()
 
-    def _read_last_tokens(self, older: list[Request]) -> Tensor:
+    def _decode(self, older: list[Request]) -> Tensor:
         """Decode: the newest token of every request that sat before -> logits (older, V)."""
         places = [len(request.prompt) + len(request.ids) - 1 for request in older]
         newest = [request.ids[-1] for request in older]
@@ -181,15 +181,15 @@ class GenerationEngine:
             said = torch.zeros_like(logits, dtype=torch.bool)
             for row, request in enumerate(self.running):
                 said[row, request.ids] = True
-        chances = torch.tensor([[request.chance()] for request in self.running])
+        chances = torch.tensor([[request.uniform()] for request in self.running])
         chosen = choose(logits, settings, chances, said).tolist()
         logprobs: list[TokenLogprob | None] = [None] * len(chosen)
         for row, request in enumerate(self.running):
             if request.top_logprobs is not None:
                 nats = logits[row].log_softmax(-1)
                 best = nats.topk(request.top_logprobs)
-                likeliest = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-                logprobs[row] = TokenLogprob(nats[chosen[row]].item(), likeliest)
+                top_logprobs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+                logprobs[row] = TokenLogprob(nats[chosen[row]].item(), top_logprobs)
         return chosen, logprobs
 
     def _abort_cancelled(self) -> list[Request]:
@@ -204,7 +204,7 @@ class GenerationEngine:
     def _release_finished(self) -> None:
         """Free the slots of those that ended; the last one moves into a place that became free."""
         for row in reversed(range(len(self.running))):
-            if self.running[row].ended:
+            if self.running[row].finish_reason:
                 last = self.running.pop()
                 if row < len(self.running):
                     self.cache.move(len(self.running), row, len(last.prompt) + len(last.ids))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model import SpongeBob, check_parameters_known, compute_dtype, rope_cos_sin
 
-LARGE = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
-ROWS = 64  # that a layout is chosen for: it serves fewer as well
-FEW = 4  # rows for which the int8 kernel is faster than products of bfloat16, which read twice as much
+ONEDNN_MIN_NUMEL = 2**18  # numbers of a matrix that takes longer to read than to start a product of it
+PREPACKED_ROWS = 64  # that a layout is chosen for: it serves fewer as well
+INT8_KERNEL_MAX_ROWS = 4  # rows for which the int8 kernel is faster than products of bfloat16, which read twice as much
 
 
 def quantize_per_row(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,14 +26,14 @@ def quantize_per_row(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8), scales
 
 
-def rounded(weight: Tensor, kind: str) -> Tensor:
+def fake_quantize(weight: Tensor, kind: str) -> Tensor:
     """A weight with the values that `kind` keeps of it, in its own dtype; vectors are kept whole."""
     if weight.dim() == 1:
         return weight
     if kind != "int8":
         return weight.to(getattr(torch, kind)).to(weight.dtype)
-    codes, scales = quantize_per_row(weight)
-    return codes.to(weight.dtype) * scales
+    qweight, scales = quantize_per_row(weight)
+    return qweight.to(weight.dtype) * scales
 
 
 class Cache(Protocol):
@@ -42,15 +42,15 @@ class Cache(Protocol):
     kv: Tensor
     length: int
 
-    def places(self, positions: Tensor) -> Tensor: ...
+    def flat_positions(self, positions: Tensor) -> Tensor: ...
 
-    def append(self, layer: int, kv: Tensor, places: Tensor) -> tuple[Tensor, Tensor]: ...
+    def append(self, layer: int, kv: Tensor, flat_positions: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-class Matrix(Protocol):
+class LinearWeight(Protocol):
     """A weight as it is kept, and its products with vectors of any dtype."""
 
-    opaque: bool  # products with several vectors are closed to a compiler
+    uses_onednn: bool  # products with several vectors are closed to a compiler
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """x (B, columns) -> (B, rows)."""
@@ -63,11 +63,11 @@ class Matrix(Protocol):
 
 class Layer(NamedTuple):
     attention_norm: Tensor
-    wqkv: Matrix
-    wo: Matrix
+    wqkv: LinearWeight
+    wo: LinearWeight
     ffn_norm: Tensor
-    w13: Matrix
-    w2: Matrix
+    w13: LinearWeight
+    w2: LinearWeight
 
 
 class Decoder:
@@ -92,13 +92,13 @@ class Decoder:
         def norm(name: str) -> Tensor:
             return read(name)[0].float() * self.config.dim**0.5  # `_normed` leaves this factor out
 
-        def matrix(*names: str) -> Matrix:
+        def matrix(*names: str) -> LinearWeight:
             parts = read(*names)
             whole = torch.cat(parts) if len(parts) > 1 else parts[0]
             if kind == "int8":
-                return Int8(whole)
+                return Int8Linear(whole)
             weight = whole.to(self.dtype)
-            return PrepackedLinear(weight) if PrepackedLinear.serves(weight, self.dtype) else Plain(weight)
+            return PrepackedLinear(weight) if PrepackedLinear.serves(weight, self.dtype) else DenseLinear(weight)
 
         self.layers = []
         for block in (f"layers.{layer}" for layer in range(self.config.n_layers)):
@@ -125,7 +125,7 @@ class Decoder:
         model.eval().to(device, torch.float32 if device.type == "cpu" else getattr(torch, kind))  # pyright: ignore
         if device.type == "cpu" and kind != "float32":
             for name, parameter in model.named_parameters():
-                parameter.data = rounded(parameter.data, kind)
+                parameter.data = fake_quantize(parameter.data, kind)
                 if not parameter.data.isfinite().all():
                     raise ValueError(
                         f"--weight_dtype {kind}: {name} holds values that {kind} cannot keep; choose another"
@@ -135,24 +135,29 @@ class Decoder:
     def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Logits (B, V) in fp32 after `ids` (B,), which stand at `positions` (B,) of the cache's first B rows."""
         config, rows = self.config, len(ids)
-        wide, groups = config.dim, config.n_heads // config.n_kv_heads
-        turned = (config.n_heads + config.n_kv_heads) * config.head_dim
+        dim, groups = config.dim, config.n_heads // config.n_kv_heads
+        rotary_dim = (config.n_heads + config.n_kv_heads) * config.head_dim
         cos, sin = rope_cos_sin(config, positions[:, None])
-        turn, places = torch.complex(cos[:, 0], sin[:, 0]), cache.places(positions)  # (B, 1, D/2), (B,)
+        rotation, flat_positions = (
+            torch.complex(cos[:, 0], sin[:, 0]),
+            cache.flat_positions(positions),
+        )  # (B, 1, D/2), (B,)
         mask = None
         if rows > 1:
-            unseen = torch.arange(cache.length, device=ids.device) > positions[:, None]
-            mask = torch.zeros(unseen.shape, device=ids.device, dtype=cache.kv.dtype).masked_fill_(unseen, -torch.inf)
+            is_future = torch.arange(cache.length, device=ids.device) > positions[:, None]
+            mask = torch.zeros(is_future.shape, device=ids.device, dtype=cache.kv.dtype).masked_fill_(
+                is_future, -torch.inf
+            )
             mask = mask[:, None, None]  # (B, 1, 1, S)
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
         for number, layer in enumerate(self.layers):
             qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float().contiguous()
-            torch.view_as_complex(qkv[:, :turned].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(turn)
-            q, kv = qkv.split([wide, qkv.shape[1] - wide], dim=-1)
-            k, v = cache.append(number, kv, places)  # (B, K, S, D)
+            torch.view_as_complex(qkv[:, :rotary_dim].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(rotation)
+            q, kv = qkv.split([dim, qkv.shape[1] - dim], dim=-1)
+            k, v = cache.append(number, kv, flat_positions)  # (B, K, S, D)
             q = q.unflatten(-1, (-1, groups, config.head_dim)).to(k.dtype)  # (B, K, H/K, D)
-            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x += layer.wo(seen.reshape(rows, wide))
+            attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x += layer.wo(attn_out.reshape(rows, dim))
             gate, up = layer.w13(self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
             x += layer.w2(F.silu(gate).mul_(up))
         return self.output(self._normed(x, self.norm)).float()
@@ -163,10 +168,10 @@ class Decoder:
         return (x / torch.hypot(length, self.least)).mul_(weight)
 
 
-class Plain:
+class DenseLinear:
     """A matrix in a floating-point dtype."""
 
-    opaque = False
+    uses_onednn = False
 
     def __init__(self, weight: Tensor):
         self.weight = weight
@@ -179,10 +184,10 @@ class Plain:
         return torch.cat([(rows * x).sum(-1) for rows in self.weight.chunk(4 if self.weight.dtype == x.dtype else 1)])
 
 
-class PrepackedLinear(Plain):
+class PrepackedLinear(DenseLinear):
     """A large matrix on a CPU, laid out as oneDNN likes it, which then reads it up to twice as fast."""
 
-    opaque = True
+    uses_onednn = True
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)
@@ -191,7 +196,7 @@ class PrepackedLinear(Plain):
     @staticmethod
     def serves(weight: Tensor, dtype: torch.dtype) -> bool:
         """Whether there is something to gain, and oneDNN has products of this dtype on this CPU."""
-        if weight.device.type != "cpu" or weight.numel() < LARGE or not torch.backends.mkldnn.is_available():
+        if weight.device.type != "cpu" or weight.numel() < ONEDNN_MIN_NUMEL or not torch.backends.mkldnn.is_available():
             return False
         return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -206,29 +211,29 @@ class PrepackedLinear(Plain):
 
 
 def prepack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return torch.ops.mkldnn._reorder_linear_weight(weight, PREPACKED_ROWS)
 
 
 def prepacked_matmul(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
 
 
-class Int8:
+class Int8Linear:
     """A matrix as codes and a scale for each row, times bfloat16 vectors."""
 
     def __init__(self, weight: Tensor):
-        codes, scales = quantize_per_row(weight.float())
-        self.missing = -codes.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
-        self.codes, self.scales = F.pad(codes, (0, self.missing)), scales.flatten().bfloat16()
-        self.opaque, self.prepacked = PrepackedLinear.serves(codes, torch.bfloat16), None
+        qweight, scales = quantize_per_row(weight.float())
+        self.missing = -qweight.shape[1] % 64  # torch's kernel reads whole groups of columns, also past a row's end
+        self.qweight, self.scales = F.pad(qweight, (0, self.missing)), scales.flatten().bfloat16()
+        self.uses_onednn, self.prepacked = PrepackedLinear.serves(qweight, torch.bfloat16), None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = F.pad(x.bfloat16(), (0, self.missing)) if self.missing else x.bfloat16()
-        if len(x) <= FEW or not self.opaque:
-            return torch._weight_int8pack_mm(x, self.codes, self.scales)
+        if len(x) <= INT8_KERNEL_MAX_ROWS or not self.uses_onednn:
+            return torch._weight_int8pack_mm(x, self.qweight, self.scales)
         if self.prepacked is None:
-            self.prepacked = prepack(self.codes.bfloat16())  # which holds every code exactly
+            self.prepacked = prepack(self.qweight.bfloat16())  # which holds every code exactly
         return prepacked_matmul(x, self.prepacked) * self.scales.float()
 
     def dot(self, x: Tensor) -> Tensor:
-        return (self.codes[:, : len(x)] * x).sum(-1) * self.scales
+        return (self.qweight[:, : len(x)] * x).sum(-1) * self.scales

@@ -7,21 +7,21 @@ from Config import LLMConfig
 
 
 class KVCache:
-    """Keys and values of every layer, (L, rows, capacity, 2, K, D), filled position by position."""
+    """Keys and values of every layer, (L, rows, max_seq_len, 2, K, D), filled position by position."""
 
-    def __init__(self, config: LLMConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
-        shape = config.n_layers, rows, capacity, 2, config.n_kv_heads, config.head_dim
+    def __init__(self, config: LLMConfig, rows: int, max_seq_len: int, device: torch.device, dtype: torch.dtype):
+        shape = config.n_layers, rows, max_seq_len, 2, config.n_kv_heads, config.head_dim
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
-        self.begins = torch.arange(rows, device=device) * capacity  # of each row, counted over all rows
+        self.row_starts = torch.arange(rows, device=device) * max_seq_len  # of each row, counted over all rows
         self.length = 0  # positions that may be looked at; the caller raises it before each step
 
-    def places(self, positions: Tensor) -> Tensor:
+    def flat_positions(self, positions: Tensor) -> Tensor:
         """Where the first B rows' `positions` (B,) lie, counted over all rows."""
-        return self.begins[: len(positions)] + positions
+        return self.row_starts[: len(positions)] + positions
 
-    def append(self, layer: int, kv: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, kv: Tensor, flat_positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store one token a row, kv (B, 2KD); return these rows' keys and values, (B, K, S, D) each."""
-        self.kv[layer].flatten(0, 1).flatten(1).index_copy_(0, places, kv.to(self.kv.dtype))
+        self.kv[layer].flatten(0, 1).flatten(1).index_copy_(0, flat_positions, kv.to(self.kv.dtype))
         k, v = self.kv[layer, : len(kv), : self.length].permute(2, 0, 3, 1, 4)
         return k, v
 

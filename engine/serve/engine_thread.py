@@ -96,12 +96,12 @@ class EngineThread:
             slots.waiting.clear()
             slots.cache.kv.zero_()  # what is no number would reach those who sit down next
             for request in concerned:
-                if not request.ended:
+                if not request.finish_reason:
                     self._jobs[request].error = self._jobs[request].error or first_line(error)
                     request.end("error")
         for request in concerned:
             job = self._jobs[request]
-            if request.ended:
+            if request.finish_reason:
                 del self._jobs[request]
                 with self._lock:
                     self.running -= 1

@@ -163,7 +163,7 @@ def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]
         return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
 
     content = [
-        entry(token, one.chosen) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
+        entry(token, one.logprob) | {"top_logprobs": [entry(*other) for other in one.top_logprobs]}
         for token, one in zip(ids, told, strict=True)
     ]
     return {"content": content, "refusal": None}
@@ -193,8 +193,8 @@ def text_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]
 
     return {
         "tokens": [word(token) for token in ids],
-        "token_logprobs": [one.chosen for one in told],
-        "top_logprobs": [{word(token): value for token, value in one.likeliest} for one in told],
+        "token_logprobs": [one.logprob for one in told],
+        "top_logprobs": [{word(token): value for token, value in one.top_logprobs} for one in told],
         "text_offset": [places.of(bytes_of(tokenizer, token)) for token in ids],
     }
 

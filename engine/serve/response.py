@@ -47,7 +47,7 @@ class Choice:
     def news(self) -> dict[str, str]:
         """What is new: {"reasoning_content" or "content": text}."""
         request = self.job.request
-        ended, written = bool(request.ended), request.written  # in this order: what ended is whole
+        ended, written = bool(request.finish_reason), request.written  # in this order: what ended is whole
         if self.thoughts is None:
             new = {"content": written[self.seen :]}
         else:
@@ -104,8 +104,8 @@ class Reply:
         jobs, look = [choice.job for choice in self.choices], time.monotonic() + LOOK
         try:
             while True:
-                ended = all(job.request.ended for job in jobs)
-                if failed := next((job.error for job in jobs if job.error and job.request.ended), ""):
+                ended = all(job.request.finish_reason for job in jobs)
+                if failed := next((job.error for job in jobs if job.error and job.request.finish_reason), ""):
                     raise failure(failed)
                 yield
                 if ended:
@@ -136,12 +136,15 @@ class Reply:
         if not self.chat:
             if request.top_logprobs is not None:
                 body["logprobs"] = text_logprobs(self.conversation.tokenizer, ids, logprobs, choice.places)
-            return body | {"text": new.get("content", ""), "finish_reason": request.ended if choice.done else None}
+            return body | {
+                "text": new.get("content", ""),
+                "finish_reason": request.finish_reason if choice.done else None,
+            }
         if request.top_logprobs is not None:
             body["logprobs"] = chat_logprobs(self.conversation.tokenizer, ids, logprobs)
         if part == "message":
             new = {"role": "assistant", "content": new.pop("content", "")} | new
-        return body | {part: new, "finish_reason": request.ended if choice.done else None}
+        return body | {part: new, "finish_reason": request.finish_reason if choice.done else None}
 
     async def whole(self, http: Http) -> dict:
         async for _ in self.steps(http):

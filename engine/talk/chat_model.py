@@ -46,7 +46,7 @@ class Weights(Flags):
         if self.compile:
             if device.type != "cpu":
                 raise ValueError(f"--compile is for answers on a CPU; on {device.type} leave it out")
-            from engine.generate.compiled_decoder import Compiled as make  # takes a second
+            from engine.generate.compiled_decoder import CompiledDecoder as make  # takes a second
 
             warn("--compile: half a minute the first time, then seconds ...")
         return make.ready(model, kind, device)

@@ -76,7 +76,7 @@ def answer_once(conversation: ChatModel, questions: Sequence[str], stream: bool)
     requests = [conversation.request(conversation.prompt(question).ids) for question in questions]
     if len(requests) == 1:
         print_answer(pieces_of(conversation, requests[0]), stream)
-        if not requests[0].ended:
+        if not requests[0].finish_reason:
             raise KeyboardInterrupt
     else:
         for _ in conversation.answer(requests):
@@ -108,8 +108,12 @@ def answer_file(conversation: ChatModel, path: Path) -> None:
             raise ValueError(f"{path}, prompt {number}: {error}") from None
     told = 0
     for _ in conversation.answer(requests):
-        while told < len(requests) and requests[told].ended:
-            row = {"prompt": questions[told], "answer": requests[told].written, "finish_reason": requests[told].ended}
+        while told < len(requests) and requests[told].finish_reason:
+            row = {
+                "prompt": questions[told],
+                "answer": requests[told].written,
+                "finish_reason": requests[told].finish_reason,
+            }
             print(json.dumps(row, ensure_ascii=False), flush=True)
             told += 1
 
@@ -133,7 +137,7 @@ def pieces_of(conversation: ChatModel, request: Request) -> Iterator[str]:
 
 
 def say_if_cut(request: Request) -> None:
-    if request.ended == "length":
+    if request.finish_reason == "length":
         room = len(request.prompt) + len(request.ids)
         warn(f"cut after {len(request.ids)} tokens (--max_new_tokens; with the question {room}, see --max_seq_len)")
 

@@ -26,7 +26,7 @@ from engine.export import page as chat_page
 from engine.flags import ROOT
 from engine.generate import sampling
 from engine.generate.engine import complete
-from engine.generate.fast_decoder import Decoder, rounded
+from engine.generate.fast_decoder import Decoder, fake_quantize
 from engine.talk.chat_model import ChatModel
 from engine.tokenizer import fingerprint, load_tokenizer
 
@@ -117,7 +117,7 @@ def page(folder):
 def on_the_page(folder: Path, name: str = "SFT", kind: str = "int8"):
     """The model with the weights rounded as the page holds them."""
     model, _ = load_model(folder / f"{name}.pth")
-    model.load_state_dict({name: rounded(weight, kind) for name, weight in model.state_dict().items()})
+    model.load_state_dict({name: fake_quantize(weight, kind) for name, weight in model.state_dict().items()})
     return model.eval()
 
 
@@ -291,7 +291,7 @@ def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(p
 def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
     rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 5, 50)[:, None]
     rows[3] = 0
-    kept = {name: rounded(weight, "int8") for name, weight in {"w": rows, "norm": rows[0]}.items()}
+    kept = {name: fake_quantize(weight, "int8") for name, weight in {"w": rows, "norm": rows[0]}.items()}
     step = rows.abs().amax(1, keepdim=True) / 127
     assert ((kept["w"] - rows).abs() <= 0.5001 * step).all() and torch.equal(kept["norm"], rows[0])
     assert torch.equal(kept["w"].abs().amax(1) > 0, rows.abs().amax(1) > 0)

@@ -37,12 +37,12 @@ def assert_the_same_but_for_rounding(found: Request, expected: Request):
     """Log-probabilities within 1e-4, and the same ids as long as the two best are further apart than that."""
     assert expected.ids
     for step, (ours, theirs) in enumerate(zip(found.logprobs, expected.logprobs, strict=True)):
-        nats = [torch.tensor([value for _, value in sorted(one.likeliest)]) for one in (ours, theirs)]
+        nats = [torch.tensor([value for _, value in sorted(one.top_logprobs)]) for one in (ours, theirs)]
         assert (nats[0] - nats[1]).abs().max() < CLOSE
-        if theirs.likeliest[0][1] - theirs.likeliest[1][1] < CLOSE:
+        if theirs.top_logprobs[0][1] - theirs.top_logprobs[1][1] < CLOSE:
             return
         assert found.ids[step] == expected.ids[step]
-    assert found.ended == expected.ended
+    assert found.finish_reason == expected.finish_reason
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_cached_answers_equal_the_full_forward(model, varied):
         with torch.no_grad():
             nats = model(torch.tensor([one.prompt + one.ids])).logits[0, len(one.prompt) - 1 :].log_softmax(-1)
         for step, told in enumerate(one.logprobs):
-            assert (torch.tensor([value for _, value in sorted(told.likeliest)]) - nats[step]).abs().max() < CLOSE
-            assert told.chosen == dict(told.likeliest)[one.ids[step]]
+            assert (torch.tensor([value for _, value in sorted(told.top_logprobs)]) - nats[step]).abs().max() < CLOSE
+            assert told.logprob == dict(told.top_logprobs)[one.ids[step]]
 
 
 def test_a_sampled_answer_depends_on_its_own_seed_alone(model):
@@ -103,7 +103,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(model):
 
 
 def test_prompts_of_one_step_are_limited_and_the_others_wait_in_order(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", 30)
+    monkeypatch.setattr(engine, "MAX_PREFILL_TOKENS", 30)
     slots = GenerationEngine(Decoder(model), 8, 64)
     for size in (20, 9, 40, 5):
         slots.add(request(list(range(3, 3 + size)), 20))
@@ -121,7 +121,7 @@ def test_a_cancelled_request_frees_its_slot_whether_it_sits_or_waits(model):
     first.cancel()
     second.cancel()
     assert slots.step() == [first, second, third]
-    assert first.ended == second.ended == "cancelled" and len(first.ids) == 1 and second.ids == []
+    assert first.finish_reason == second.finish_reason == "cancelled" and len(first.ids) == 1 and second.ids == []
     assert slots.running == [third]
     while slots.busy:
         slots.step()
@@ -131,10 +131,10 @@ def test_a_cancelled_request_frees_its_slot_whether_it_sits_or_waits(model):
 def test_an_answer_says_how_it_ended(model):
     ids = alone(model, request(prompts()[0])).ids
     ends = Request(prompts()[0], 12, (ids[4],), GREEDY)
-    assert alone(model, ends).ids == ids[:4] and ends.ended == "stop"
-    assert alone(model, request(prompts()[0], 5)).ended == "length"
+    assert alone(model, ends).ids == ids[:4] and ends.finish_reason == "stop"
+    assert alone(model, request(prompts()[0], 5)).finish_reason == "length"
     cut = alone(model, request(prompts()[0], 500), capacity=len(prompts()[0]) + 7)
-    assert cut.ended == "length" and cut.ids == ids[:7]
+    assert cut.finish_reason == "length" and cut.ids == ids[:7]
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model):
@@ -176,12 +176,12 @@ def test_an_answer_with_nobody_beside_it_is_that_of_complete(model):
 
 
 def said(text, stop) -> TextStream:
-    stream, seen = TextStream(TOKENIZER, stop), ""
+    stream, shown = TextStream(TOKENIZER, stop), ""
     for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
         if not stream.stopped:
             stream.add(token)
-        assert stream.written.startswith(seen)  # nothing that was shown is taken back
-        seen = stream.written
+        assert stream.written.startswith(shown)  # nothing that was shown is taken back
+        shown = stream.written
     stream.end()
     return stream
 
@@ -214,7 +214,7 @@ def test_a_stop_string_ends_the_request(model):
     whole = alone(model, request(prompts()[2], 20, text=TextStream(TOKENIZER)))
     middle = whole.written[len(whole.written) // 2 :][:3]
     ended = alone(model, request(prompts()[2], 20, text=TextStream(TOKENIZER, [middle])))
-    assert ended.ended == "stop" and ended.written == whole.written[: whole.written.index(middle)]
+    assert ended.finish_reason == "stop" and ended.written == whole.written[: whole.written.index(middle)]
     assert len(ended.ids) < len(whole.ids)
     assert TOKENIZER.decode(whole.ids, skip_special_tokens=False) == whole.written
 

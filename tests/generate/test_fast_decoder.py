@@ -6,7 +6,7 @@ from tiny_model import tiny
 
 import eval_model
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
-from engine.generate.fast_decoder import Decoder, rounded
+from engine.generate.fast_decoder import Decoder, fake_quantize
 from engine.generate.kv_cache import KVCache
 from model import Attention, RMSNorm
 
@@ -63,11 +63,11 @@ def look_at_rows_apart(decoder: Decoder) -> None:
 
 def test_a_row_of_codes_is_off_by_half_a_step_at_most_and_rounds_to_itself():
     weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 7)[:, None]
-    kept = rounded(weight, "int8")
+    kept = fake_quantize(weight, "int8")
     assert ((kept - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
-    torch.testing.assert_close(rounded(kept, "int8"), kept, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fake_quantize(kept, "int8"), kept, rtol=1e-6, atol=0)
     vector = weight[0]
-    assert rounded(vector, "int8") is vector and not rounded(torch.zeros(2, 3), "int8").any()
+    assert fake_quantize(vector, "int8") is vector and not fake_quantize(torch.zeros(2, 3), "int8").any()
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():

@@ -18,7 +18,7 @@ CACHE = KVCache(LLMConfig(), 1, 1, torch.device("cpu"), torch.float32)
     "module, real, names",
     [
         (model_module, PackedPrompts(CACHE, torch.zeros(1, 1, dtype=torch.long)), {"store"}),
-        (decoder_module, CACHE, {"kv", "length", "places", "append"}),
+        (decoder_module, CACHE, {"kv", "length", "flat_positions", "append"}),
     ],
 )
 def test_the_protocol_names_all_that_is_read_of_a_cache(module, real, names):

@@ -115,13 +115,13 @@ def test_penalties_lower_either_sign_and_leave_unsaid_tokens_alone():
 
 def pieces(ids):
     """What a stream shows after each token, and at its end."""
-    stream, seen = TextStream(TOKENIZER), 0
+    stream, shown = TextStream(TOKENIZER), 0
     for token in ids:
         stream.add(token)
-        yield stream.written[seen:]
-        seen = len(stream.written)
+        yield stream.written[shown:]
+        shown = len(stream.written)
     stream.end()
-    yield stream.written[seen:]
+    yield stream.written[shown:]
 
 
 @pytest.mark.parametrize(

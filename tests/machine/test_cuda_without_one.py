@@ -175,7 +175,7 @@ def both_ways(kv_heads: int, longest: int = 0, **limits) -> list[list[torch.Tens
     for kind in (torch.Tensor, Cuda):
         torch.manual_seed(1)
         leaves = [torch.randn(shape, requires_grad=True) for shape in [(2, 32, 4, 8), *[(2, 32, kv_heads, 8)] * 2]]
-        out = attention(*(leaf.as_subclass(kind) for leaf in leaves), longest=longest, **limits)
+        out = attention(*(leaf.as_subclass(kind) for leaf in leaves), max_seqlen=longest, **limits)
         out.square().sum().backward()
         results.append([out.as_subclass(torch.Tensor), *(leaf.grad.as_subclass(torch.Tensor) for leaf in leaves)])
     return results

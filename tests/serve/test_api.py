@@ -320,7 +320,7 @@ def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
     slots.cache.kv.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         raise ValueError(engine._step(slots) or jobs[1].error)
-    assert [job.request.ended for job in jobs] == ["cancelled", "error"]
+    assert [job.request.finish_reason for job in jobs] == ["cancelled", "error"]
     assert engine.running == 0 and not engine._jobs and not slots.busy and slots.cache.kv.isfinite().all()
 
 
@@ -392,7 +392,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
     assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
 
 
-@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.GenerationEngine, "_read_prompts")])
+@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.GenerationEngine, "_prefill")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("\nout of memory")

@@ -144,7 +144,7 @@ def test_an_answer_stops_where_the_context_ends(model):
     for _ in speaker.answer(requests):
         pass
     assert requests[0].written == "".join(terminal.pieces_of(speaker, speaker.request(ids))) == text
-    assert requests[0].ended == "length" and len(ids) + len(requests[0].ids) == 128
+    assert requests[0].finish_reason == "length" and len(ids) + len(requests[0].ids) == 128
     assert len(requests[1].prompt) + len(requests[1].ids) == 128
 
 
