@@ -18,7 +18,7 @@ from engine.log.tracker import Tracker
 from engine.loss import LOSS_NAMES, Counts, count
 from engine.machine import flops, nan_checks
 from engine.machine.parallel import CompileDecision, full_tensor, gradient_sync, reshard
-from engine.machine.runtime import OUT_OF_TIME, Runtime, agreed_stop, stop_reason, stop_votes
+from engine.machine.runtime import Runtime
 from engine.machine.stopping import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Batches, prefetch
@@ -183,7 +183,8 @@ def train(
     Returns None, or what stopped the run early: a signal or --max_minutes. The step is finished and saved then, and
     nothing is logged that a run which was not stopped would not log.
     """
-    started = clock = time.perf_counter()
+    clock = time.perf_counter()
+    deadline = clock + 60 * run.training.max_minutes if run.training.max_minutes else math.inf
     progress.window_sums = progress.window_sums.to(run.runtime.device)
     all_finite = torch.tensor(True, device=run.runtime.device)
     if progress.step == 0:
@@ -194,9 +195,9 @@ def train(
     request.hold()
     for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
         # 1. One optimizer step.
-        ours = stop_reason(request, run.training.max_minutes, started)
-        counts, theirs = counts.over_ranks(run.runtime, *stop_votes(ours))
-        stop = agreed_stop(theirs)
+        # Ranks agree on when to stop: their clocks differ, and a signal may reach only one of them.
+        votes = time.perf_counter() > deadline, request.signal is not None
+        counts, (late, signals) = counts.over_ranks(run.runtime, *votes)
         optim.set_lr(run.optimizers, run.lr(progress.step))
         result = train_step(run, batches, counts.loss_weights)
         progress.step += 1
@@ -211,8 +212,9 @@ def train(
             nan_checks.check_fp16_overflows(run.scaler, progress.consecutive_skips, progress.step)
 
         # 2. What is due after it.
-        if run.runtime.world_size == 1:  # nobody to agree with: what came during the step counts, too
-            stop = stop_reason(request, run.training.max_minutes, started)
+        if run.runtime.world_size == 1:  # no rank to agree with: a signal during the step counts, too
+            late, signals = time.perf_counter() > deadline, request.signal is not None
+        stop = late or signals
         every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
         due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
         if not any(due.values()) and not stop:
@@ -226,7 +228,7 @@ def train(
 
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
-        if due["validate"] or stop == OUT_OF_TIME:  # the latter for the .json alone
+        if due["validate"] or (late and not signals):  # the latter for the .json alone
             progress.validation, progress.last_validation_step = validate(run, progress.step), progress.step
             row |= progress.validation if due["validate"] else {}
         if len(row) > 1:
@@ -241,5 +243,5 @@ def train(
             save(run, progress)
         clock = time.perf_counter()
         if stop and progress.step < run.steps:
-            return "--max_minutes" if stop == OUT_OF_TIME else request.signal or "a signal to another process"
+            return (request.signal or "a signal to another process") if signals else "--max_minutes"
     return None

@@ -5,7 +5,6 @@ import os
 import platform
 import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +19,6 @@ from engine.machine.rendezvous import fresh_store
 from engine.options import DTYPES, Device, Performance, Precision
 
 T = TypeVar("T")
-OUT_OF_TIME, SIGNAL = 1, 2  # why a run stops before its last step
 
 
 @dataclass(frozen=True)
@@ -230,20 +228,3 @@ def keep_freed_memory() -> None:
 def finish() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def stop_reason(request: stopping.StopRequest, max_minutes: float, started: float) -> int:
-    """OUT_OF_TIME, SIGNAL or 0, as this process sees it: clocks differ, and a signal may reach one process only."""
-    late = max_minutes and (time.perf_counter() - started) / 60 > max_minutes
-    return SIGNAL if request.signal else OUT_OF_TIME if late else 0
-
-
-def stop_votes(why: int) -> tuple[float, float]:
-    """One process's reason as numbers that can be summed over all."""
-    return float(why == OUT_OF_TIME), float(why == SIGNAL)
-
-
-def agreed_stop(summed: Sequence[float]) -> int:
-    """What the sums of all votes mean; a signal goes before the time."""
-    late, signals = summed
-    return SIGNAL if signals else OUT_OF_TIME if late else 0

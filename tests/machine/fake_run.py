@@ -21,6 +21,7 @@ from engine.generate import engine, sampling  # noqa: E402
 from engine.generate.fast_decoder import Decoder  # noqa: E402
 from engine.loss import TokenLoss, count  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
+from engine.machine.stopping import StopRequest  # noqa: E402
 from engine.options import Output, Training  # noqa: E402
 from engine.packing import Batch, Batches  # noqa: E402
 from engine.tokenizer import load_tokenizer, token_bytes  # noqa: E402
@@ -190,7 +191,7 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
             loop.Progress(),
             tracker,
             lambda run, progress: None,
-            types.SimpleNamespace(signal=None, hold=lambda: None),
+            StopRequest(),
         )
         told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]

@@ -11,7 +11,7 @@ from dataset import LOSS, NO_LOSS, TAG
 from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
 from engine.machine import flops, gpu_specs, parallel, rng, runtime
-from engine.machine.runtime import OUT_OF_TIME, SIGNAL, agreed_stop, stop_votes
+from engine.machine.stopping import StopRequest
 from engine.stage import train as stage
 from model import SpongeBob, supports_varlen_attention
 
@@ -230,7 +230,7 @@ class Two(runtime.Runtime):
         return number
 
 
-def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
+def a_run(rt: runtime.Runtime, steps: int, max_minutes: float = 0) -> loop.Run:
     model = SpongeBob(TINY)
     documents = types.SimpleNamespace(
         ids=torch.randint(3, 100, (400,)).numpy(),
@@ -258,38 +258,30 @@ def a_run(rt: runtime.Runtime, steps: int) -> loop.Run:
         steps=steps,
         warmup=0,
         compiling=parallel.CompileDecision(False, ""),
-        training=options.Training(),
+        training=options.Training(max_minutes=max_minutes),
         output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
     )
 
 
-def test_processes_meet_once_a_step_and_all_stop_after_the_same_one():
-    """A signal that arrives in a step of one of them stops all after the next."""
-    rt, request, saved = Two(CPU, torch.float32, 0, 2), types.SimpleNamespace(signal=None, hold=lambda: None), []
-    object.__setattr__(rt, "sent", [])
-
-    def show(step: int, *_) -> None:
-        request.signal = "SIGTERM" if step == 2 else None
-
-    tracker = types.SimpleNamespace(log=lambda row: None, show=show)
-    stopped = loop.train(
-        a_run(rt, 6), loop.Progress(), tracker, lambda run, progress: saved.append(progress.step), request
-    )
-    assert stopped == "SIGTERM" and saved == [3]
-    assert rt.sent == [7, 7, 7, "largest"]  # five counts and two votes a step; at the save, is all finite
-
-
 @pytest.mark.parametrize(
-    "whys, outcome_",
-    [
-        ((0, 0), 0),
-        ((0, SIGNAL), SIGNAL),
-        ((OUT_OF_TIME, 0), OUT_OF_TIME),
-        ((OUT_OF_TIME, SIGNAL), SIGNAL),
-    ],
+    "signal, max_minutes, reason, last_step",
+    [("SIGTERM", 0, "SIGTERM", 3), (None, 1e-9, "--max_minutes", 1), ("SIGTERM", 1e-9, "SIGTERM", 1)],
 )
-def test_a_signal_to_one_process_is_the_outcome_for_all(whys, outcome_):
-    assert agreed_stop([sum(column) for column in zip(*map(stop_votes, whys), strict=True)]) == outcome_
+def test_processes_meet_once_a_step_and_stop_together(signal, max_minutes, reason, last_step):
+    """A signal in a step of one of them stops all after the next; a signal is named before the time."""
+    rt, saved = Two(CPU, torch.float32, 0, 2), []
+    object.__setattr__(rt, "sent", [])
+    with StopRequest() as request:
+        request.signal = signal if max_minutes else None
+
+        def show(step: int, *_) -> None:
+            request.signal = signal if step == 2 else None
+
+        tracker = types.SimpleNamespace(log=lambda row: None, show=show)
+        save = lambda run, progress: saved.append(progress.step)
+        run = a_run(rt, 6, max_minutes)
+        assert loop.train(run, loop.Progress(), tracker, save, request) == reason and saved == [last_step]
+    assert rt.sent == [7] * last_step + ["largest"]  # five counts and two votes a step; at the save, is all finite
 
 
 def test_counts_and_what_travels_with_them_are_not_mixed_up():
