@@ -1,12 +1,12 @@
-"""What one JSONL row means: token ids and, for every token, the class of its loss.
+"""The meaning of a JSONL row: token ids and, for every token, the class of its loss.
 
-    {"text": ...}                                 <s>text</s>       all of it is learned
+    {"text": ...}                                 <s>text</s>       every token is trained on
     {"conversations": [{"role", "content"}]}      <s>system\\n...</s>\\n<s>user\\n...</s>\\n<s>assistant\\n...</s>\\n
-    {"messages": ...}, ShareGPT's from and value  only the assistant's words and its </s> are learned
+    {"messages": ...}, ShareGPT's from and value  only the assistant's text and its </s> are trained on
     {"instruction", "input", "output"}            Alpaca's: the same, of one question and its answer
 
-The class of a token says what kind of thing predicting *it* is: 0 nothing to learn, 1 to be learned, 2 a token of a
-tag. What each class costs is said by the recipes. Nothing here imports torch: tokenising worker processes stay small.
+The class of a token says what predicting *it* is: 0 not trained on, 1 trained on, 2 a token of a tag. The recipes say
+what each class weighs. Nothing here imports torch: tokenizing worker processes stay small.
 """
 
 import re
@@ -17,29 +17,29 @@ from tokenizers import Tokenizer
 
 from engine.reasoning import TAG_RE, TAGS, tag_form
 from engine.schemas import (
-    ALPACA,
-    TURNS,
     BadRow,
     EmptyRow,
-    alpaca_turns,
+    is_chat,
     is_trained,
     names_of,
-    read_turns,
+    read_chat,
     special_tokens_in,
     text_of,
     unread_fields,
 )
 from engine.tokenizer import BOS, EOS
 
-# Part of the key of every token cache: raise it when rows would be encoded, or lie on disk, differently than before.
-ENCODING_VERSION = 3
+# Part of the key of every token cache: raise it when rows would be encoded, or stored, differently than before.
+ENCODING_VERSION = 4
 
-NO_LOSS, LOSS, TAG = 0, 1, 2
+NO_LOSS = 0
+LOSS = 1
+TAG = 2
 
 DEFAULT_SYSTEM = "你是 SpongeBob，一个从零开始训练出来的小小语言模型，乐于用简单的话帮助别人。"
 
 # The same rendering for other programs (transformers, llama.cpp); a test compares the two. An empty first system
-# message means that there is none. What {% generation %} holds is learned (trl's assistant_only_loss).
+# message means that there is none. {% generation %} marks what is trained on (trl's assistant_only_loss).
 CHAT_TEMPLATE = (
     "{% if not messages or messages[0]['role'] != 'system' %}{{ '<s>system\\n"
     + DEFAULT_SYSTEM
@@ -53,14 +53,14 @@ CHAT_TEMPLATE = (
 
 
 class Document(NamedTuple):
-    """One row, encoded. `ids` (n,) uint16, `classes` (n,) uint8."""
+    """One encoded document: `ids` (n,) uint16 and `classes` (n,) uint8."""
 
     ids: np.ndarray
     classes: np.ndarray
 
 
 class PretrainDataset:
-    """{"text": "..."}: one document between <s> and </s>, every token of it learned (nothing predicts the <s>)."""
+    """{"text": "..."}: one document between <s> and </s>, trained on in every token (nothing predicts the <s>)."""
 
     field = "text"
     valid = '{"text": "Once upon a time ..."}'
@@ -70,22 +70,28 @@ class PretrainDataset:
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
 
     @classmethod
-    def read(cls, row: dict, noted: set[str] | None = None) -> str:
-        """The row's content, or BadRow. What is worth a word is put into `noted`: "schema text", "mark <s>"."""
+    def read(cls, row: dict, notes: set[str] | None = None) -> str:
+        """Return the row's text, and add what is worth a report to `notes`.
+
+        A note is "schema text", "special_token <s>" or "field x", which is not understood.
+
+        Raises:
+            BadRow: The row has no text that can be encoded.
+        """
         if cls.field not in row:
             raise BadRow(f'no field "{cls.field}"; it has {names_of(row)}')
         text = text_of(row[cls.field], f'"{cls.field}"')
-        if noted is not None:
-            noted |= {"schema text"} | unread_fields(row, [cls.field]) | special_tokens_in(text)
+        if notes is not None:
+            notes |= {"schema text"} | unread_fields(row, [cls.field]) | special_tokens_in(text)
         return text
 
     @staticmethod
     def parts(text: str) -> list[str]:
-        """The documents a row's content holds: one."""
+        """Return the documents that a row's text holds: one."""
         return [text]
 
     def encode(self, texts: list[str]) -> list[Document]:
-        """Many contents at once: the tokenizer is fastest in batches."""
+        """Encode many texts at once: the tokenizer is fastest in batches."""
         documents = []
         for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             ids = np.array([self.bos, *encoding.ids, self.eos], dtype=np.uint16)
@@ -96,31 +102,37 @@ class PretrainDataset:
 
 
 class BorderedDataset(PretrainDataset):
-    """Texts in which <s> and </s> are written between documents: each is one of its own, and the marks are no letters.
+    """Texts in which <s> and </s> are written between documents: each part is a document of its own.
 
-    For files of which one knows that (pretrain.py --split_on_special_tokens); in what a user types they stay letters.
+    Only for files that are known to be so (--split_on_special_tokens); elsewhere they stay ordinary characters.
     """
 
     _border = re.compile(f"{BOS}|{EOS}")
 
     @classmethod
-    def read(cls, row: dict, noted: set[str] | None = None) -> str:
-        text = super().read(row, noted)
-        if noted is not None:
-            noted -= {f"mark {BOS}", f"mark {EOS}"}
+    def read(cls, row: dict, notes: set[str] | None = None) -> str:
+        """Return the row's text; <s> and </s> in it are not worth a report.
+
+        Raises:
+            BadRow: As in PretrainDataset, or (EmptyRow) nothing but <s> and </s>.
+        """
+        text = super().read(row, notes)
+        if notes is not None:
+            notes -= special_tokens_in(BOS + EOS)
         if not cls.parts(text):
-            raise EmptyRow(f'"{cls.field}" holds marks alone')
+            raise EmptyRow(f'"{cls.field}" holds only special tokens')
         return text
 
     @classmethod
     def parts(cls, text: str) -> list[str]:
+        """Return the documents between the special tokens."""
         return [part.strip() for part in cls._border.split(text) if part.strip()]
 
 
 class SFTDataset:
-    """{"conversations": [{"role": ..., "content": ...}, ...]}: a chat of which the assistant's words are learned.
+    """{"conversations": [{"role": ..., "content": ...}, ...]}: a chat of which the assistant's text is trained on.
 
-    The classes are laid down while the turns are encoded, so there is nothing to search for afterwards:
+    Classes are set while the turns are encoded, so nothing has to be searched for afterwards:
 
         <s> user \\n 你 好 </s> \\n <s> assistant \\n <think> 嗯 </think> 好 </s> \\n
          0    0   0  0  0   0    0   0     0      0    2 2 2   1    2 2 2   1    1   0
@@ -135,90 +147,75 @@ class SFTDataset:
 
     @classmethod
     def holds(cls, row: dict) -> bool:
-        """Whether a row is a chat, in whatever schema."""
-        return any(name in row for name in (*TURNS, "instruction"))
+        """Return whether a row is a chat, in any schema of schemas.py."""
+        return is_chat(row)
 
     @classmethod
-    def read(cls, row: dict, noted: set[str] | None = None) -> list[dict]:
-        """The row's turns as [{"role", "content"}], or BadRow; a turn that is not to be learned has "learned": False.
+    def read(cls, row: dict, notes: set[str] | None = None) -> list[dict]:
+        """Return the row's messages (schemas.read_chat), and add what is worth a report to `notes`.
 
-        An empty system message stands first where the row says that there is none. `noted`: as in PretrainDataset,
-        also "field tool_calls" (not understood), "tags none" and "tags broken".
+        As in PretrainDataset, and "tags none" and "tags broken".
+
+        Raises:
+            BadRow: The row is no chat, or nothing in it is trained on.
         """
-        noted = set() if noted is None else noted
-        name = next((name for name in TURNS if row.get(name) is not None), next((n for n in TURNS if n in row), None))
-        if name is not None:
-            turns, schema, read = row[name], name, (name, "system")
-        elif "instruction" in row:
-            turns, schema, read = alpaca_turns(row), "Alpaca", ALPACA
-        else:
-            raise BadRow(f'no field "{cls.field}", "messages" or "instruction"; it has {names_of(row)}')
-        if not isinstance(turns, list):
-            raise BadRow(f'"{name}" is {type(turns).__name__}, expected a list')
-        if not turns:
-            raise EmptyRow(f'"{name}" is empty')
-        messages = read_turns(turns, noted)
-        noted |= unread_fields(row, read)
-        if row.get("system") is not None:
-            system = {"role": "system", "content": text_of(row["system"], '"system"', may_be_empty=True)}
-            if messages[0]["role"] != "system":
-                messages.insert(0, system)
-            elif system["content"].strip() and messages[0] != system:
-                noted.add("field system")
+        notes = set() if notes is None else notes
+        messages = read_chat(row, notes)
         answers = [message["content"] for message in messages if is_trained(message)]
         if not answers:
-            raise BadRow("no assistant turn that is learned, so nothing to learn")
-        noted.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema}")
-        noted |= set().union(*(special_tokens_in(message["content"]) for message in messages))
-        noted |= {f"tags {form}" for form in map(tag_form, answers) if form != "whole"}
+            raise BadRow("no assistant turn that is trained on, so nothing to learn")
+        for message in messages:
+            notes |= special_tokens_in(message["content"])
+        notes |= {f"tags {form}" for form in map(tag_form, answers) if form != "whole"}
         return messages
 
     @staticmethod
     def parts(messages: list[dict]) -> list[list[dict]]:
+        """Return the documents that a chat holds: one."""
         return [messages]
 
     def template_parts(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
-        """The chat template: [(text to encode or one control id, loss class)].
+        """Render the chat template as [(text to encode or id of a special token, loss class)].
 
-        Header and content are encoded apart, as they are when the model answers: it continues after
-        "assistant\\n" and could never produce a token that reaches across. Tags are cut out for the same reason, and
-        so that each is always spelt with the same tokens, whatever stands beside it.
+        Header and content are encoded apart, as they are when the model answers: it continues after "assistant\\n" and
+        could never produce a token that reaches across. Tags are encoded apart for the same reason, and so that each is
+        always spelt with the same tokens, whatever surrounds it.
         """
         if not messages or messages[0]["role"] != "system":
             messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
         messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
         template_parts: list[tuple[str | int, int]] = []
         for message in messages:
-            role, learned = message["role"], LOSS if is_trained(message) else NO_LOSS
-            template_parts += [(self.bos, NO_LOSS), (f"{role}\n", NO_LOSS)]
+            loss_class = LOSS if is_trained(message) else NO_LOSS
+            template_parts += [(self.bos, NO_LOSS), (f"{message['role']}\n", NO_LOSS)]
             for text in TAG_RE.split(message["content"]):
-                template_parts.append((text, TAG if learned and text in TAGS else learned))
-            template_parts += [(self.eos, learned), ("\n", NO_LOSS)]
+                template_parts.append((text, TAG if loss_class and text in TAGS else loss_class))
+            template_parts += [(self.eos, loss_class), ("\n", NO_LOSS)]
         if add_generation_prompt:
             template_parts += [(self.bos, NO_LOSS), ("assistant\n", NO_LOSS)]
         return template_parts
 
     def encode(self, conversations: list[list[dict]]) -> list[Document]:
-        """Many conversations at once."""
+        """Encode many conversations at once."""
         return self._encode([self.template_parts(messages) for messages in conversations])
 
     def prompt(self, messages: list[dict]) -> list[int]:
-        """The ids to continue when the assistant is to answer `messages`."""
+        """Return the ids that the model continues to answer `messages`."""
         return self._encode([self.template_parts(messages, add_generation_prompt=True)])[0].ids.tolist()
 
     def _encode(self, rendered: list[list[tuple[str | int, int]]]) -> list[Document]:
         # Headers and tags come again in every turn: each distinct text is encoded once a batch.
-        texts = list(
-            dict.fromkeys(text for template_parts in rendered for text, _ in template_parts if isinstance(text, str))
-        )
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        texts: dict[str, None] = {}
+        for template_parts in rendered:
+            texts |= {part: None for part, _ in template_parts if isinstance(part, str)}
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids_of = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
         documents = []
         for template_parts in rendered:
             ids, classes = [], []
-            for piece, loss_class in template_parts:
-                tokens = ids_of[piece] if isinstance(piece, str) else [piece]
-                ids += tokens
-                classes += [loss_class] * len(tokens)
+            for part, loss_class in template_parts:
+                part_ids = ids_of[part] if isinstance(part, str) else [part]
+                ids += part_ids
+                classes += [loss_class] * len(part_ids)
             documents.append(Document(np.array(ids, dtype=np.uint16), np.array(classes, dtype=np.uint8)))
         return documents

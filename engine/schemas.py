@@ -1,42 +1,42 @@
-"""The names that published rows have for one thing, and the turns of a conversation under whatever names.
+"""Rows of published data sets -> messages, [{"role", "content"}], by the names that their fields have.
 
-Nothing here knows a tokenizer: what turns become is said in dataset.py.
+Knows no tokenizer: dataset.py says what messages become. Another chat schema is another entry of SCHEMAS.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from engine.reasoning import THINK, format_reasoning
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# The names that published rows have for one thing. A name that stands nowhere here is not understood: where it may hold
-# something to learn, that is counted and said, and a bad row under --strict_data.
-TURNS = ("conversations", "messages", "conversation")
-SPEAKER = ("role", "from", "speaker")
-SPEAKERS = {
+# The names that published rows have for one thing. A field that is not listed is not understood: where it may hold
+# something to learn, that is counted and reported, and under --strict_data it makes the row a bad one.
+ROLE_KEYS = ("role", "from", "speaker")
+ROLE_ALIASES = {
     "system": ("system", "developer"),
     "user": ("user", "human", "prompter", "guest"),
     "assistant": ("assistant", "gpt", "chatgpt", "bot", "model", "ai"),
-    "tool": ("tool", "function", "observation"),  # what a program answered; read, never learned
+    "tool": ("tool", "function", "observation"),  # a program's output; read, never trained on
 }
-WORDS = ("content", "value", "text")
-THOUGHT = ("reasoning_content", "thinking", "reasoning")  # of an assistant's turn
-LEARNED = ("weight", "train", "training", "trainable", "loss")  # 0 or false: a turn that is read and not learned
-ALPACA = ("instruction", "input", "output", "history", "system", *THOUGHT)
-# Names of what is only said about a row.
-_FREE = (
+CONTENT_KEYS = ("content", "value", "text")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of an assistant's turn
+TRAIN_KEYS = ("weight", "train", "training", "trainable", "loss")  # 0 or false: the turn is read, not trained on
+TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "id", "idx", "index", "turn"}
+ALPACA_KEYS = ("instruction", "input", "output", "history", "system", *REASONING_KEYS)
+_METADATA = (
     "id idx index uid uuid conversation_id message_id hash md5 key name task task_type type kind category categories "
     "class label labels tag tags topic subject domain field source sources dataset subset split origin url link title "
     "author date time timestamp created updated year license version lang language country score scores quality rating "
     "rank reward difficulty level correct answer answers gold ground_truth value expected length num_turns tokens turn "
     "model_name generator meta metadata note notes comment comments info extra file path line"
 )
-FREE = frozenset(_FREE.split())
+METADATA_KEYS = frozenset(_METADATA.split())  # say something about a row, and hold nothing to learn
 
-# Control marks of our own and of known families. In a text they are letters, and learned as letters.
-MARKS = re.compile(
+# Special tokens of this project and of known families. In a text they are ordinary characters, and trained on as such.
+SPECIAL_TOKEN_RE = re.compile(
     r"</?s>|<(?:unk|pad|bos|eos|sop|eop)>|<\|\w+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\[gMASK\]"
 )
 
@@ -46,11 +46,22 @@ class BadRow(ValueError):
 
 
 class EmptyRow(BadRow):
-    """A row without words. Nothing is wrong with it, so it is counted apart."""
+    """A row without text. Nothing is wrong with it, so it is counted apart."""
+
+
+# --------------------------------------------------------------------------------------------------- fields
 
 
 def text_of(value: object, name: str, *, may_be_empty: bool = False) -> str:
-    """`value` as a text that can be encoded, or BadRow that calls it `name`."""
+    """Return `value` if it is a text that can be encoded.
+
+    Args:
+        value: A field of a row.
+        name: What the error message calls it.
+        may_be_empty: Accept a text of white space alone.
+    Raises:
+        BadRow: It is no text, or (EmptyRow) an empty one.
+    """
     if not isinstance(value, str):
         raise BadRow(f"{name} is {type(value).__name__}, expected a string")
     if not may_be_empty and not value.strip():
@@ -62,108 +73,200 @@ def text_of(value: object, name: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
-def one_of(fields: dict, names: Iterable[str], where: str) -> tuple[str | None, object]:
-    """Which of several names a thing has here, and its value; (None, None) without one, or with null."""
-    found = [name for name in names if fields.get(name) is not None]
-    found = [name for name in found if fields[name] != ""] or found[:1]
-    if any(fields[name] != fields[found[0]] for name in found):
-        raise BadRow(f"{where} has {' and '.join(found)}, and they differ")
-    return (found[0], fields[found[0]]) if found else (None, None)
+def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | None, object]:
+    """Return the name that one thing has here, and its value; (None, None) where it has none, or null.
+
+    Args:
+        fields: A turn.
+        keys: The names that the thing may have; one with a text goes before one with "".
+        where: What the error message calls the turn.
+    Raises:
+        BadRow: Two of the names are there, and their values differ.
+    """
+    present = [key for key in keys if fields.get(key) is not None]
+    present = [key for key in present if fields[key] != ""] or present[:1]
+    if not present:
+        return None, None
+    if any(fields[key] != fields[present[0]] for key in present):
+        raise BadRow(f"{where} has {' and '.join(present)}, and they differ")
+    return present[0], fields[present[0]]
 
 
 def unread_fields(fields: dict, read: Iterable[str]) -> set[str]:
-    """What is noted of the fields that may hold something to learn and are not understood."""
-    known = FREE.union(read)
-    return {f"field {name}" for name, value in fields.items() if name not in known and value not in (None, "", [], {})}
+    """Return a note for each field that may hold something to learn and is not understood."""
+    unread = fields.keys() - METADATA_KEYS.union(read)
+    return {f"field {name}" for name in unread if fields[name] not in (None, "", [], {})}
 
 
 def special_tokens_in(text: str) -> set[str]:
-    """What is noted of the control marks that a text spells."""
-    return {f"mark {mark}" for mark in MARKS.findall(text)}
-
-
-def is_trained(message: dict) -> bool:
-    """Whether a turn is the assistant's, and no weight of 0 says that it is only read."""
-    return message["role"] == "assistant" and message.get("learned", True)
+    """Return a note for each special token that a text spells."""
+    return {f"special_token {token}" for token in SPECIAL_TOKEN_RE.findall(text)}
 
 
 def names_of(row: dict) -> str:
-    """The fields of a row, for a message about it."""
+    """Name the first fields of a row, for a message about it."""
     return ", ".join(json.dumps(name)[:40] for name in list(row)[:6]) or "none"
 
 
-def alpaca_turns(row: dict) -> list[dict]:
-    """{"instruction", "input", "output"}, and "history" [[question, answer], ...] before them."""
+# -------------------------------------------------------------------------------------------------- schemas
+
+
+class Schema(NamedTuple):
+    """A form in which published rows hold a chat."""
+
+    name: str  # as the plan prints it
+    keys: tuple[str, ...]  # the fields of the row that are read
+    turns: Callable[[dict, str], list]  # (row, its field in SCHEMAS) -> turns, under any of the names above
+
+
+def listed_turns(row: dict, key: str) -> list:
+    """Return the turns that a row holds as a list.
+
+    Raises:
+        BadRow: They are no list, or (EmptyRow) an empty one.
+    """
+    if not isinstance(row[key], list):
+        raise BadRow(f'"{key}" is {type(row[key]).__name__}, expected a list')
+    if not row[key]:
+        raise EmptyRow(f'"{key}" is empty')
+    return row[key]
+
+
+def alpaca_turns(row: dict, key: str) -> list:
+    """Return {"instruction", "input", "output"} as turns, after those of "history": [[question, answer], ...].
+
+    Raises:
+        BadRow: A field is missing, or of another type.
+    """
     if "output" not in row:
-        raise BadRow(f'no field "output" beside "instruction"; it has {names_of(row)}')
-    asked = [text_of(row[name], f'"{name}"') for name in ("instruction", "input") if row.get(name) not in (None, "")]
-    turns, history = [], row.get("history") or []
+        raise BadRow(f'"{key}" without a field "output"; it has {names_of(row)}')
+    question = [text_of(row[name], f'"{name}"') for name in (key, "input") if row.get(name) not in (None, "")]
+    history = row.get("history") or []
     if not isinstance(history, list):
         raise BadRow(f'"history" is {type(history).__name__}, expected a list')
+    turns = []
     for earlier in history:
         if isinstance(earlier, list) and len(earlier) == 2:
-            turns += [{"role": role, "content": words} for role, words in zip(ROLES[1:], earlier, strict=False)]
+            turns += [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
         else:
             turns.append(earlier)
-    thought = {name: row[name] for name in THOUGHT if name in row}
-    answer = {"role": "assistant", "content": row["output"], **thought}
-    return [*turns, {"role": "user", "content": "\n".join(asked)}, answer]
+    reasoning = {name: row[name] for name in REASONING_KEYS if name in row}
+    answer = {"role": "assistant", "content": row["output"], **reasoning}
+    return [*turns, {"role": "user", "content": "\n".join(question)}, answer]
 
 
-def read_turns(turns: list, noted: set[str]) -> list[dict]:
-    """Turns under whatever names -> [{"role", "content"}]."""
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise BadRow(f"turn {number} is {type(turn).__name__}, expected an object")
-    speakers = [one_of(turn, SPEAKER, f"turn {number}")[1] for number, turn in enumerate(turns)]
-    only_words = {*SPEAKER, *WORDS, *THOUGHT, *LEARNED, "id", "idx", "index", "turn"}
-    named = any(speakers) or any(turn.keys() - only_words for turn in turns)
-    messages, spoken = [], 0
-    for number, (turn, speaker) in enumerate(zip(turns, speakers, strict=True)):
-        if speaker:
-            name = speaker.strip().lower() if isinstance(speaker, str) else None
-            role = next((role for role, names in SPEAKERS.items() if name in names), None)
-            if role is None:
-                raise BadRow(f"turn {number} has role {speaker!r}, expected one of {', '.join(ROLES)}")
-        elif named:  # some published rows name nobody; only then does the position speak
-            raise BadRow(f"turn {number} does not say who speaks; it has {names_of(turn)}")
-        else:
-            role = ROLES[1 + spoken % 2]
-        noted |= unread_fields(turn, only_words)
-        if message := _message(turn, role, number, noted):
-            messages.append(message)
-        spoken += role != "system"
-    if not messages:
-        raise EmptyRow("no turn has words")
+# Field of a row -> its schema. A row has the schema of the first field here that it has and that is not null.
+SCHEMAS = {key: Schema(key, (key, "system"), listed_turns) for key in ("conversations", "messages", "conversation")}
+SCHEMAS["instruction"] = Schema("Alpaca", ALPACA_KEYS, alpaca_turns)
+
+
+def is_chat(row: dict) -> bool:
+    """Return whether a row holds a chat, in any schema."""
+    return any(key in row for key in SCHEMAS)
+
+
+def is_trained(message: dict) -> bool:
+    """Return whether a message is trained on: the assistant's, unless its row says that it is only read."""
+    return message["role"] == "assistant" and message.get("train", True)
+
+
+def read_chat(row: dict, notes: set[str]) -> list[dict]:
+    """Return the messages of a row, and add to `notes` its schema and the fields that are not understood.
+
+    A message that is read and not trained on has "train": False. An empty system message comes first where the row
+    says that there is none.
+
+    Raises:
+        BadRow: The row is in no schema, or not as its schema wants it.
+    """
+    present = [key for key in SCHEMAS if key in row]
+    if not present:
+        raise BadRow(f"no field {', '.join(map(json.dumps, SCHEMAS))}; it has {names_of(row)}")
+    key = next((key for key in present if row[key] is not None), present[0])
+    schema = SCHEMAS[key]
+    turns = schema.turns(row, key)
+    messages = read_turns(turns, notes)
+    notes |= unread_fields(row, schema.keys)
+    notes.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema.name}")
+    if row.get("system") is not None:
+        system = {"role": "system", "content": text_of(row["system"], '"system"', may_be_empty=True)}
+        if messages[0]["role"] != "system":
+            messages.insert(0, system)
+        elif system["content"].strip() and messages[0] != system:
+            notes.add("field system")
     return messages
 
 
-def _message(turn: dict, role: str, number: int, noted: set[str]) -> dict | None:
-    """One turn, with its thought and whether it is learned; None for a system message without words, but the first."""
-    where = f"turn {number}"
-    key, words = one_of(turn, WORDS, where)
-    if key is None:
-        key = next((name for name in WORDS if name in turn), None)
-        if key is None:
-            raise BadRow(f'{where} has no field "content"; it has {names_of(turn)}')
-    if isinstance(words, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in words):
-        words = "".join(text_of(part.get("text"), f"a part of {where}", may_be_empty=True) for part in words)
-    words = text_of(words, f"{key} of {where}", may_be_empty=role == "system")
-    if role == "system" and not words.strip():
-        return {"role": role, "content": ""} if number == 0 else None
-    name, thought = one_of(turn, THOUGHT, where)
-    if thought and role == "assistant" and THINK not in words:
-        thought = text_of(thought, f"{name} of {where}", may_be_empty=True).strip("\n")
-        words = format_reasoning(thought, words.strip("\n")) if thought else words
-    elif thought:
-        noted.add(f"field {name}")
-    message: dict = {"role": role, "content": words}
-    for name in LEARNED:
-        value = turn.get(name)
-        if value is None or (value in (0, False) and role != "assistant") or (value == 1 and role == "assistant"):
-            continue
-        if value in (0, False):
-            message["learned"] = False
+# ---------------------------------------------------------------------------------------------------- turns
+
+
+def read_turns(turns: list, notes: set[str]) -> list[dict]:
+    """Return turns under any names as [{"role", "content"}], and add to `notes` the fields that are not understood.
+
+    Raises:
+        BadRow: A turn is not understood, or (EmptyRow) none has a text.
+    """
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise BadRow(f"turn {number} is {type(turn).__name__}, expected an object")
+    speakers = [first_present(turn, ROLE_KEYS, f"turn {number}")[1] for number, turn in enumerate(turns)]
+    # Some published rows name no speaker at all. Only there does the position decide.
+    is_named = any(speakers) or any(turn.keys() - TURN_KEYS for turn in turns)
+    messages, position = [], 0
+    for number, (turn, speaker) in enumerate(zip(turns, speakers, strict=True)):
+        if speaker:
+            role = _role_of(speaker, number)
+        elif is_named:
+            raise BadRow(f"turn {number} does not say who speaks; it has {names_of(turn)}")
         else:
-            noted.add(f"field {name}")
+            role = ("user", "assistant")[position % 2]
+        position += role != "system"
+        notes |= unread_fields(turn, TURN_KEYS)
+        if message := _message(turn, role, number, notes):
+            messages.append(message)
+    if not messages:
+        raise EmptyRow("no turn has a text")
+    return messages
+
+
+def _role_of(speaker: object, number: int) -> str:
+    name = speaker.strip().lower() if isinstance(speaker, str) else None
+    for role, aliases in ROLE_ALIASES.items():
+        if name in aliases:
+            return role
+    raise BadRow(f"turn {number} has role {speaker!r}, expected one of {', '.join(ROLES)}")
+
+
+def _message(turn: dict, role: str, number: int, notes: set[str]) -> dict | None:
+    """Return one turn as a message, or None for an empty system message that is not the first turn."""
+    content = _content(turn, role, number)
+    if role == "system" and not content.strip():
+        return {"role": role, "content": ""} if number == 0 else None
+    key, reasoning = first_present(turn, REASONING_KEYS, f"turn {number}")
+    if reasoning and role == "assistant" and THINK not in content:
+        reasoning = text_of(reasoning, f"{key} of turn {number}", may_be_empty=True).strip("\n")
+        if reasoning:
+            content = format_reasoning(reasoning, content.strip("\n"))
+    elif reasoning:
+        notes.add(f"field {key}")
+    message: dict = {"role": role, "content": content}
+    for key in TRAIN_KEYS:
+        is_trained, value = role == "assistant", turn.get(key)
+        if value in (0, False) and is_trained:
+            message["train"] = False
+        elif value is not None and value != is_trained:
+            notes.add(f"field {key}")
     return message
+
+
+def _content(turn: dict, role: str, number: int) -> str:
+    """Return the text of a turn; a list of text parts is joined."""
+    key, content = first_present(turn, CONTENT_KEYS, f"turn {number}")
+    if key is None:
+        key = next((key for key in CONTENT_KEYS if key in turn), None)
+        if key is None:
+            raise BadRow(f'turn {number} has no field "content"; it has {names_of(turn)}')
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        parts = [text_of(part.get("text"), f"a part of turn {number}", may_be_empty=True) for part in content]
+        content = "".join(parts)
+    return text_of(content, f"{key} of turn {number}", may_be_empty=role == "system")

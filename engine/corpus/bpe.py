@@ -23,11 +23,11 @@ from engine.tokenizer import BOS, EOS, UNK
 PIECE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]|[^。！？；，\n.!?;,]{1,512}")
 
 
-def texts_of(texts: type[PretrainDataset], row: dict, noted: set[str] | None = None) -> list[str]:
+def texts_of(texts: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> list[str]:
     """The texts of a row of any schema, or BadRow; `texts` says what a row of the pretraining schema means."""
     if SFTDataset.holds(row):
-        return [message["content"] for message in SFTDataset.read(row, noted)]
-    return texts.parts(texts.read(row, noted))
+        return [message["content"] for message in SFTDataset.read(row, notes)]
+    return texts.parts(texts.read(row, notes))
 
 
 def first_pass(

@@ -119,14 +119,14 @@ class RowCounts:
     bad: int = 0
     empty: int = 0  # without words; nothing is wrong with them
     examples: list[str] = field(default_factory=list)  # the first five bad ones, "line: reason"
-    noted: dict[str, list[int]] = field(default_factory=dict)  # what dataset.py notes -> [rows, line of the first]
+    notes: dict[str, list[int]] = field(default_factory=dict)  # what dataset.py reports -> [rows, line of the first]
 
     def read(self, number: int, line: bytes, read: Callable[[dict, set[str]], Any]) -> Any:
         """What `read` makes of a line, or None where it is left out; counted either way."""
         self.rows += 1
-        noted: set[str] = set()
+        notes: set[str] = set()
         try:
-            content = read(parse_line(line), noted)
+            content = read(parse_line(line), notes)
         except EmptyRow:
             self.empty += 1
             return None
@@ -134,20 +134,20 @@ class RowCounts:
             self.bad += 1
             self.examples = [*self.examples, f"{number}: {error}"][:5]
             return None
-        for what in noted:
-            self.noted.setdefault(what, [0, number])[0] += 1
+        for what in notes:
+            self.notes.setdefault(what, [0, number])[0] += 1
         return content
 
     def add(self, later: "RowCounts") -> None:
         """Together with the rows of a later part."""
         self.rows, self.bad, self.empty = self.rows + later.rows, self.bad + later.bad, self.empty + later.empty
         self.examples = [*self.examples, *later.examples][:5]
-        for what, (rows, first) in later.noted.items():
-            self.noted.setdefault(what, [0, first])[0] += rows
+        for what, (rows, first) in later.notes.items():
+            self.notes.setdefault(what, [0, first])[0] += rows
 
-    def about(self, kind: str) -> dict[str, int]:
-        """{name: rows} of what was noted as "kind name"."""
-        return {what.split(" ", 1)[1]: rows for what, (rows, _) in self.noted.items() if what.startswith(f"{kind} ")}
+    def notes_of(self, topic: str) -> dict[str, int]:
+        """Return {name: rows} of the notes "topic name"."""
+        return {what.split(" ", 1)[1]: rows for what, (rows, _) in self.notes.items() if what.startswith(f"{topic} ")}
 
 
 @dataclass
@@ -169,7 +169,7 @@ class RowReport:
     def stop_if_strict(self) -> None:
         """ValueError for the first bad row, or field that is not used, under --strict_data."""
         for name, counts in self.files.items() if self.strict else ():
-            unused = sorted((first, what) for what, (_, first) in counts.noted.items() if what.startswith("field "))
+            unused = sorted((first, what) for what, (_, first) in counts.notes.items() if what.startswith("field "))
             lines = [*counts.examples[:1], *(f"{first}: {what} is not used" for first, what in unused[:1])]
             for line in lines:
                 raise ValueError(f"{printable(f'{name}:{line}')} (--strict_data stops at the first bad row)")
@@ -196,16 +196,16 @@ class RowReport:
                 warn(f"{name}: skipped {counts.bad} bad rows of {counts.rows}, the first:\n  {named}")
             if counts.empty:
                 warn(f"{name}: left out {counts.empty} rows of {counts.rows}, which are empty")
-            for what, rows in counts.about("field").items():
+            for what, rows in counts.notes_of("field").items():
                 warn(f"{name}: field {printable(what)} of {rows} rows is not used")
-            if broken := counts.about("tags").get("broken"):
+            if broken := counts.notes_of("tags").get("broken"):
                 warn(f"{name}: {broken} rows hold some of {' '.join(TAGS)}, but not all of them in this order")
-            if marks := counts.about("mark"):
-                held = ", ".join(f"{printable(mark)} in {rows} rows" for mark, rows in marks.items())
+            if tokens := counts.notes_of("special_token"):
+                held = ", ".join(f"{printable(token)} in {rows} rows" for token, rows in tokens.items())
                 out = "take them out of the file"
-                if counts.about("schema").keys() == {"text"}:
-                    out += ", or give --split_on_special_tokens where <s> and </s> stand between documents"
-                warn(f"{name}: control marks stand in the words and are learned as letters: {held}; {out}")
+                if counts.notes_of("schema").keys() == {"text"}:
+                    out += ", or give --split_on_special_tokens if <s> and </s> separate documents"
+                warn(f"{name}: special tokens in the texts are trained on as ordinary characters: {held}; {out}")
 
     def totals(self) -> dict[str, Any]:
         """The counts of all files together."""

@@ -47,13 +47,13 @@ def read_items(path: Path, limit: int) -> list:
     return items
 
 
-def _items_of(number: int, row: dict, noted: set[str]) -> list:
+def _items_of(number: int, row: dict, notes: set[str]) -> list:
     task = str(row["task"]) if "task" in row else None
     if SFTDataset.holds(row):
-        return answers.turns(number, SFTDataset.read(row, noted), task)
+        return answers.turns(number, SFTDataset.read(row, notes), task)
     if "choices" in row:
         return [multiple_choice.read_question(number, row)]
-    return [Text(number, PretrainDataset.read(row, noted), task)]
+    return [Text(number, PretrainDataset.read(row, notes), task)]
 
 
 def digest_of(path: Path) -> str | None:

@@ -80,11 +80,11 @@ def describe_files(sources: Sequence[dict], held_out: int, loss_weights: Mapping
     lines, total = [], sum(source["documents"] for source in sources)
     for source in sources:
         counts = RowCounts(**source["counts"])
-        read = [f"{rows:,} {schema}" for schema, rows in counts.about("schema").items()]
+        read = [f"{rows:,} {schema}" for schema, rows in counts.notes_of("schema").items()]
         left_out = [f"{n:,} {name} left out" for name, n in (("bad", counts.bad), ("empty", counts.empty)) if n]
         lines.append(f"file   {printable(source['name'])}: {counts.rows:,} rows ({', '.join(read + left_out)})")
     lines[-1] += f"; held out: {held_out:,} of {total:,} documents (--val_fraction 0: none)"
-    untagged = sum(source["counts"]["noted"].get("tags none", [0])[0] for source in sources)
+    untagged = sum(source["counts"]["notes"].get("tags none", [0])[0] for source in sources)
     if untagged and loss_weights[TAG] != loss_weights[LOSS]:
         lines.append(f"tags   none in an answer of {untagged:,} rows, which teach to answer without a thought")
     return "\n".join(lines)

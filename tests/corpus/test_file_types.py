@@ -184,6 +184,6 @@ def test_a_cache_of_an_older_encoding_is_refused_with_the_way_out(build, tmp_pat
     (folder / "meta.json").write_text(
         json.dumps({"encoding": 2, "tokenizer": "x", "rows": 6, "bad": 0, "examples": []})
     )
-    with pytest.raises(ValueError, match="made with encoding 2, this run has 3; give the JSONL file instead"):
+    with pytest.raises(ValueError, match="made with encoding 2, this run has 4; give the JSONL file instead"):
         build(folder)
-    assert meta["encoding"] == 3
+    assert meta["encoding"] == 4

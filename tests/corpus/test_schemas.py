@@ -12,6 +12,7 @@ from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.fast_decoder import Decoder
+from engine.schemas import SCHEMAS, Schema
 from engine.talk.chat_model import ChatModel
 
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
@@ -73,6 +74,27 @@ def whole(cache, tokenizer, number=0):
 def test_one_conversation_under_other_names_gives_the_same_ids(build, tokenizer, row):
     same = build([{"conversations": [ASKED, GREETED]}])
     assert np.array_equal(build([row], strict=True).ids, same.ids)
+
+
+def test_another_schema_is_another_entry_of_one_table(build, monkeypatch):
+    row = {"prompt": "2+1?", "response": "3"}
+    assert not SFTDataset.holds(row)
+    schema = Schema(
+        "pairs", ("prompt", "response"), lambda row, key: [{"content": row[key]}, {"content": row["response"]}]
+    )
+    monkeypatch.setitem(SCHEMAS, "prompt", schema)
+    same = build([{"conversations": [ASKED, GREETED]}])
+    assert SFTDataset.holds(row) and np.array_equal(build([row], strict=True).ids, same.ids)
+    assert build([row]).meta["sources"][0]["counts"]["notes"]["schema pairs"] == [1, 1]
+
+
+def test_a_null_field_gives_way_to_another_schema_that_the_row_has(build):
+    rows = [
+        {"conversations": None, "messages": [ASKED, GREETED]},
+        {"messages": None, "instruction": "2+1?", "output": "3"},
+    ]
+    ids = build(rows, strict=True).ids
+    assert np.array_equal(ids[: len(ids) // 2], ids[len(ids) // 2 :])
 
 
 def test_alpaca_is_history_then_instruction_and_input_and_its_system_stands_first(build, tokenizer):
@@ -153,7 +175,7 @@ def test_a_turn_of_weight_0_is_read_and_its_words_and_end_mark_are_not_learned(b
     wrong = {"role": "assistant", "content": "WRONG"} | mark
     cache = build([{"conversations": [ASKED, wrong, ASKED, GREETED | {"weight": 1}]}], strict=True)
     assert "WRONG</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
-    with pytest.raises(ValueError, match="no assistant turn that is learned"):
+    with pytest.raises(ValueError, match="no assistant turn that is trained on"):
         build([{"conversations": [ASKED, wrong]}])
 
 
@@ -197,7 +219,7 @@ def test_answers_that_hold_some_of_the_tags_are_counted(build, capsys):
     ]
     cache = build([{"conversations": [ASKED, {"role": "assistant", "content": answer}]} for answer in answers])
     assert "1 rows hold some of <think> </think> <answer> </answer>" in capsys.readouterr().err
-    assert cache.meta["sources"][0]["counts"]["noted"]["tags none"] == [1, 3]
+    assert cache.meta["sources"][0]["counts"]["notes"]["tags none"] == [1, 3]
 
 
 # -------------------------------------------------------------------------------------------------- several files

@@ -80,4 +80,4 @@ def test_marks_in_the_texts_are_named_with_the_way_out_and_by_a_flag_are_borders
     meta = json.loads(next(Path("cache").glob("*/meta.json")).read_text())
     assert meta["sources"][0]["documents"] == (12 if bordered else 6)
     way_out = "</s> in 6 rows" in warned and "<s> in 6 rows" in warned and "--split_on_special_tokens" in warned
-    assert way_out != bordered and warned.count("control marks") == (not bordered)
+    assert way_out != bordered and warned.count("special tokens in the texts") == (not bordered)
