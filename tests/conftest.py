@@ -1,11 +1,10 @@
-"""What several files of tests share: the committed tokenizer, a working folder with data, checkpoints to talk to."""
+"""Fixtures that several files share: the committed tokenizer, a working folder with data, checkpoints to talk to."""
 
-import json
 import os
 
 import pytest
 import torch
-from factories import save
+from factories import save, write_corpus
 from tiny_model import tiny
 
 import eval_model
@@ -14,9 +13,9 @@ from engine.tokenizer import load_tokenizer
 
 
 def pytest_collection_modifyitems(items):
-    """The tests that need other programs (llama.cpp, trl, a compiler, a browser) run only when they are asked for."""
-    for marker in ("runtimes", "pages"):
-        if not os.environ.get(marker.upper()):
+    """Run the tests that take minutes or need other programs only when they are asked for."""
+    for marker, variable in (("faults", "ALL_FAULTS"), ("runtimes", "RUNTIMES"), ("pages", "PAGES")):
+        if not os.environ.get(variable):
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
@@ -38,30 +37,7 @@ def one_thread():
 def folder(tmp_path, monkeypatch):
     """An empty working folder with the three kinds of data, as a user might have."""
     monkeypatch.chdir(tmp_path)
-    texts = [
-        {"text": f"第{i}天，海边的小镇下了{'雨' if i % 3 else '雪'}，" + "船都回来了。" * (i % 9)} for i in range(200)
-    ]
-    chats = [
-        {
-            "conversations": [
-                {"role": "user", "content": f"{i}加一是多少？"},
-                {"role": "assistant", "content": f"是{i + 1}。"},
-            ]
-        }
-        for i in range(200)
-    ]
-    thoughts = [
-        {
-            "conversations": [
-                {"role": "user", "content": f"{i}加一是多少？"},
-                {"role": "assistant", "content": f"<think>\n加一\n</think>\n<answer>\n{i + 1}\n</answer>"},
-            ]
-        }
-        for i in range(200)
-    ]
-    for name, rows in (("pretrain", texts), ("sft_512", chats), ("sft_1024", chats), ("r1_1024", thoughts)):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    write_corpus(tmp_path, 200)
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""What many tests make: the costs of a stage, tiny models and runs, flags of a machine, rows on disk."""
+"""Make the loss weights of a stage, tiny models and runs, flags of a machine, rows on disk."""
 
 import argparse
 import json
@@ -61,6 +61,22 @@ def write_rows(path: Path, rows) -> Path:
     return path
 
 
+def write_corpus(folder: Path, count: int) -> None:
+    """Write `count` rows for every stage, as a user might have."""
+    texts, chats, thoughts = [], [], []
+    for i in range(count):
+        weather = "雨" if i % 3 else "雪"
+        texts.append({"text": f"第{i}天，海边的小镇下了{weather}，" + "船都回来了。" * (i % 9)})
+        for rows, answer in (
+            (chats, f"是{i + 1}。"),
+            (thoughts, f"<think>\n加一\n</think>\n<answer>\n{i + 1}\n</answer>"),
+        ):
+            turns = [{"role": "user", "content": f"{i}加一是多少？"}, {"role": "assistant", "content": answer}]
+            rows.append({"conversations": turns})
+    for name, rows in (("pretrain", texts), ("sft_512", chats), ("sft_1024", chats), ("r1_1024", thoughts)):
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 SHAPE = "--dim 64 --n_layers 2 --n_heads 4 --n_kv_heads 2".split()
@@ -84,12 +100,12 @@ def same(a: dict, b: dict) -> bool:
 
 
 def tensors(states) -> dict:
-    """Weights and optimizer values of a folder's newest state."""
+    """Return the weights and optimizer values of a folder's newest state."""
     reader = PlainReader(training_state.find_newest(states) / "tensors")
-    found = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
-    dcp.load(found, storage_reader=reader, no_dist=True)
-    assert {name.split(".")[0] for name in found} == {"model", "optimizer"}
-    return found
+    state = {name: torch.empty(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    assert {name.split(".")[0] for name in state} == {"model", "optimizer"}
+    return state
 
 
 def rows(path, *without) -> list[dict]:
@@ -182,23 +198,11 @@ def greedy(model, ids, count=12):
 # ----------------------------------------------------------------------------------------- several processes
 
 
-def torchrun(program: Path, *words: object, processes: int = 2) -> str:
-    """What a program of tests/ prints that runs in several processes here."""
+def torchrun(program: Path, *argv: object, processes: int = 2) -> str:
+    """Run a program of tests/ in several processes and return its stdout."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            str(program),
-            *map(str, words),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run([*command, *map(str, argv)], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

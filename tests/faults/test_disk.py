@@ -3,9 +3,10 @@
 import os
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
-from harness import differences, go
+from forked import differences, forbid_states, limit_files, run_stage, skip_disk_check
 
 from engine.checkpoint import training_state
 from engine.stage import plan
@@ -13,33 +14,33 @@ from engine.stage import plan
 ALL = bool(os.environ.get("ALL_FAULTS"))
 
 
-def check_a_run_whose_later_saves_fail(home, argv, prepare: str, reason: str, name: str) -> None:
-    """One save succeeds, the others do not; with the trouble gone, --resume ends as if there had been none."""
+def check_failing_saves(home, argv, prepare, reason: str, name: str) -> None:
+    """Let only the first save succeed; with the trouble gone, --resume ends as if there had been none."""
     options = [*argv, "--save_dir", name, "--resume"]
-    done = go("pretrain", options, home, prepare, 2)
-    assert done.code == 2, done.said
-    assert "Traceback" not in done.said and done.said.splitlines()[-1].startswith("error: step 12 was not saved")
-    assert "--resume" in done.said.splitlines()[-1] and reason in done.said
-    told = [line for line in done.said.splitlines() if line.startswith("warning: step 6 was not saved")]
+    done = run_stage(home, *options, prepare=prepare)
+    assert done.code == 2, done.output
+    assert "Traceback" not in done.output and done.output.splitlines()[-1].startswith("error: step 12 was not saved")
+    assert "--resume" in done.output.splitlines()[-1] and reason in done.output
+    told = [line for line in done.output.splitlines() if line.startswith("warning: step 6 was not saved")]
     assert len(told) >= 2 and "the run goes on" in told[0]  # at once, and at the next row of the log
     assert [path.name for path in training_state.list_states(home / name / "pretrain.state")] == ["00000003"]
     assert not list((home / name).rglob("*.tmp*"))
     (home / name / "pretrain.state").chmod(0o755)
-    again = go("pretrain", options, home)
-    assert again.code == 0 and "resuming after step 3 " in again.said, again.said
-    assert not differences(home / "whole", home / name, "pretrain")
+    again = run_stage(home, *options)
+    assert again.code == 0 and "resuming after step 3 " in again.output, again.output
+    assert not differences(home / "whole", home / name)
 
 
 def test_a_run_goes_on_when_its_saves_do_not_fit_and_says_so_at_every_log_step(home, undisturbed):
-    check_a_run_whose_later_saves_fail(home, undisturbed["pretrain"][0], "small_files_only", "File too large", "small")
+    check_failing_saves(home, undisturbed["pretrain"][0], partial(limit_files, 2), "File too large", "small")
 
 
 def test_a_run_goes_on_when_its_folder_becomes_forbidden(home, undisturbed):
     if os.getuid() == 0:  # who may write everywhere: the run becomes somebody else
         (home / "forbidden").mkdir(mode=0o777)
         (home / "forbidden").chmod(0o777)
-    argv = undisturbed["pretrain"][0]
-    check_a_run_whose_later_saves_fail(home, argv, "read_only_states", "Permission denied", "forbidden")
+    prepare = partial(forbid_states, "forbidden/pretrain.state", 2)
+    check_failing_saves(home, undisturbed["pretrain"][0], prepare, "Permission denied", "forbidden")
 
 
 @pytest.mark.faults
@@ -53,12 +54,12 @@ def test_a_disk_that_fills_up_during_a_save_loses_nothing(kilobytes, home, undis
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
     try:
         options = [*argv, "--save_dir", "full", "--resume"]
-        done = go("pretrain", options, home, "no_disk_check")
-        assert done.code in (0, 2) and "Traceback" not in done.said, done.said
+        done = run_stage(home, *options, prepare=skip_disk_check)
+        assert done.code in (0, 2) and "Traceback" not in done.output, done.output
         subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-        assert go("pretrain", options, home).code == 0
-        assert not differences(whole, folder, "pretrain")
-        print(f"{kilobytes} KiB: exit code {done.code}, {done.said.count('not saved: ')} words about failed saves")
+        assert run_stage(home, *options).code == 0
+        assert not differences(whole, folder)
+        print(f"{kilobytes} KiB: exit code {done.code}, {done.output.count('not saved: ')} words about failed saves")
     finally:
         subprocess.run(["umount", folder], check=True)
 
@@ -67,8 +68,8 @@ def test_too_little_disk_is_an_error_before_the_first_step(home, undisturbed, mo
     argv = undisturbed["pretrain"][0]
     needed = plan.disk_needed(1000, keep=2)
     assert needed == 1000 * (2 * 4 + 3 * 12)
-    done = go("pretrain", [*argv, "--save_dir", "crowded", "--keep", "1000000000"], home)
-    assert done.code == 2 and "MiB free, but weights and states need" in done.said and "step/s" not in done.said
+    done = run_stage(home, *argv, "--save_dir", "crowded", "--keep", "1000000000")
+    assert done.code == 2 and "MiB free, but weights and states need" in done.output and "step/s" not in done.output
 
 
 def damaged(path, how: str) -> None:
@@ -101,14 +102,14 @@ def test_a_run_resumed_past_a_damaged_state_ends_with_the_same_bits(home, undist
     argv, whole = undisturbed["pretrain"]
     shutil.copytree(whole, home / "flipped")
     damaged(home / "flipped/pretrain.state/00000012/tensors/__0_0.distcp", "flipped")
-    done = go("pretrain", [*argv, "--save_dir", "flipped", "--resume"], home)
-    assert done.code == 0 and "resuming after step 9 of 12" in done.said
+    done = run_stage(home, *argv, "--save_dir", "flipped", "--resume")
+    assert done.code == 0 and "resuming after step 9 of 12" in done.output
     assert (home / "flipped/pretrain.state/00000012.aside1").is_dir()  # set aside, not deleted
-    assert not differences(whole, home / "flipped", "pretrain")
+    assert not differences(whole, home / "flipped")
 
 
 def test_the_newest_states_are_kept_and_no_more(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     assert [path.name for path in training_state.list_states(whole / "pretrain.state")] == ["00000009", "00000012"]
-    assert go("pretrain", [*argv, "--save_dir", "three", "--keep", "3"], home).code == 0
+    assert run_stage(home, *argv, "--save_dir", "three", "--keep", "3").code == 0
     assert len(training_state.list_states(home / "three/pretrain.state")) == 3

@@ -5,9 +5,10 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
-from harness import begin, differences, end, go, wait_for
+from forked import die_before_write, differences, finish, pause_at, run_stage, start_paused, start_stage, wait_for
 
 EVERYTHING = bool(os.environ.get("ALL_FAULTS"))
 TRIES = 20 if EVERYTHING else 1
@@ -17,7 +18,7 @@ def killed_and_resumed(stage, argv, home, name, moment) -> list[str]:
     """kill -9 after `moment` seconds, resume; what differs from the undisturbed run."""
     folder = home / name
     while True:
-        process = begin(stage, [*argv, "--save_dir", name, "--resume"], home)
+        process = start_stage(home, *argv, "--save_dir", name, "--resume", stage=stage)
         time.sleep(moment)
         process.kill()
         process.join()
@@ -26,8 +27,8 @@ def killed_and_resumed(stage, argv, home, name, moment) -> list[str]:
         assert process.exitcode == 0  # it was faster than the one that was timed
         shutil.rmtree(folder)
         moment *= 0.7
-    done = go(stage, [*argv, "--save_dir", name, "--resume"], home)
-    assert done.code == 0, done.said
+    done = run_stage(home, *argv, "--save_dir", name, "--resume", stage=stage)
+    assert done.code == 0, done.output
     lost = differences(home / "whole", folder, stage)
     shutil.rmtree(folder)
     return lost
@@ -37,7 +38,7 @@ def killed_and_resumed(stage, argv, home, name, moment) -> list[str]:
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(stage, home, undisturbed):
     argv, whole = undisturbed[stage]
     began = time.monotonic()
-    assert go(stage, [*argv, "--save_dir", "timed"], home).code == 0
+    assert run_stage(home, *argv, "--save_dir", "timed", stage=stage).code == 0
     length = time.monotonic() - began
     shutil.rmtree(home / "timed")
     moments = random.Random(stage)
@@ -50,17 +51,17 @@ def test_a_run_killed_before_any_write_of_its_saves_loses_nothing(home, undistur
     """Every fsync, rename and removal in turn. In the short suite those of two saves."""
     argv, whole = undisturbed["pretrain"]
     argv = [*argv, "--max_steps", "9"]
-    assert go("pretrain", [*argv, "--save_dir", "nine"], home).code == 0
+    assert run_stage(home, *argv, "--save_dir", "nine").code == 0
     points = range(1, 200) if EVERYTHING else range(9, 200, 11)
     for tried, number in enumerate(points):
         options = [*argv, "--save_dir", "dying", "--resume"]
-        done = go("pretrain", options, home, "die_before_write", number)
+        done = run_stage(home, *options, prepare=partial(die_before_write, number))
         if done.code == 0:
             assert tried > (30 if EVERYTHING else 2)  # the points really were there
             break
-        assert done.code == -signal.SIGKILL, done.said
-        again = go("pretrain", options, home)
-        assert again.code == 0 and not differences(home / "nine", home / "dying", "pretrain"), again.said
+        assert done.code == -signal.SIGKILL, done.output
+        again = run_stage(home, *options)
+        assert again.code == 0 and not differences(home / "nine", home / "dying"), again.output
         shutil.rmtree(home / "dying")
     print(f"killed before each of {tried} writes")
 
@@ -69,36 +70,37 @@ def test_a_run_killed_before_any_write_of_its_saves_loses_nothing(home, undistur
 def test_a_signal_stops_after_a_saved_step_with_code_75_and_says_how_to_go_on(kind, home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     options = [*argv, "--save_dir", "asked", "--resume"]
-    process = begin("pretrain", options, home)
+    process = start_stage(home, *options)
     wait_for(home / "asked/pretrain.state/00000003", process)
     os.kill(process.pid, kind)
-    done = end(process)
-    assert done.code == 75 and f"stopped by {kind.name}" in done.said and "--resume goes on" in done.said, done.said
-    again = go("pretrain", options, home)
-    assert again.code == 0 and "resuming after step" in again.said
-    assert not differences(whole, home / "asked", "pretrain")
+    done = finish(process)
+    assert done.code == 75 and f"stopped by {kind.name}" in done.output and "--resume goes on" in done.output, (
+        done.output
+    )
+    again = run_stage(home, *options)
+    assert again.code == 0 and "resuming after step" in again.output
+    assert not differences(whole, home / "asked")
     shutil.rmtree(home / "asked")
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_last_state_is_good(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     options = [*argv, "--save_dir", "twice", "--resume"]
-    process = begin("pretrain", options, home, "endless_step", 7)
-    wait_for(home / "twice/endless", process)
+    process = start_paused(home, *options, prepare=partial(pause_at, "train_step", 7))
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.3)
     assert process.is_alive()  # it would finish the step
     os.kill(process.pid, signal.SIGINT)
     process.join(5)
     assert process.exitcode == 130
-    assert go("pretrain", options, home).code == 0
-    assert not differences(whole, home / "twice", "pretrain")
+    assert run_stage(home, *options).code == 0
+    assert not differences(whole, home / "twice")
 
 
 def test_a_time_limit_saves_and_stops_with_code_75(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     options = [*argv, "--save_dir", "limited", "--resume"]
-    done = go("pretrain", [*options, "--max_minutes", "1e-9"], home)
-    assert done.code == 75 and "stopped by --max_minutes" in done.said and "from step 1" in done.said
-    assert go("pretrain", options, home).code == 0
-    assert not differences(whole, home / "limited", "pretrain")
+    done = run_stage(home, *options, "--max_minutes", "1e-9")
+    assert done.code == 75 and "stopped by --max_minutes" in done.output and "from step 1" in done.output
+    assert run_stage(home, *options).code == 0
+    assert not differences(whole, home / "limited")

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 
 import pytest
 import torch
-from harness import LATER, differences, ended, free_port, go, rows, tensors, torchrun, wait_for, workers
+from factories import rows, tensors
+from forked import LONGER, children, differences, finish, run_stage, start_stage, wait_for
 
 TWO = "--standalone", "--nproc_per_node=2"
 
@@ -22,45 +24,43 @@ def two(home, undisturbed):
         if parallel not in made:
             folder = home / f"two-{parallel}"
             argv = [*undisturbed["pretrain"][0], "--accumulation_steps", "1", "--parallel", parallel]
-            done = ended(torchrun("pretrain", [*argv, "--save_dir", folder.name], home, *TWO))
-            assert done.code == 0, done.said
+            done = run_stage(home, *argv, "--save_dir", folder.name, torchrun=TWO)
+            assert done.code == 0, done.output
             made[parallel] = argv, folder
         return made[parallel]
 
     return make
 
 
-def assert_close(one, other, stage="pretrain") -> None:
-    """To float tolerance: every row of the log and all tensors."""
-    logs = [rows(folder / f"{stage}.metrics.jsonl") for folder in (one, other)]
+def assert_close(actual, expected, stage="pretrain") -> None:
+    """Compare every row of the log and all tensors, to float tolerance."""
+    logs = [rows(folder / f"{stage}.metrics.jsonl") for folder in (actual, expected)]
     assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
-    for mine, theirs in zip(*logs, strict=True):
-        for key in mine.keys() - {"sample"}:
-            assert mine[key] == pytest.approx(theirs[key], rel=2e-3), (mine["step"], key)
-    mine, theirs = (tensors(folder / f"{stage}.state") for folder in (one, other))
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-2, atol=1e-4)
+    for row, reference in zip(*logs, strict=True):
+        for key in row.keys() - {"sample"}:
+            assert row[key] == pytest.approx(reference[key], rel=2e-3), (row["step"], key)
+    states = [tensors(folder / f"{stage}.state") for folder in (actual, expected)]
+    torch.testing.assert_close(*states, rtol=1e-2, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def calm(home, undisturbed):
     """(flags of pretraining, its results) without dropout: ranks draw from generators of their own."""
     argv = [*undisturbed["pretrain"][0], "--dropout", "0"]
-    assert go("pretrain", [*argv, "--save_dir", "calm"], home).code == 0
+    assert run_stage(home, *argv, "--save_dir", "calm").code == 0
     return argv, home / "calm"
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("stage", ["SFT", "distill"])
 def test_two_processes_equal_one_with_uneven_masks(stage, home, calm):
-    argv = [*LATER, "--init_from", "calm/pretrain.pth"]
-    assert go(stage, [*argv, "--save_dir", "one"], home).code == 0
+    argv = [*LONGER, "--init_from", "calm/pretrain.pth"]
+    assert run_stage(home, *argv, "--save_dir", "one", stage=stage).code == 0
     for parallel in ("ddp", "fsdp"):
         options = [*argv, "--accumulation_steps", "1", "--parallel", parallel, "--save_dir", f"two-{parallel}"]
-        done = ended(torchrun(stage, options, home, *TWO))
-        assert done.code == 0, done.said
-        assert done.said.count("plan ") == 1  # one voice
+        done = run_stage(home, *options, stage=stage, torchrun=TWO)
+        assert done.code == 0, done.output
+        assert done.output.count("plan ") == 1  # one voice
         assert_close(home / "one", home / f"two-{parallel}", stage)
 
 
@@ -70,48 +70,45 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_bits(paral
     argv, whole = two(parallel)
     folder = home / f"elastic-{parallel}"
     options = [*argv, "--save_dir", folder.name, "--resume"]
-    agent = torchrun("pretrain", options, home, *TWO, "--max-restarts=2")
+    agent = start_stage(home, *options, torchrun=[*TWO, "--max-restarts=2"])
     wait_for(folder / "pretrain.state/00000006", agent)
-    os.kill(workers(agent.pid)[1], signal.SIGKILL)
-    done = ended(agent)
-    assert done.code == 0 and "no state" in done.said and "resuming after step" in done.said, done.said
-    assert not differences(whole, folder, "pretrain")
+    os.kill(children(agent.pid)[1], signal.SIGKILL)
+    done = finish(agent)
+    assert done.code == 0 and "no state" in done.output and "resuming after step" in done.output, done.output
+    assert not differences(whole, folder)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_one_two_processes_end_as_two_would(parallel, home, calm):
-    argv, one = calm
+    argv, single = calm
     pair = [*argv, "--accumulation_steps", "1", "--parallel", parallel]
     name = f"changing-{parallel}"
     changing = ["--save_dir", name, "--resume"]
-    stopped = ended(torchrun("pretrain", [*pair, *changing, "--max_minutes", "1e-9"], home, *TWO))
-    assert "goes on from step 1" in stopped.said, stopped.said
-    alone = go("pretrain", [*argv, *changing, "--accumulation_steps", "1", "--max_minutes", "1e-9"], home)
-    assert alone.code == 75 and "had 2 processes and has 1" in alone.said and "now 2 micro-batches" in alone.said
-    done = ended(torchrun("pretrain", [*pair, *changing], home, *TWO))
-    assert done.code == 0 and "had 1 processes and has 2" in done.said, done.said
-    assert_close(one, home / name)  # and one would
+    stopped = run_stage(home, *pair, *changing, "--max_minutes", "1e-9", torchrun=TWO)
+    assert "goes on from step 1" in stopped.output, stopped.output
+    alone = run_stage(home, *argv, *changing, "--accumulation_steps", "1", "--max_minutes", "1e-9")
+    assert alone.code == 75 and "had 2 processes and has 1" in alone.output and "now 2 micro-batches" in alone.output
+    done = run_stage(home, *pair, *changing, torchrun=TWO)
+    assert done.code == 0 and "had 1 processes and has 2" in done.output, done.output
+    assert_close(single, home / name)  # and one process would
 
 
 @pytest.mark.faults
 def test_a_sharded_state_goes_on_under_ddp(home, calm):
-    argv = [*calm[0], "--save_dir", "sharded", "--resume"]
-    argv[argv.index("--accumulation_steps") + 1] = "1"
-    assert ended(torchrun("pretrain", [*argv, "--parallel", "fsdp", "--max_minutes", "1e-9"], home, *TWO)).code != 0
+    argv = [*calm[0], "--accumulation_steps", "1", "--save_dir", "sharded", "--resume"]
+    assert run_stage(home, *argv, "--parallel", "fsdp", "--max_minutes", "1e-9", torchrun=TWO).code != 0
     assert len(list((home / "sharded/pretrain.state/00000001/tensors").glob("*.distcp"))) == 2
-    done = ended(torchrun("pretrain", argv, home, *TWO))
-    assert done.code == 0 and "resuming after step 1 " in done.said, done.said
+    done = run_stage(home, *argv, torchrun=TWO)
+    assert done.code == 0 and "resuming after step 1 " in done.output, done.output
     assert_close(calm[1], home / "sharded")
 
 
 def test_rows_that_do_not_divide_among_the_processes_are_refused_with_the_numbers(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     shutil.copytree(whole, home / "odd")
-    done = ended(
-        torchrun("pretrain", [*argv, "--save_dir", "odd", "--resume"], home, "--standalone", "--nproc_per_node=3")
-    )
-    assert done.code != 0 and "4 rows a step, which do not divide into 3 processes x 2 rows" in done.said, done.said
+    done = run_stage(home, *argv, "--save_dir", "odd", "--resume", torchrun=["--standalone", "--nproc_per_node=3"])
+    assert done.code != 0 and "4 rows a step, which do not divide into 3 processes x 2 rows" in done.output, done.output
 
 
 @pytest.mark.faults
@@ -119,6 +116,9 @@ def test_of_two_agents_one_is_killed_and_comes_back(home, two):
     """Two machines, here two agents on the loopback, with one process each."""
     argv, whole = two("ddp")
     folder = home / "agents"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     options = [*argv, "--save_dir", "agents", "--resume"]
     meet = [
         "--nnodes=2",
@@ -126,18 +126,18 @@ def test_of_two_agents_one_is_killed_and_comes_back(home, two):
         "--max-restarts=3",
         "--rdzv-backend=c10d",
         "--local-addr=127.0.0.1",
-        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        f"--rdzv-endpoint=127.0.0.1:{port}",
         "--rdzv-id=test",
     ]
-    first = torchrun("pretrain", options, home, *meet, "--rdzv-conf=is_host=1")
-    second = torchrun("pretrain", options, home, *meet, "--rdzv-conf=is_host=0")
+    first = start_stage(home, *options, torchrun=[*meet, "--rdzv-conf=is_host=1"])
+    second = start_stage(home, *options, torchrun=[*meet, "--rdzv-conf=is_host=0"])
     wait_for(folder / "pretrain.state/00000003", first, 240)
-    for pid in [second.pid, *workers(second.pid)]:
+    for pid in [second.pid, *children(second.pid)]:
         os.kill(pid, signal.SIGKILL)
-    second.wait()
+    second.join()
     time.sleep(2)
-    second = torchrun("pretrain", options, home, *meet, "--rdzv-conf=is_host=0")
-    done = ended(first, 400), ended(second, 60)
-    assert done[0].code == done[1].code == 0, done[0].said + done[1].said
-    assert not differences(whole, folder, "pretrain")
+    second = start_stage(home, *options, torchrun=[*meet, "--rdzv-conf=is_host=0"])
+    done = finish(first, 400), finish(second, 60)
+    assert done[0].code == done[1].code == 0, done[0].output + done[1].output
+    assert not differences(whole, folder)
     assert json.loads((folder / "pretrain.json").read_text("utf-8"))["step"] == 12

@@ -5,24 +5,22 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
-from harness import DEFAULTS, begin, end, go, rows, tensors, wait_for
+from factories import rows, same, tensors, weights
+from forked import PLACES, WRITES, die_before_write, finish, pause_at, run_stage, signal_at, start_stage, wait_for
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from engine.checkpoint import training_state
 
-FLAGS = [
-    *"--dim 32 --n_layers 1 --n_heads 2 --n_kv_heads 1 --dropout 0.1".split(),
-    *DEFAULTS.split(),
-    *"--max_seq_len 64 --max_steps 6 --eval_step 4".split(),
-]
-RUNS = {  # runs that differ in what they compute; the last two are one run that is made longer
+FLAGS = ["--dropout", "0.1"]
+RUNS = {  # the last two are one run that is made longer
     "slow": ["--learning_rate", "0.001"],
     "fast": ["--learning_rate", "0.02"],
     "flat": ["--schedule", "wsd"],
@@ -30,45 +28,46 @@ RUNS = {  # runs that differ in what they compute; the last two are one run that
 }
 RATES = {"fast": 0.02}
 STEPS = dict.fromkeys(RUNS, 6) | {"flat-longer": 9}
-PLACES = ("_encode_block", "trial", "validate", "train_step", "write", "save_weights", "_drop_old", "clear", "finish")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-run_of = st.sampled_from(list(RUNS))
-name_of = st.sampled_from(["a", "b.1"])
-how_of = st.sampled_from(["", "--resume", "--resume", "--overwrite"])
-free_of = st.tuples(st.sampled_from([0, 1, 2, 4]), st.sampled_from([1, 2]))  # --save_step, --keep
-OFTEN = {"validate": 3, "train_step": 6, "write": 6, "save_weights": 6, "_drop_old": 5}
-place_of = st.sampled_from(
-    [(place, call) for place, name in enumerate(PLACES) for call in range(1, OFTEN.get(name, 1) + 1)]
+CALLS = {"validate": 3, "train_step": 6, "write": 6, "save_weights": 6, "_drop_old": 5}  # of a place; others: 1
+
+runs = st.sampled_from(list(RUNS))
+names = st.sampled_from(["a", "b.1"])
+modes = st.sampled_from(["", "--resume", "--resume", "--overwrite"])
+saves = st.tuples(st.sampled_from([0, 1, 2, 4]), st.sampled_from([1, 2]))  # --save_step, --keep
+places = st.sampled_from([name for name in PLACES if name not in WRITES]).flatmap(
+    lambda name: st.tuples(st.just(name), st.integers(1, CALLS.get(name, 1)))
 )
-fate_of = st.none() | st.one_of(
-    st.tuples(st.just("die_before_write"), st.integers(1, 70)),
-    st.tuples(st.just("at_a_place"), place_of, st.sampled_from(SIGNALS)),
+fates = (
+    st.none()
+    | st.integers(1, 70).map(lambda number: partial(die_before_write, number))
+    | st.tuples(places, st.sampled_from(SIGNALS)).map(lambda fate: partial(signal_at, *fate[0], fate[1]))
 )
 
 
 def digest(weights) -> str:
-    """Of everything but the output matrix, which is the embedding."""
+    """Hash everything but the output matrix, which is the embedding."""
     names = sorted(weights.keys() - {"output.weight"})
     return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in names)).hexdigest()
 
 
 def contents(folder: Path) -> dict:
-    """Every file but the locks: one that a killed run left is taken away by whoever comes next."""
+    """Read every file but the locks: the next run removes one that a killed run left."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".lock" not in path.suffixes]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class Calm(dict):
-    """run -> ({step: (digest of its weights, all tensors of its state)}, its log) when nothing happens to it."""
+    """Map an undisturbed run to ({step: (digest of its weights, all tensors of its state)}, its log)."""
 
     def __init__(self, home: Path):
         self.home = home
 
     def __missing__(self, run: str):
         where = ["--save_dir", "calm", "--name", run, "--save_step", "1", "--keep", "99"]
-        done = go("pretrain", [*FLAGS, *RUNS[run], *where], self.home)
-        assert done.code == 0, done.said
+        done = run_stage(self.home, *FLAGS, *RUNS[run], *where)
+        assert done.code == 0, done.output
         states, steps = self.home / f"calm/{run}.state", {}
         for step in range(STEPS[run], 0, -1):
             values = tensors(states)  # of the newest
@@ -85,7 +84,7 @@ def calm(home):
 
 
 class Sequences(RuleBasedStateMachine):
-    """One folder of results, and what a user and a machine can do to it."""
+    """Do to one folder of results what a user and a machine can do to it."""
 
     home: Path
     calm: dict
@@ -93,85 +92,82 @@ class Sequences(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.rank_and_world_size = self.home / f"sequence-{next(self.numbers)}"
-        self.rank_and_world_size.mkdir()
-        self.folder = self.rank_and_world_size / "results"
+        self.cwd = self.home / f"sequence-{next(self.numbers)}"
+        self.cwd.mkdir()
+        self.folder = self.cwd / "results"
         self.last: tuple[str, str] | None = None
-        self.begun: set[str] = set()  # runs whose weights may lie here
+        self.begun: set[str] = set()  # runs whose weights may be here
 
     # --------------------------------------------------------------------------------------------- what is done
 
-    @rule(run=run_of, name=name_of, how=how_of, free=free_of, fate=fate_of)
-    def start(self, run, name, how, free, fate):
+    @rule(run=runs, name=names, mode=modes, save=saves, fate=fates)
+    def start(self, run, name, mode, save, fate):
         before = self.before(name)
-        prepare = self.prepared(fate)
-        done = go("pretrain", self.argv(run, name, how, free), self.rank_and_world_size, *prepare)
-        self.judge(run, name, how, done, before)
+        done = run_stage(self.cwd, *self.argv(run, name, save), *filter(None, [mode]), prepare=fate)
+        self.judge(run, name, mode, done, before)
 
-    @rule(run=run_of, name=name_of, free=free_of, fate=fate_of, source=name_of, step=st.integers(0, 9))
-    def resume_from(self, run, name, free, fate, source, step):
-        """--resume PATH: a folder of states, or one state of it; step 0 means the folder."""
+    @rule(run=runs, name=names, save=saves, fate=fates, source=names, step=st.integers(0, 9))
+    def resume_from(self, run, name, save, fate, source, step):
+        """Resume by a path: a folder of states, or one state of it; step 0 means the folder."""
         path = self.folder / f"{source}.state" / (f"{step:08d}" if step else "")
         before = self.before(name)
-        done = go(
-            "pretrain",
-            self.argv(run, name, "--resume", free, str(path)),
-            self.rank_and_world_size,
-            *self.prepared(fate),
-        )
+        done = run_stage(self.cwd, *self.argv(run, name, save), "--resume", str(path), prepare=fate)
         self.judge(run, name, str(path), done, before)
 
     @rule(
-        run=run_of,
-        name=name_of,
-        how=how_of,
-        free=free_of,
-        place=place_of,
-        second=st.lists(st.tuples(run_of, how_of), min_size=1, max_size=2),
+        run=runs,
+        name=names,
+        mode=modes,
+        save=saves,
+        place=places,
+        others=st.lists(st.tuples(runs, modes), min_size=1, max_size=2),
         last=st.sampled_from([0, *SIGNALS]),
     )
-    def start_twice(self, run, name, how, free, place, second, last):
-        """A run stands still at some place; the same name is started again and again; it goes on or is ended."""
+    def start_twice(self, run, name, mode, save, place, others, last):
+        """Pause a run at some place, start the same name again and again, then let the run continue or end it."""
         before = self.before(name)
-        for marker in ("paused", "go-on"):
-            (self.rank_and_world_size / marker).unlink(missing_ok=True)
-        first = begin("pretrain", self.argv(run, name, how, free), self.rank_and_world_size, "at_a_place", *place, 0)
+        argv = [*self.argv(run, name, save), *filter(None, [mode])]
+        first = start_stage(self.cwd, *argv, prepare=partial(pause_at, *place))
         try:
-            wait_for(self.rank_and_world_size / "paused", first)
+            wait_for(self.cwd / "paused", first)
         except AssertionError:  # it ended before
-            self.judge(run, name, how, end(first), before)
+            self.judge(run, name, mode, finish(first), before)
             return
         try:
-            still = PLACES[place[0]] in ("trial", "clear", "finish")  # elsewhere another thread trains or saves
-            there = contents(self.folder) if still else {}
-            for other, how_again in second if PLACES[place[0]] != "_encode_block" else ():
-                done = go("pretrain", self.argv(other, name, how_again, free), self.rank_and_world_size)
-                assert done.code == 2 and f"process {first.pid} on" in done.said, done
-            assert not still or contents(self.folder) == there, "a second start changed what was there"
+            still = place[0] in ("trial", "clear", "finish")  # elsewhere another thread trains or saves
+            files = contents(self.folder)
+            if place[0] != "_encode_block":
+                for other, other_mode in others:
+                    done = run_stage(self.cwd, *self.argv(other, name, save), *filter(None, [other_mode]))
+                    assert done.code == 2 and f"process {first.pid} on" in done.output, done
+            assert not still or contents(self.folder) == files, "a second start changed a file"
             if last:
                 os.kill(first.pid, last)
-            (self.rank_and_world_size / "go-on").touch()
-            ended = end(first)
+            (self.cwd / "continue").touch()
+            done = finish(first)
         finally:
             first.kill()
-        self.judge(run, name, how, ended, before)
+        self.judge(run, name, mode, done, before)
 
     @rule()
     def move(self):
         """The user renames the folder."""
         if self.folder.exists():
-            self.folder = self.folder.rename(self.rank_and_world_size / f"results{next(self.numbers)}")
+            self.folder = self.folder.rename(self.cwd / f"results{next(self.numbers)}")
 
     @precondition(lambda self: self.last)
-    @rule(what=st.sampled_from(["run.pt", "manifest.json", "tensors/.metadata"]), how=st.sampled_from(["cut", "gone"]))
-    def damage(self, what, how):
-        """The newest state loses a file, or its end."""
+    @rule(file=st.sampled_from(["run.pt", "manifest.json", "tensors/.metadata"]), is_deleted=st.booleans())
+    def damage(self, file, is_deleted):
+        """Delete a file of the newest state, or its end."""
         states = training_state.list_states(self.folder / f"{self.last[1]}.state")
-        if states and (file := states[-1] / what).exists():
-            file.unlink() if how == "gone" else file.write_bytes(file.read_bytes()[:-3])
+        if states and (path := states[-1] / file).exists():
+            content = path.read_bytes()
+            path.unlink()
+            if not is_deleted:
+                path.write_bytes(content[:-3])
 
     def teardown(self):
-        """Whatever has happened: the last run can be continued, or begun anew, and ends with its bits."""
+        """Check that the last run can be continued whatever has happened, or begun again, and ends with its bits."""
         try:
             if self.last:
                 run, name = self.last
@@ -180,38 +176,20 @@ class Sequences(RuleBasedStateMachine):
                     self.start(run, name, "--overwrite", (2, 2), None)
                 assert self.code == 0
         finally:
-            shutil.rmtree(self.rank_and_world_size)
+            shutil.rmtree(self.cwd)
 
-    # ------------------------------------------------------------------------------------------- how it is done
+    # ------------------------------------------------------------------------------------------- helpers
 
-    def argv(self, run, name, how, free, *path):
-        save_step, keep = free
+    def argv(self, run, name, save):
         own = ["--data_path", str(self.home / "pretrain.jsonl"), "--save_dir", self.folder.name, "--name", name]
-        return [
-            *FLAGS,
-            *RUNS[run],
-            *own,
-            "--save_step",
-            str(save_step),
-            "--keep",
-            str(keep),
-            *filter(None, [how]),
-            *path,
-        ]
-
-    def prepared(self, fate):
-        if fate is None:
-            return []
-        if fate[0] == "at_a_place":
-            return ["at_a_place", *fate[1], int(fate[2])]
-        return list(fate)
+        return [*FLAGS, *RUNS[run], *own, "--save_step", str(save[0]), "--keep", str(save[1])]
 
     # -------------------------------------------------------------------------------------------- what must hold
 
     def before(self, name):
-        """(every file, (run, step) of the newest whole state, whether there are results) before a command."""
-        found = contents(self.folder) if self.folder.exists() else {}
-        return found, self.newest(name), any(path.startswith((f"{name}.pth", f"{name}.state/")) for path in found)
+        """Return every file, (run, step) of the newest whole state, whether there are results; before a command."""
+        files = contents(self.folder)
+        return files, self.newest(name), any(path.startswith((f"{name}.pth", f"{name}.state/")) for path in files)
 
     def newest(self, name):
         for path in reversed(training_state.list_states(self.folder / f"{name}.state")):
@@ -220,56 +198,56 @@ class Sequences(RuleBasedStateMachine):
                 return known["identity"], int(path.name)
         return None
 
-    def judge(self, run, name, how, done, before):
+    def digests(self, run):
+        return {weights_digest for weights_digest, _ in self.calm[run][0].values()}
+
+    def judge(self, run, name, mode, done, before):
         self.code = done.code
         files, newest, there = before
-        assert "Traceback" not in done.said, done.said
+        assert "Traceback" not in done.output, done.output
         assert done.code in (0, 2, 75, -signal.SIGKILL), done
         if done.code == 2:
-            self.judge_refusal(run, name, how, done, before)
+            self.judge_refusal(run, name, mode, done, before)
             return
         self.last = run, name
         self.begun.add(run)
         steps, log = self.calm[run]
-        known = {weights for one in self.begun for weights, _ in self.calm[one][0].values()}
-        weights = self.folder / f"{name}.pth"
-        if weights.exists():
-            assert digest(torch.load(weights, weights_only=True)) in known, "weights that no run had"
-        assert not (how == "" and there), "what was there was replaced unasked"
+        path = self.folder / f"{name}.pth"
+        if path.exists():
+            actual = digest(weights(path))
+            assert any(actual in self.digests(other) for other in self.begun), "weights that no run had"
+        assert not (mode == "" and there), "what was there was replaced unasked"
         if done.code == -signal.SIGKILL:
             return
         left = [path.name for path in self.folder.rglob(f"{name}.*") if ".tmp" in path.name or ".lock" in path.name]
         assert not left and not list(self.folder.glob(f"{name}.state/*.tmp")), left
-        if done.code == 75 and "nothing is lost" in done.said:
+        if done.code == 75 and "nothing is lost" in done.output:
             return
-        meta = json.loads(weights.with_suffix(".json").read_text("utf-8"))
+        meta = json.loads(path.with_suffix(".json").read_text("utf-8"))
         step = STEPS[run] if done.code == 0 else meta["step"]
-        assert meta["step"] == step and digest(torch.load(weights, weights_only=True)) == steps[step][0]
+        assert meta["step"] == step and actual == steps[step][0]
         assert meta["flags"]["learning_rate"] == RATES.get(run, 1e-3)
-        if (self.folder / f"{name}.state").exists() or "finished" not in done.said:
-            values = tensors(self.folder / f"{name}.state")
-            assert all(torch.equal(values[key], steps[step][1][key]) for key in steps[step][1].keys() | values.keys())
-        found = rows(self.folder / f"{name}.metrics.jsonl")
+        if (self.folder / f"{name}.state").exists() or "finished" not in done.output:
+            assert same(tensors(self.folder / f"{name}.state"), steps[step][1])
+        metrics = rows(self.folder / f"{name}.metrics.jsonl")
         if run == "flat-longer":  # where it ended first, it was validated
-            found = [{key: row[key] for key in row if row["step"] != 6 or key in log[3]} for row in found]
-        assert found == [row for row in log if row["step"] <= step], "log"
+            metrics = [{key: row[key] for key in row if row["step"] != 6 or key in log[3]} for row in metrics]
+        assert metrics == [row for row in log if row["step"] <= step], "log"
 
-    def judge_refusal(self, run, name, how, done, before):
-        """With a reason that is true, and nothing was changed."""
+    def judge_refusal(self, run, name, mode, done, before):
+        """Check that the reason is true, and that no file was changed."""
         files, newest, there = before
-        said = done.said.strip().splitlines()[-1]
-        assert said.startswith("error: "), done.said
-        if how == "":
-            assert there and "is there already" in said, said
-        elif how == "--overwrite":
-            raise AssertionError(said)
-        elif how == "--resume" and "belongs to another run" in said:
-            assert newest and self.differs(run, *newest), (said, newest)
-        elif how == "--resume":
-            assert "no whole state" in said and not newest, said
-        assert (contents(self.folder) if self.folder.exists() else {}) == files, (
-            "a refused start changed what was there"
-        )
+        error = done.output.strip().splitlines()[-1]
+        assert error.startswith("error: "), done.output
+        if mode == "":
+            assert there and "is there already" in error, error
+        elif mode == "--overwrite":
+            raise AssertionError(error)
+        elif mode == "--resume" and "belongs to another run" in error:
+            assert newest and self.differs(run, *newest), (error, newest)
+        elif mode == "--resume":
+            assert "no whole state" in error and not newest, error
+        assert contents(self.folder) == files, "a refused start changed a file"
 
     def differs(self, run, identity, step):
         rate = RATES.get(run, 1e-3)
@@ -278,7 +256,7 @@ class Sequences(RuleBasedStateMachine):
 
 
 @pytest.mark.faults
-def test_whatever_is_done_to_a_run_it_ends_right_or_is_refused_with_a_reason(home, calm):
+def test_run_ends_right_or_is_refused_whatever_is_done_to_it(home, calm):
     Sequences.home, Sequences.calm = home, calm
     many = int(os.environ.get("SEQUENCES", 200))
     run_state_machine_as_test(
@@ -287,45 +265,22 @@ def test_whatever_is_done_to_a_run_it_ends_right_or_is_refused_with_a_reason(hom
     )
 
 
-# Each a list of (rule, what it is given).
-SHORT = {
-    "overwritten, killed before its weights are there": [
-        ("start", dict(run="slow", name="a", how="", free=(2, 2), fate=None)),
-        ("start", dict(run="fast", name="a", how="", free=(2, 2), fate=None)),
-        (
-            "start",
-            dict(
-                run="fast",
-                name="a",
-                how="--overwrite",
-                free=(0, 1),
-                fate=("at_a_place", (PLACES.index("save_weights"), 1), signal.SIGKILL),
-            ),
-        ),
-    ],
-    "started again while it saves, stopped, moved, gone on under another name": [
-        (
-            "start_twice",
-            dict(
-                run="slow",
-                name="a",
-                how="",
-                free=(2, 2),
-                place=(PLACES.index("write"), 1),
-                second=[("fast", "--overwrite")],
-                last=signal.SIGTERM,
-            ),
-        ),
-        ("move", {}),
-        ("resume_from", dict(run="slow", name="b.1", free=(2, 2), fate=None, source="a", step=0)),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", SHORT)
-def test_two_of_these_sequences(name, home, calm):
+@pytest.fixture
+def sequence(home, calm):
     Sequences.home, Sequences.calm = home, calm
     sequence = Sequences()
-    for rule_name, given in SHORT[name]:
-        getattr(sequence, rule_name)(**given)
+    yield sequence
     sequence.teardown()
+
+
+def test_overwriting_run_killed_before_its_weights_ends_right(sequence):
+    sequence.start("slow", "a", "", (2, 2), None)
+    sequence.start("fast", "a", "", (2, 2), None)
+    sequence.start("fast", "a", "--overwrite", (0, 1), partial(signal_at, "save_weights", 1, signal.SIGKILL))
+
+
+def test_moved_run_stopped_in_a_save_resumes_under_another_name(sequence):
+    """It is started again while it saves, too."""
+    sequence.start_twice("slow", "a", "", (2, 2), ("write", 1), [("fast", "--overwrite")], signal.SIGTERM)
+    sequence.move()
+    sequence.resume_from("slow", "b.1", (2, 2), None, "a", 0)

@@ -1,21 +1,15 @@
-"""The marker `faults` means the same here as in tests/faults."""
-
-import os
+"""A working folder with the results of a run that was never disturbed."""
 
 import pytest
-from started import TINY, go, write_data
-
-
-def pytest_collection_modifyitems(items):
-    if not os.environ.get("ALL_FAULTS"):
-        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+from factories import write_corpus
+from forked import run_stage
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A folder with data and, in whole/, what a run leaves that nothing happened to."""
+    """Return a folder with data and, in whole/, the results of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("runs")
-    write_data(folder)
-    done = go(folder, "--save_dir", "whole", flags=TINY)
-    assert done.code == 0, done.said
+    write_corpus(folder, 60)
+    done = run_stage(folder, "--save_dir", "whole")
+    assert done.code == 0, done.output
     return folder

@@ -7,9 +7,20 @@ import os
 import shutil
 import subprocess
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
-from started import begin, end, go, wait_for, weights
+from forked import (
+    PHASES,
+    die_before_json,
+    die_before_write,
+    finish,
+    forbid_rmtree,
+    pause_at,
+    run_stage,
+    start_paused,
+    weight_bytes,
+)
 
 from engine.stage import lock
 
@@ -19,27 +30,24 @@ def contents(folder):
 
 
 def test_two_starts_at_once_are_one_run_and_a_refusal(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    first = begin(home, "--save_dir", str(tmp_path), prepare="in_save")
-    wait_for(home / "there", first)
+    first = start_paused(home, "--save_dir", str(tmp_path), prepare=partial(pause_at, "write", 1))
     for how in ([], ["--overwrite"], ["--resume"]):
-        second = go(home, "--save_dir", str(tmp_path), *how)
-        assert second.code == 2 and f"process {first.pid} on " in second.said, second.said
-    done = end(first)
-    assert done.code == 0 and "not saved" not in done.said, done.said
-    assert weights(tmp_path) == weights(home / "whole")
+        second = run_stage(home, "--save_dir", str(tmp_path), *how)
+        assert second.code == 2 and f"process {first.pid} on " in second.output, second.output
+    (home / "continue").touch()
+    done = finish(first)
+    assert done.code == 0 and "not saved" not in done.output, done.output
+    assert weight_bytes(tmp_path) == weight_bytes(home / "whole")
     assert not (tmp_path / "pretrain.lock").exists()
 
 
 def test_a_lock_that_a_killed_run_left_holds_nobody_up(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    process = begin(home, "--save_dir", str(tmp_path), prepare="in_step")
-    wait_for(home / "there", process)
+    process = start_paused(home, "--save_dir", str(tmp_path), prepare=PHASES["in_step"])
     process.kill()
     process.join()
     assert (tmp_path / "pretrain.lock").exists()
-    assert go(home, "--save_dir", str(tmp_path), "--resume").code == 0
-    assert weights(tmp_path) == weights(home / "whole")
+    assert run_stage(home, "--save_dir", str(tmp_path), "--resume").code == 0
+    assert weight_bytes(tmp_path) == weight_bytes(home / "whole")
 
 
 def test_a_lock_of_another_machine_is_honoured_and_the_file_to_delete_is_named(tmp_path):
@@ -101,10 +109,10 @@ def test_a_disk_without_locks_is_judged_by_the_process_number(tmp_path, monkeypa
 def test_weights_of_the_run_before_are_not_the_result_of_one_that_overwrote_it(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     here = ["--save_dir", str(tmp_path / "out"), "--learning_rate", "0.02", "--save_step", "0"]
-    assert go(home, *here, "--overwrite", prepare="dies_before_json").code == 137
-    assert go(home, *here, "--resume").code == 0
-    assert go(home, *here[2:], "--save_dir", str(tmp_path / "calm")).code == 0
-    assert weights(tmp_path / "out") == weights(tmp_path / "calm") != weights(home / "whole")
+    assert run_stage(home, *here, "--overwrite", prepare=die_before_json).code == 137
+    assert run_stage(home, *here, "--resume").code == 0
+    assert run_stage(home, *here[2:], "--save_dir", str(tmp_path / "calm")).code == 0
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "calm") != weight_bytes(home / "whole")
     assert json.loads((tmp_path / "out/pretrain.json").read_text("utf-8"))["flags"]["learning_rate"] == 0.02
 
 
@@ -124,46 +132,45 @@ def test_a_start_that_is_refused_renames_and_removes_nothing(home, flags, tmp_pa
     (tmp_path / "out/pretrain.state/00000009").mkdir()  # damaged
     (tmp_path / "out/pretrain.state/00000009/run.pt").touch()
     before = contents(tmp_path / "out")
-    done = go(home, "--save_dir", str(tmp_path / "out"), *(word.format(tmp_path / "out") for word in flags))
-    assert done.code == 2 and contents(tmp_path / "out") == before, done.said
+    done = run_stage(home, "--save_dir", str(tmp_path / "out"), *(word.format(tmp_path / "out") for word in flags))
+    assert done.code == 2 and contents(tmp_path / "out") == before, done.output
 
 
 def test_a_damaged_state_is_set_aside_when_the_run_goes_on(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     (tmp_path / "out/pretrain.state/00000006/run.pt").write_bytes(b"")
-    done = go(home, "--save_dir", str(tmp_path / "out"), "--resume")
-    assert done.code == 0 and "00000006 is now 00000006.aside1" in done.said, done.said
-    assert weights(tmp_path / "out") == weights(home / "whole")
+    done = run_stage(home, "--save_dir", str(tmp_path / "out"), "--resume")
+    assert done.code == 0 and "00000006 is now 00000006.aside1" in done.output, done.output
+    assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
 
 
 def test_states_that_overwrite_cannot_delete_are_an_error(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
-    done = go(home, "--save_dir", str(tmp_path / "out"), "--overwrite", prepare="overwrite_cannot_delete")
-    assert done.code == 2 and "pretrain.state" in done.said, done.said
-    assert weights(tmp_path / "out") == weights(home / "whole")
+    done = run_stage(home, "--save_dir", str(tmp_path / "out"), "--overwrite", prepare=forbid_rmtree)
+    assert done.code == 2 and "pretrain.state" in done.output, done.output
+    assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
 
 
 def test_a_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
     (tmp_path / "package.json").write_text('{"name": "shop"}')
     for how in ([], ["--overwrite"], ["--resume"]):
-        done = go(home, "--save_dir", str(tmp_path), "--name", "package", *how)
-        assert done.code == 2 and "not the .json of a run" in done.said, done.said
+        done = run_stage(home, "--save_dir", str(tmp_path), "--name", "package", *how)
+        assert done.code == 2 and "not the .json of a run" in done.output, done.output
     assert (tmp_path / "package.json").read_text() == '{"name": "shop"}'
 
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n == 20 else pytest.mark.faults) for n in range(1, 60)])
 def test_a_run_that_overwrites_may_be_killed_between_any_two_files(home, number, tmp_path):
     """It goes on and ends with its own bits, or is refused with a reason and its weights of before are there."""
-    (home / "die-before").write_text(str(number))
     shutil.copytree(home / "whole", tmp_path / "out")
     here = ["--learning_rate", "0.02", "--save_dir"]
     if not (home / "calm").exists():
-        assert go(home, *here, "calm").code == 0
-    killed = go(home, *here, str(tmp_path / "out"), "--overwrite", prepare="dies_before_a_write")
+        assert run_stage(home, *here, "calm").code == 0
+    killed = run_stage(home, *here, str(tmp_path / "out"), "--overwrite", prepare=partial(die_before_write, number))
     assert killed.code in (0, -9)
-    again = go(home, *here, str(tmp_path / "out"), "--resume")
+    again = run_stage(home, *here, str(tmp_path / "out"), "--resume")
     if again.code == 2:
-        assert "belongs to another run" in again.said or "no whole state" in again.said, again.said
-        assert weights(tmp_path / "out") == weights(home / "whole")
-        again = go(home, *here, str(tmp_path / "out"), "--overwrite")
-    assert again.code == 0 and weights(tmp_path / "out") == weights(home / "calm"), again.said
+        assert "belongs to another run" in again.output or "no whole state" in again.output, again.output
+        assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
+        again = run_stage(home, *here, str(tmp_path / "out"), "--overwrite")
+    assert again.code == 0 and weight_bytes(tmp_path / "out") == weight_bytes(home / "calm"), again.output

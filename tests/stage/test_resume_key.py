@@ -6,53 +6,53 @@ import shutil
 import signal
 
 import pytest
-from started import LATER, begin, end, go, wait_for, weights
+from forked import PHASES, finish, run_stage, start_paused, weight_bytes
 
 from engine.checkpoint.weights import load_model
 
 
 def test_another_parent_is_refused_by_name_and_a_moved_one_is_the_same(home, tmp_path):
     other = ["--save_dir", str(tmp_path), "--name", "other", "--seed", "7", "--max_steps", "3"]
-    assert go(home, *other).code == 0
+    assert run_stage(home, *other).code == 0
     shutil.copy(home / "whole/pretrain.pth", tmp_path / "moved.pth")
     shutil.copy(home / "whole/pretrain.json", tmp_path / "moved.json")
-    later = {"stage": "SFT", "flags": [*LATER, "--save_dir", str(tmp_path), "--max_minutes", "1e-9"]}
-    assert go(home, "--init_from", "whole/pretrain.pth", **later).code == 75
-    refused = go(home, "--resume", "--init_from", str(tmp_path / "other.pth"), **later)
-    assert refused.code == 2 and "parent was" in refused.said, refused.said
-    assert go(home, "--resume", "--init_from", str(tmp_path / "moved.pth"), **later).code == 75
+    later = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
+    assert run_stage(home, "--init_from", "whole/pretrain.pth", *later, stage="SFT").code == 75
+    refused = run_stage(home, "--resume", "--init_from", str(tmp_path / "other.pth"), *later, stage="SFT")
+    assert refused.code == 2 and "parent was" in refused.output, refused.output
+    assert run_stage(home, "--resume", "--init_from", str(tmp_path / "moved.pth"), *later, stage="SFT").code == 75
 
 
 def test_another_cost_of_the_tags_is_refused(home, tmp_path):
     here = ["--save_dir", str(tmp_path), "--init_from", "whole/pretrain.pth", "--data_path", "sft_512.jsonl"]
-    later = {"stage": "distill", "flags": [*LATER, *here, "--max_minutes", "1e-9"]}
-    assert go(home, **later).code == 75
-    refused = go(home, "--resume", "--tag_weight", "3", **later)
-    assert refused.code == 2 and "cost was" in refused.said, refused.said
+    here += ["--max_minutes", "1e-9"]
+    assert run_stage(home, *here, stage="distill").code == 75
+    refused = run_stage(home, *here, "--resume", "--tag_weight", "3", stage="distill")
+    assert refused.code == 2 and "cost was" in refused.output, refused.output
 
 
 def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path):
     here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
-    assert go(home, *here, "--val_fraction", "0.1").code == 75
-    refused = go(home, *here, "--val_fraction", "0", "--resume")
-    assert refused.code == 2 and "held_out was" in refused.said, refused.said
+    assert run_stage(home, *here, "--val_fraction", "0.1").code == 75
+    refused = run_stage(home, *here, "--val_fraction", "0", "--resume")
+    assert refused.code == 2 and "held_out was" in refused.output, refused.output
 
 
 def test_micro_batches_that_lay_documents_out_in_another_way_are_refused(home, tmp_path):
     """On the CPU the rows of a micro-batch are joined into one line, which documents fill."""
     here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
-    assert go(home, *here).code == 75
-    refused = go(home, *here, "--resume", "--batch_size", "4", "--accumulation_steps", "1")
-    assert refused.code == 2 and "row_len was 128, is 256" in refused.said, refused.said
+    assert run_stage(home, *here).code == 75
+    refused = run_stage(home, *here, "--resume", "--batch_size", "4", "--accumulation_steps", "1")
+    assert refused.code == 2 and "row_len was 128, is 256" in refused.output, refused.output
 
 
 def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    process = begin(home, "--save_dir", str(tmp_path), "--save_step", "0", "--eval_step", "0", prepare="in_step")
-    wait_for(home / "there", process)
+    process = start_paused(
+        home, "--save_dir", str(tmp_path), "--save_step", "0", "--eval_step", "0", prepare=PHASES["in_step"]
+    )
     os.kill(process.pid, signal.SIGTERM)
-    done = end(process)
-    assert done.code == 75 and "held-out figures are of step 0" in done.said, done.said
+    done = finish(process)
+    assert done.code == 75 and "held-out figures are of step 0" in done.output, done.output
     meta = json.loads((tmp_path / "pretrain.json").read_text("utf-8"))
     assert meta["step"] > meta["validated_at_step"] == 0
 
@@ -78,6 +78,6 @@ def test_a_json_that_no_run_wrote_beside_weights_is_one_line(home, content, tmp_
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(home, tmp_path):
-    while go(home, "--save_dir", str(tmp_path), "--resume", "--max_minutes", "1e-9").code == 75:
+    while run_stage(home, "--save_dir", str(tmp_path), "--resume", "--max_minutes", "1e-9").code == 75:
         pass
-    assert weights(tmp_path) == weights(home / "whole")
+    assert weight_bytes(tmp_path) == weight_bytes(home / "whole")

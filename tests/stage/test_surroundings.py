@@ -9,12 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
-from started import begin, end, go, wait_for, weights
+from forked import (
+    PHASES,
+    finish,
+    forbid_folder_sync,
+    forbid_rmtree,
+    forbid_shared_memory,
+    ignore_hangup,
+    run_stage,
+    start_paused,
+    weight_bytes,
+)
 
 from engine import console, files
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
-PHASES = ["in_cache", "before_step_1", "in_step", "in_save", "in_validation"]
 QUICK = [
     ("SIGTERM", "in_cache"),
     ("SIGHUP", "before_step_1"),
@@ -24,21 +33,19 @@ QUICK = [
 ]
 
 
-def stopped_and_resumed(home, kind, phase, tmp_path, output=""):
+def stopped_and_resumed(home, kind, phase, tmp_path, stdout=""):
     """Stop a run by a signal once it is in `phase`: code 75; the same command goes on and ends with the same bits."""
-    (home / "there").unlink(missing_ok=True)
     here = ["--save_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--resume"]
-    process = begin(home, *here, "--num_workers", "2", output=output, prepare=phase)
-    wait_for(home / "there", process)
+    process = start_paused(home, *here, "--num_workers", "2", stdout=stdout, prepare=PHASES[phase])
     os.kill(process.pid, getattr(signal, kind))
-    stopped = end(process, 15)
+    stopped = finish(process, 15)
     assert stopped.code == 75, stopped
     assert not (tmp_path / "out/pretrain.lock").exists()
     if phase.startswith("in_") and phase != "in_cache":
         assert list((tmp_path / "out/pretrain.state").glob("0*"))
-    done = go(home, *here)
-    assert done.code == 0, done.said
-    assert weights(tmp_path / "out") == weights(home / "whole")
+    done = run_stage(home, *here)
+    assert done.code == 0, done.output
+    assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
 
 
 @pytest.mark.parametrize("kind, phase", QUICK)
@@ -55,22 +62,19 @@ def test_every_signal_in_every_phase(home, kind, phase, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("output", ["gone", "full", "closed"])
-def test_a_signal_in_every_phase_with_nobody_to_tell_it_to(home, output, phase, tmp_path):
-    stopped_and_resumed(home, "SIGTERM", phase, tmp_path, output)
+@pytest.mark.parametrize("stdout", ["gone", "full", "closed"])
+def test_a_signal_in_every_phase_with_nobody_to_tell_it_to(home, stdout, phase, tmp_path):
+    stopped_and_resumed(home, "SIGTERM", phase, tmp_path, stdout)
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    process = begin(home, "--save_dir", str(tmp_path), prepare="ignores_hangup in_step")
-    wait_for(home / "there", process)
+    process = start_paused(home, "--save_dir", str(tmp_path), prepare=ignore_hangup)
     os.kill(process.pid, signal.SIGHUP)
-    assert end(process).code == 0
+    assert finish(process).code == 0
 
 
 def test_the_processes_of_a_cache_end_with_the_one_that_began_them(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    process = begin(
+    process = start_paused(
         home,
         "--cache_dir",
         str(tmp_path / "cache"),
@@ -78,9 +82,8 @@ def test_the_processes_of_a_cache_end_with_the_one_that_began_them(home, tmp_pat
         str(tmp_path),
         "--num_workers",
         "2",
-        prepare="in_cache",
+        prepare=PHASES["in_cache"],
     )
-    wait_for(home / "there", process)
     children = list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
     assert len(children) == 2
     process.kill()
@@ -93,10 +96,10 @@ def test_the_processes_of_a_cache_end_with_the_one_that_began_them(home, tmp_pat
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("output", ["gone", "full", "closed"])
-def test_a_run_that_can_tell_nobody_ends_as_any_other(home, output, tmp_path):
-    assert go(home, "--save_dir", str(tmp_path), output=output).code == 0
-    assert weights(tmp_path) == weights(home / "whole")
+@pytest.mark.parametrize("stdout", ["gone", "full", "closed"])
+def test_a_run_that_can_tell_nobody_ends_as_any_other(home, stdout, tmp_path):
+    assert run_stage(home, "--save_dir", str(tmp_path), stdout=stdout).code == 0
+    assert weight_bytes(tmp_path) == weight_bytes(home / "whole")
 
 
 def test_a_pipe_that_closes_while_python_exits_keeps_the_code(tmp_path):
@@ -114,7 +117,7 @@ def test_a_stream_that_cannot_write_a_letter_writes_its_escape():
 
 
 def test_folders_that_cannot_be_synced_cost_nothing_and_a_failing_disk_is_told(home, tmp_path, monkeypatch):
-    assert go(home, "--save_dir", str(tmp_path), prepare="no_folder_sync").code == 0
+    assert run_stage(home, "--save_dir", str(tmp_path), prepare=forbid_folder_sync).code == 0
 
     def fails(descriptor):
         raise OSError(5, "Input/output error")
@@ -125,13 +128,13 @@ def test_folders_that_cannot_be_synced_cost_nothing_and_a_failing_disk_is_told(h
 
 
 def test_an_old_state_that_cannot_be_deleted_is_named_and_the_new_one_is_saved(home, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path), "--save_step", "2", "--keep", "1", prepare="old_states_stay")
-    assert done.code == 0 and "00000002 is no longer needed and cannot be deleted" in done.said, done.said
-    assert "was not saved" not in done.said and (tmp_path / "pretrain.state/00000006").is_dir()
+    done = run_stage(home, "--save_dir", str(tmp_path), "--save_step", "2", "--keep", "1", prepare=forbid_rmtree)
+    assert done.code == 0 and "00000002 is no longer needed and cannot be deleted" in done.output, done.output
+    assert "was not saved" not in done.output and (tmp_path / "pretrain.state/00000006").is_dir()
 
 
 def test_without_shared_memory_one_process_encodes_and_says_so(home, tmp_path):
-    done = go(
+    done = run_stage(
         home,
         "--save_dir",
         str(tmp_path),
@@ -139,31 +142,29 @@ def test_without_shared_memory_one_process_encodes_and_says_so(home, tmp_path):
         str(tmp_path / "cache"),
         "--num_workers",
         "2",
-        prepare="no_shared_memory",
+        prepare=forbid_shared_memory,
     )
-    assert done.code == 0 and "/dev/shm" in done.said and "one process encodes" in done.said, done.said
+    assert done.code == 0 and "/dev/shm" in done.output and "one process encodes" in done.output, done.output
 
 
 def test_a_log_without_a_terminal_has_lines(home, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path))
-    assert "\r" not in done.said
-    assert any(line.startswith("pretrain step 2 of 6: loss ") for line in done.said.splitlines()), done.said
+    done = run_stage(home, "--save_dir", str(tmp_path))
+    assert "\r" not in done.output
+    assert any(line.startswith("pretrain step 2 of 6: loss ") for line in done.output.splitlines()), done.output
 
 
 def test_a_results_folder_that_is_removed_meanwhile_is_made_again(home, tmp_path):
-    (home / "there").unlink(missing_ok=True)
-    process = begin(home, "--save_dir", str(tmp_path / "out"), "--save_step", "0", prepare="in_step")
-    wait_for(home / "there", process)
+    process = start_paused(home, "--save_dir", str(tmp_path / "out"), "--save_step", "0", prepare=PHASES["in_step"])
     subprocess.run(["rm", "-r", str(tmp_path / "out")], check=True)
-    assert end(process).code == 0
-    assert weights(tmp_path / "out") == weights(home / "whole")
+    assert finish(process).code == 0
+    assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
     logs = [(folder / "pretrain.metrics.jsonl").read_bytes() for folder in (tmp_path / "out", home / "whole")]
     assert logs[0].count(b"\n") == logs[1].count(b"\n") > 3
 
 
 def test_names_that_are_not_utf8_are_names(home, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path / "out\udcff"))
-    assert done.code == 0, done.said
+    done = run_stage(home, "--save_dir", str(tmp_path / "out\udcff"))
+    assert done.code == 0, done.output
     assert json.loads((tmp_path / "out\udcff/pretrain.json").read_bytes())["flags"]["save_dir"].endswith("out\udcff")
 
 
@@ -186,7 +187,7 @@ def test_a_rank_left_in_the_environment_is_named(given, monkeypatch):
 
 
 def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
-    done = go(
+    done = run_stage(
         home,
         "--save_dir",
         str(tmp_path),
@@ -199,7 +200,9 @@ def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
         "--eval_step",
         "0",
     )
-    assert done.code == 2 and "overflowed and were skipped" in done.said and "Traceback" not in done.said, done.said
+    assert done.code == 2 and "overflowed and were skipped" in done.output and "Traceback" not in done.output, (
+        done.output
+    )
     rows = (tmp_path / "pretrain.metrics.jsonl").read_text("utf-8").splitlines()
     assert json.loads(rows[-1], parse_constant=pytest.fail)["skipped_steps"] > 0
 
@@ -212,6 +215,6 @@ def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
     ],
 )
 def test_weights_that_are_no_numbers_end_the_run_with_one_line_and_are_not_saved(home, flags, tmp_path):
-    done = go(home, "--save_dir", str(tmp_path), "--warmup_iters", "0", *flags)
-    assert done.code == 2 and "not finite" in done.said and "Traceback" not in done.said, done.said
+    done = run_stage(home, "--save_dir", str(tmp_path), "--warmup_iters", "0", *flags)
+    assert done.code == 2 and "not finite" in done.output and "Traceback" not in done.output, done.output
     assert not (tmp_path / "pretrain.pth").exists()
