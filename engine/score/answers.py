@@ -76,8 +76,8 @@ def score_turns(
     said = complete(model, prompts, max_new_tokens=limits, end_id=dataset.eos, temperature=0)
     for item, record, limit, ids in zip(items, fits, limits, said, strict=True):
         answer = tokenizer.decode(ids, skip_special_tokens=False)
-        marks = answer_matching.judge(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
-        if answer_matching.is_thought(item.reference):
+        marks = answer_matching.score_answer(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
+        if answer_matching.has_thought(item.reference):
             marks["thinking_tokens"] = len(tokenizer.encode(split_reasoning(answer)[0]).ids)
         record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
         luck = float(answer_matching.answer_key(item.reference) == frequent)

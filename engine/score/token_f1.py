@@ -1,4 +1,4 @@
-"""How many words two texts share: token F1, as in SQuAD where that is defined."""
+"""Token F1: the word overlap of two texts, as in SQuAD (arXiv:1606.05250) where that is defined."""
 
 import re
 import unicodedata
@@ -9,35 +9,38 @@ _NUMBER_WORD = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\
 _SINGLE = re.compile(rf"[{_CJK}]")
 
 
-def _spelt(text: str) -> str:
-    """Text without its punctuation: in ASCII it is deleted, as SQuAD does, elsewhere it parts words; signs and emoji
-    are words."""
-    pieces = []
+def _split_words(text: str) -> list[str]:
+    """Split at spaces and punctuation; ASCII punctuation is deleted, as in SQuAD; signs and emoji are words."""
+    spaced = ""
     for character in text:
-        kind = unicodedata.category(character)
-        if character.isascii() and kind[0] in "PS":
+        category = unicodedata.category(character)
+        if character.isascii() and category[0] in "PS":
             continue
-        single = kind in ("So", "Sm", "Sc") or _SINGLE.match(character)
-        pieces.append(" " if kind[0] == "P" else f" {character} " if single else character)
-    return "".join(pieces)
+        if category in ("So", "Sm", "Sc") or _SINGLE.match(character):
+            character = f" {character} "
+        elif category[0] == "P":
+            character = " "
+        spaced += character
+    return spaced.split()
 
 
 def words(text: str) -> list[str]:
-    """Words of scripts with spaces, single characters of Chinese, numbers whole (-1,234.5 is "-1234.5"); no case."""
-    text, found, end = unicodedata.normalize("NFKC", text).casefold(), [], 0
+    """Split into words, Chinese characters and whole numbers (-1,234.5 is "-1234.5"), in lower case."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    result, end = [], 0
     for match in _NUMBER_WORD.finditer(text):
-        found += [*_spelt(text[end : match.start()]).split(), match[0].replace(",", "")]
+        result += [*_split_words(text[end : match.start()]), match[0].replace(",", "")]
         end = match.end()
-    return found + _spelt(text[end:]).split()
+    return result + _split_words(text[end:])
 
 
-def token_f1(given: str, wanted: str) -> float:
-    """Harmonic mean of precision and recall over `words`.
+def token_f1(prediction: str, reference: str) -> float:
+    """Return the harmonic mean of precision and recall over `words`.
 
-    SQuAD's F1 (arXiv:1606.05250) but for four things: "a", "an" and "the" count, numbers are whole words, Chinese goes
+    It differs from SQuAD's F1 in four points: "a", "an" and "the" count, numbers are whole words, Chinese is compared
     by character, and punctuation and signs beyond ASCII are known.
     """
-    ours, theirs = words(given), words(wanted)
-    if not ours or not theirs:
-        return float(ours == theirs)
-    return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))
+    left, right = words(prediction), words(reference)
+    if not left or not right:
+        return float(left == right)
+    return 2 * (Counter(left) & Counter(right)).total() / (len(left) + len(right))

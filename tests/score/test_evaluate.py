@@ -4,7 +4,6 @@ import json
 import math
 import re
 import socket
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from engine import flags
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.export import hugging_face
 from engine.generate.engine import complete
-from engine.score import answer_matching, evaluate, multiple_choice, statistics
+from engine.score import evaluate, multiple_choice, statistics
 from engine.score.loglikelihood import language, windows
 from engine.score.records import Settings, read_items
 from engine.tokenizer import fingerprint, load_tokenizer
@@ -71,114 +70,6 @@ def script(monkeypatch, said):
 
     monkeypatch.setattr("engine.score.answers.complete", answers)
     return seen
-
-
-# -------------------------------------------------------------------------------------------------- judging
-
-
-@pytest.mark.parametrize(
-    "answer, well_formed, correct",
-    [
-        (GOOD, True, True),
-        (f"\n{GOOD} ", True, True),
-        (GOOD.replace("汪晴晴", "汪晴晴。"), True, True),
-        (GOOD.replace("汪晴晴", "许朵朵"), True, False),
-        (GOOD + "完", False, True),
-        ("<answer>汪晴晴</answer>", False, True),
-        (GOOD + GOOD, False, True),
-        ("<think>" + GOOD, False, True),
-        ("汪晴晴", False, True),
-        ("", False, False),
-        ("<answer>汪晴晴</answer><think>想</think>", False, False),
-        (GOOD.removesuffix("</answer>"), False, False),
-    ],
-)
-def test_a_thought_is_judged_by_its_form_and_by_its_answer(answer, well_formed, correct):
-    assert answer_matching.judge(answer, GOOD) == {"well_formed": well_formed, "correct": correct}
-
-
-def test_a_plain_answer_must_be_exact_but_for_the_space_around_it():
-    assert answer_matching.judge(" 是 \n", "是")["exact"] == 1
-    assert answer_matching.judge("是。", "是")["exact"] == 0
-
-
-@pytest.mark.parametrize(
-    "given, wanted",
-    [
-        ("1,234", "1234"),
-        ("$1234.00", "1234"),
-        ("０．５", "1/2"),
-        ("-3", "−3"),
-        ("43.", "The answer is 43."),
-        (r"so \boxed{\frac{3}{4}}", "0.75"),
-        (r"\boxed{汪{晴}晴}", "汪{晴}晴"),
-        ("12 apples", "12"),
-        ("50 %", "50%"),
-        (r"$3840\text{g}$", "3840 g"),
-        ("B", "(B)"),
-        ("(b).", "答案是 B。"),
-        ("答案为：B", "B: $7$"),
-        ("B：$68$", "B"),
-        ("The answer is (G).", "g"),
-        ("选C", "C"),
-        ("ABD", "答案是 ABD。"),
-        ("Yes", "The answer is yes."),
-        ("三 七", "三七"),
-    ],
-)
-def test_equivalent_answers_are_correct(given, wanted):
-    assert answer_matching.answers_match(given, wanted)
-    assert answer_matching.answers_match(wanted, given)
-
-
-@pytest.mark.parametrize(
-    "given, wanted",
-    [
-        ("1234", "12345"),
-        ("0.5", "1/3"),
-        ("50%", "0.5"),
-        ("3", "-3"),
-        ("12 apples", "12 pears"),
-        ("not 42", "42"),
-        ("A", "B"),
-        ("A: $7$", "B: $7$"),
-        ("AB", "ABD"),
-        ("A dog", "A"),
-        ("", "B"),
-        ("answer", "B"),
-        ("三七", "37"),
-        ("1/0", "1"),
-        ("9" * 5000, "9"),
-        ("选举", "举"),
-        (r"\boxed{4", "4"),
-        ("4 or 5", "4"),
-    ],
-)
-def test_another_answer_is_wrong(given, wanted):
-    assert not answer_matching.answers_match(given, wanted)
-    assert not answer_matching.answers_match(wanted, given)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.fractions(-(10**6), 10**6, max_denominator=40))
-def test_a_number_is_read_as_python_reads_it(value):
-    assert answer_matching.number(answer_matching.normalised(str(value))) == (value, "")
-    assert answer_matching.number(f"{value.numerator:,}") == (Fraction(value.numerator), "")
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_no_text_breaks_the_judge_and_every_text_is_its_own_answer(text, other):
-    assert answer_matching.answers_match(text, text)
-    assert answer_matching.answers_match(text, other) in (True, False)
-    assert 0 <= answer_matching.token_f1(text, other) == answer_matching.token_f1(other, text) <= 1
-
-
-def test_token_f1_counts_chinese_by_character_and_english_by_word():
-    assert answer_matching.token_f1("The red boat", "the boat!") == pytest.approx(2 * 2 / 5)
-    assert answer_matching.token_f1("红色的船", "红船") == pytest.approx(2 * 2 / 6)
-    assert answer_matching.token_f1("a a a", "a b") == pytest.approx(2 * 1 / 5)
-    assert answer_matching.token_f1("", "。") == 1 != answer_matching.token_f1("", "船")
 
 
 # ---------------------------------------------------------------------------------------------------- texts
