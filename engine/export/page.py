@@ -19,13 +19,14 @@ from dataset import DEFAULT_SYSTEM
 from engine.checkpoint.weights import check_parameters_known, full_state_dict, open_checkpoint
 from engine.files import atomic_write
 from engine.generate.fast_decoder import quantize_per_row
+from engine.options import ROAD, weights_of
 from engine.reasoning import TAGS
 from engine.talk.terminal import SUGGESTIONS
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, rope_frequencies
 
 PROGRAM = Path(__file__).with_name("page")
-WEIGHTS = ("int8", "float16")
+WEIGHT_DTYPES = ("int8", "float16")
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len", "norm_eps")
 
 
@@ -131,6 +132,17 @@ def assemble(data: dict, weights: list[bytes]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], source["page.html"])  # one pass: parts stay as are
 
 
+def find_stages(save_dir: str, names: list[str]) -> dict[str, Path]:
+    """Return {stage: .pth} of the stages that are named, or of all that `save_dir` has a checkpoint of."""
+    if names:
+        return {name: weights_of(save_dir, name) for name in names}
+    paths = {name: weights_of(save_dir, name) for name in ROAD}
+    paths = {name: path for name, path in paths.items() if path.is_file()}
+    if not paths:
+        raise ValueError(f"{save_dir}: no stage's checkpoint there; train one with: {ROAD['pretrain']}")
+    return paths
+
+
 def write_page(
     checkpoints: dict[str, Path],
     tokenizer_dir: str | Path,
@@ -151,8 +163,8 @@ def write_page(
         raise ValueError(f"{target}: a page must end in .html")
     if target.exists():
         raise ValueError(f"{target}: there already; name another, nothing is overwritten")
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r} must be one of {', '.join(WEIGHTS)}")
+    if weights not in WEIGHT_DTYPES:
+        raise ValueError(f"weights={weights!r} must be one of {', '.join(WEIGHT_DTYPES)}")
     tokenizer = load_tokenizer(tokenizer_dir)
     data, contents = {"tokenizer": describe_tokenizer(tokenizer, tokenizer_dir), "models": [], "served": served}, []
     for name, path in checkpoints.items():

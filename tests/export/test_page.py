@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     stages = {"SFT": leave(folder, "SFT"), "pretrain": leave(folder, "pretrain", seed=1)}
     odd = {"distill": leave(folder, "distill", **ODD)}
-    for kind in chat_page.WEIGHTS:
+    for kind in chat_page.WEIGHT_DTYPES:
         chat_page.write_page(stages, TOKENIZER, folder / f"SFT_{kind}.html", kind)
         chat_page.write_page(odd, TOKENIZER, folder / f"distill_{kind}.html", kind)
     return folder
@@ -153,7 +153,7 @@ def odd_texts(count: int) -> list[str]:
 
 
 @needs_node
-@pytest.mark.parametrize("kind", chat_page.WEIGHTS)
+@pytest.mark.parametrize("kind", chat_page.WEIGHT_DTYPES)
 @pytest.mark.parametrize("name", ["SFT", "distill"])
 def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kind, name):
     ids = some_ids(60)
