@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.generate.detokenizer import TextStream
 from engine.generate.fast_decoder import Decoder
 from engine.generate.kv_cache import KVCache, PackedPrompts
-from engine.generate.sampling import Sampling, choose
+from engine.generate.sampling import Sampling, sample_next_tokens
 from model import SpongeBob, compute_dtype
 
 MAX_PREFILL_TOKENS = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
@@ -182,7 +182,7 @@ class GenerationEngine:
             for row, request in enumerate(self.running):
                 said[row, request.ids] = True
         chances = torch.tensor([[request.uniform()] for request in self.running])
-        chosen = choose(logits, settings, chances, said).tolist()
+        chosen = sample_next_tokens(logits, settings, chances, said).tolist()
         logprobs: list[TokenLogprob | None] = [None] * len(chosen)
         for row, request in enumerate(self.running):
             if request.top_logprobs is not None:

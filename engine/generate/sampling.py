@@ -1,4 +1,4 @@
-"""Logits -> the next tokens, as pure functions: penalties, a distribution, a draw.
+"""Sample the next token of every request from logits, as pure functions.
 
 Shapes: B requests, each with its own settings; V vocabulary
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.flags import Flags, flag
 
-FEW = 128  # candidates that are looked at before the whole vocabulary is
+NUM_CANDIDATES = 128  # most probable tokens that are sorted; the whole vocabulary only if these do not suffice
 
 
 # Beyond these bounds float32 overflows, and one request would stop all others of its batch.
@@ -32,85 +32,136 @@ class Sampling(Flags):
 
     @property
     def greedy(self) -> bool:
+        """True if the most probable token is always taken."""
         return self.temperature < 1e-6 or self.top_k == 1  # logits divided by less would overflow
 
     @property
     def has_penalties(self) -> bool:
+        """True if tokens of the answer are penalized."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 
-def apply_penalties(logits: Tensor, said: Tensor, repetition: Tensor, presence: Tensor) -> Tensor:
-    """Logits (B, V) in which tokens that were `said` (B, V) are less likely; both penalties (B, 1).
+def apply_penalties(logits: Tensor, generated_mask: Tensor, repetition: Tensor, presence: Tensor) -> Tensor:
+    """Make tokens that the answer already holds less likely.
 
-    Repetition (arXiv:1909.05858) divides a positive logit and multiplies a negative one, presence is subtracted. What
-    was said is the answer so far: the prompt holds the end mark that the answer needs.
+    The prompt does not count: it holds the end token that the answer needs.
+
+    Args:
+        logits: Logits, (B, V) float32.
+        generated_mask: True for the tokens of the answer so far, (B, V) bool.
+        repetition: Divides positive logits and multiplies negative ones (arXiv:1909.05858), (B, 1).
+        presence: Nats subtracted from the logits, (B, 1).
+
+    Returns:
+        The penalized logits, (B, V).
     """
-    weakened = torch.where(logits > 0, logits / repetition, logits * repetition) - presence
-    return torch.where(said, weakened, logits)
+    penalized = torch.where(logits > 0, logits / repetition, logits * repetition) - presence
+    return torch.where(generated_mask, penalized, logits)
 
 
-def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Probabilities (B, V) after temperature, then top_k, top_p and min_p, each (B, 1); 0, 1 and 0 switch these off.
+def filtered_probs(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Compute the probabilities to sample from: temperature first, then top_k, top_p and min_p.
 
-    Exactly top_k tokens are kept: bfloat16 logits are often equal, and equals beyond the k-th are left out. top_p
-    counts what top_k has kept as the whole, and keeps the token that crosses it.
+    Args:
+        logits: Logits, (B, V) float32.
+        temperature: Divisor of the logits, above 0, (B, 1).
+        top_k: Number of tokens to keep, (B, 1); 0 disables it. Exactly so many are kept: bfloat16 logits are often
+            equal, and ties beyond the k-th token are left out.
+        top_p: Share of what top_k keeps, (B, 1); 1 disables it. The token that crosses it is kept.
+        min_p: Least probability as a share of the largest, (B, 1); 0 disables it.
+
+    Returns:
+        Probabilities, (B, V); they sum to 1 in each row.
     """
-    probabilities = (logits / temperature).softmax(-1)
+    probs = (logits / temperature).softmax(-1)
     if not ((top_k > 0) | (top_p < 1) | (min_p > 0)).any():
-        return probabilities
-    ordered, order = likeliest(probabilities, top_k, top_p, min_p)
+        return probs
+    ordered, ids = top_candidates(probs, top_k, top_p, min_p)
     ranks = torch.arange(ordered.shape[-1], device=logits.device)
     ordered = ordered.masked_fill((ranks >= top_k) & (top_k > 0), 0)
     ordered = torch.where(top_k > 0, ordered / ordered.sum(-1, keepdim=True), ordered)
     ordered = ordered.masked_fill((ordered.cumsum(-1) - ordered > top_p) & (top_p < 1), 0)
     ordered = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0)
-    return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
+    return torch.zeros_like(probs).scatter(-1, ids, ordered / ordered.sum(-1, keepdim=True))
 
 
-def likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities from the largest down and their ids, (B, FEW) where no row keeps more than that, else (B, V).
+def top_candidates(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the candidates of every row by probability, ties by id.
 
-    To sort a whole vocabulary takes longer than a small model. Of equals that were found the lower id comes first.
+    Sorting a whole vocabulary takes longer than one step of a small model.
+
+    Args:
+        probs: Probabilities, (B, V).
+        top_k: As in filtered_probs, (B, 1).
+        top_p: As in filtered_probs, (B, 1).
+        min_p: As in filtered_probs, (B, 1).
+
+    Returns:
+        Probabilities in descending order and their ids, (B, NUM_CANDIDATES) if no row keeps more, else (B, V).
     """
-    few = min(FEW, probabilities.shape[-1])
-    order = probabilities.topk(few, sorted=False).indices.sort(-1).values
-    ordered, places = probabilities.gather(-1, order).sort(stable=True, dim=-1, descending=True)
+    count = min(NUM_CANDIDATES, probs.shape[-1])
+    ids = probs.topk(count, sorted=False).indices.sort(-1).values
+    ordered, order = probs.gather(-1, ids).sort(stable=True, dim=-1, descending=True)
     reached = (ordered.sum(-1, keepdim=True) > top_p) | (ordered[:, -1:] < min_p * ordered[:, :1])
-    if torch.where(top_k > 0, top_k <= few, reached).all():
-        return ordered, order.gather(-1, places)
-    return probabilities.sort(stable=True, dim=-1, descending=True)
+    if torch.where(top_k > 0, top_k <= count, reached).all():
+        return ordered, ids.gather(-1, order)
+    return probs.sort(stable=True, dim=-1, descending=True)
 
 
-def largest(logits: Tensor) -> Tensor:
-    """The ids (B,) of the largest logits (B, V), or of a NaN. On a CPU by NumPy, in a sixth of the time of torch."""
+def argmax_tokens(logits: Tensor) -> Tensor:
+    """Return the ids (B,) int64 of the largest logits (B, V), or of a NaN.
+
+    On a CPU NumPy takes a sixth of torch's time.
+    """
     return torch.from_numpy(logits.detach().numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
 
 
-def draw(probabilities: Tensor, chances: Tensor) -> Tensor:
-    """The ids (B,) at which the summed probabilities (B, V) pass `chances` (B, 1), which are uniform in [0, 1)."""
-    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # which MPS does not have
-    sums = probabilities.cumsum(-1, dtype=wide)
-    # Divided by the whole, the last sum is 1 exactly: the id exists, and its probability is not 0.
-    return torch.searchsorted(sums / sums[:, -1:], chances.to(wide), right=True).squeeze(-1)
+def sample_from_probs(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample one id per row by inverting the cumulative distribution, in float64 (float32 on MPS).
+
+    Args:
+        probs: Non-negative weights, (B, V); rows need not sum to 1.
+        uniforms: One random number in [0, 1) per row, (B, 1).
+
+    Returns:
+        Token ids, (B,) int64, each with a weight above 0.
+    """
+    dtype = torch.float32 if probs.device.type == "mps" else torch.float64  # which MPS does not have
+    sums = probs.cumsum(-1, dtype=dtype)
+    # Divided by the total, the last sum is exactly 1: the id exists, and its probability is not 0.
+    return torch.searchsorted(sums / sums[:, -1:], uniforms.to(dtype), right=True).squeeze(-1)
 
 
-def choose(logits: Tensor, settings: Sequence[Sampling], chances: Tensor, said: Tensor | None = None) -> Tensor:
-    """The next ids (B,) from logits (B, V), each row by its own settings and chance (B, 1)."""
+def sample_next_tokens(
+    logits: Tensor, settings: Sequence[Sampling], uniforms: Tensor, generated_mask: Tensor | None = None
+) -> Tensor:
+    """Choose the next token of every row by the row's own settings.
+
+    Args:
+        logits: Logits, (B, V).
+        settings: One for each row.
+        uniforms: One random number in [0, 1) per row, (B, 1).
+        generated_mask: True for the tokens of the answer so far, (B, V) bool; read only where a row has penalties.
+
+    Returns:
+        Token ids, (B,) int64.
+
+    Raises:
+        ValueError: The largest logit of a row is NaN or infinite.
+    """
     logits = logits.float()
 
     def column(name: str) -> Tensor:
-        return torch.tensor([getattr(one, name) for one in settings], device=logits.device)[:, None]
+        return torch.tensor([getattr(row, name) for row in settings], device=logits.device)[:, None]
 
-    if said is not None and any(one.has_penalties for one in settings):
-        logits = apply_penalties(logits, said, column("repetition_penalty"), column("presence_penalty"))
-    best, greedy = largest(logits), [one.greedy for one in settings]
+    if generated_mask is not None and any(row.has_penalties for row in settings):
+        logits = apply_penalties(logits, generated_mask, column("repetition_penalty"), column("presence_penalty"))
+    best = argmax_tokens(logits)
     if not all(map(isfinite, logits.gather(-1, best[:, None]).flatten().tolist())):
-        raise ValueError(
-            "the model's logits are not finite: its weights are NaN or infinite, or their dtype is too small"
-        )
+        raise ValueError("the model's logits are not finite: its weights are NaN or infinite, or overflow their dtype")
+    greedy = [row.greedy for row in settings]
     if all(greedy):
         return best
-    likely = distribution(
-        logits, column("temperature").clamp_min(1e-6), column("top_k"), column("top_p"), column("min_p")
-    )
-    return torch.where(torch.tensor(greedy, device=logits.device), best, draw(likely, chances))
+    temperature = column("temperature").clamp_min(1e-6)
+    probs = filtered_probs(logits, temperature, column("top_k"), column("top_p"), column("min_p"))
+    return torch.where(torch.tensor(greedy, device=logits.device), best, sample_from_probs(probs, uniforms))

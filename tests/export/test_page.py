@@ -279,7 +279,7 @@ def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(p
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen
     columns = [torch.tensor([[value]]) for value in (*chosen.values(), 0.0)]
-    expected = sampling.distribution(logits, *columns)[0]
+    expected = sampling.filtered_probs(logits, *columns)[0]
     code = """
       const choose = inside("choose"), logits = Float32Array.from(input.logits), counts = new Array(400).fill(0);
       for (let i = 0; i < 4000; i++) counts[choose(logits, input.chosen, () => (i + 0.5) / 4000)]++;

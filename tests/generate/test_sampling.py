@@ -7,7 +7,7 @@ from factories import EOS, TOKENIZER, greedy, prompts
 from engine.generate import sampling
 from engine.generate.detokenizer import TextStream
 from engine.generate.engine import complete
-from engine.generate.sampling import Sampling, choose, draw
+from engine.generate.sampling import Sampling, sample_from_probs, sample_next_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +49,7 @@ def test_max_new_tokens_counts_only_new_tokens_and_may_differ_from_prompt_to_pro
 def drawn(logits, **options):
     options = {"temperature": 1.0, "top_p": 1.0} | options
     chances = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0))
-    return set(choose(logits.expand(2000, -1), [Sampling(**options)] * 2000, chances).tolist())
+    return set(sample_next_tokens(logits.expand(2000, -1), [Sampling(**options)] * 2000, chances).tolist())
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
@@ -77,9 +77,9 @@ def test_a_look_at_the_likeliest_finds_what_a_sorted_vocabulary_does(top_k, top_
     logits = sharpness * torch.randn(6, 500, generator=torch.Generator().manual_seed(0))
     logits[:, 7] = logits[:, 30] = logits.max()
     columns = [torch.full((6, 1), float(value)) for value in (1, top_k, top_p, min_p)]
-    found = sampling.distribution(logits, *columns)
-    monkeypatch.setattr(sampling, "FEW", 500)
-    torch.testing.assert_close(found, sampling.distribution(logits, *columns))
+    found = sampling.filtered_probs(logits, *columns)
+    monkeypatch.setattr(sampling, "NUM_CANDIDATES", 500)
+    torch.testing.assert_close(found, sampling.filtered_probs(logits, *columns))
 
 
 def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
@@ -91,19 +91,19 @@ def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
 def test_a_token_is_drawn_as_often_as_it_is_likely_and_an_impossible_one_never():
     probabilities = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.0]])
     chances = torch.tensor([[0.0], [0.59], [0.61], [1 - 2**-24]])
-    assert draw(probabilities.expand(4, -1), chances).tolist() == [1, 1, 3, 3]
+    assert sample_from_probs(probabilities.expand(4, -1), chances).tolist() == [1, 1, 3, 3]
 
 
 def test_rows_of_a_batch_have_settings_of_their_own():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4, -1)
     free = {"temperature": 1.0, "top_p": 1.0}
     each = [Sampling(**free), Sampling(**free | {"top_p": 0.6}), Sampling(**free, top_k=3), Sampling(temperature=0)]
-    assert choose(logits, each, torch.full((4, 1), 1 - 2**-24)).tolist() == [3, 1, 2, 0]
+    assert sample_next_tokens(logits, each, torch.full((4, 1), 1 - 2**-24)).tolist() == [3, 1, 2, 0]
 
 
 def test_penalties_lower_either_sign_and_leave_unsaid_tokens_alone():
     said = torch.tensor([[True, False, False]])
-    pick = lambda logits, said, **more: choose(
+    pick = lambda logits, said, **more: sample_next_tokens(
         torch.tensor([logits]), [Sampling(temperature=0, **more)], torch.zeros(1, 1), said
     )
     for penalty in ({"repetition_penalty": 2.0}, {"presence_penalty": 0.75}):

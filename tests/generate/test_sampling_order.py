@@ -2,13 +2,13 @@
 
 import torch
 
-from engine.generate.sampling import distribution
+from engine.generate.sampling import filtered_probs
 
 
 def kept(shares: list[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[int]:
     """The tokens that may be drawn."""
     columns = [torch.tensor([[value]]) for value in (temperature, top_k, top_p, 0.0)]
-    return set(distribution(torch.tensor([shares]).log(), *columns)[0].nonzero().flatten().tolist())
+    return set(filtered_probs(torch.tensor([shares]).log(), *columns)[0].nonzero().flatten().tolist())
 
 
 def test_top_p_is_a_share_of_the_probabilities_that_temperature_has_made():

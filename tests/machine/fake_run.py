@@ -196,7 +196,7 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
         told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
-        sampling.largest = lambda logits: logits.argmax(-1)  # NumPy has no fake numbers
+        sampling.argmax_tokens = lambda logits: logits.argmax(-1)  # NumPy has no fake numbers
         slots = engine.GenerationEngine(Decoder(run.model.eval()), num_slots=2, max_seq_len=32)
         requests = [slots.add(engine.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:

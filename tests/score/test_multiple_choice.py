@@ -13,7 +13,7 @@ import eval_model
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.files import write_json
 from engine.flags import ROOT
-from engine.generate.sampling import Sampling, choose
+from engine.generate.sampling import Sampling, sample_next_tokens
 from engine.score import evaluate, multiple_choice, table
 from engine.score.loglikelihood import token_nats
 from engine.score.multiple_choice import Question
@@ -184,7 +184,10 @@ def test_top_k_1_is_greedy_and_top_k_keeps_exactly_k_also_of_equals():
     torch.manual_seed(0)
     logits = torch.randn(64, 50).bfloat16()
     logits[:, 7] = logits[:, 30] = 4.0  # equal and the largest
-    pick = lambda logits, **options: choose(logits, [Sampling(**options)] * len(logits), torch.rand(len(logits), 1))
+
+    def pick(logits, **options):
+        return sample_next_tokens(logits, [Sampling(**options)] * len(logits), torch.rand(len(logits), 1))
+
     assert torch.equal(pick(logits, top_k=1), pick(logits, temperature=0))
     assert torch.equal(pick(logits, top_p=1e-9), pick(logits, temperature=0))
     assert len(set(pick(torch.zeros(400, 9), top_k=3, top_p=1).tolist())) == 3

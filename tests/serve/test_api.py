@@ -154,11 +154,11 @@ def let_it_say(words, monkeypatch):
     """The model says this, whatever it is asked; one client at a time. Returns the ids, and the end's."""
     ids, said = [*TOKENIZER.encode(words, add_special_tokens=False).ids, EOS], []
 
-    def choose(logits, *_):
+    def sample_next_tokens(logits, *_):
         said.append(0)
         return engine.torch.tensor([ids[(len(said) - 1) % len(ids)]])
 
-    monkeypatch.setattr(engine, "choose", choose)
+    monkeypatch.setattr(engine, "sample_next_tokens", sample_next_tokens)
     return ids
 
 
@@ -392,7 +392,7 @@ def test_null_and_neutral_fields_ask_nothing(address, more):
     assert answer.json()["choices"][0]["message"]["content"] == expected("你好", 5)
 
 
-@pytest.mark.parametrize("owner, name", [(engine, "choose"), (engine.GenerationEngine, "_prefill")])
+@pytest.mark.parametrize("owner, name", [(engine, "sample_next_tokens"), (engine.GenerationEngine, "_prefill")])
 def test_a_failure_of_the_model_is_told_and_the_next_request_is_answered(client, monkeypatch, capsys, owner, name):
     def breaks(*_):
         raise RuntimeError("\nout of memory")
