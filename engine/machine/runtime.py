@@ -82,8 +82,11 @@ class Runtime:
             dist.all_gather_object(values, value)
         return values
 
-    def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """make() on the main process, its result (or its error) on all: what is found on disk may change meanwhile."""
+    def broadcast_from_main(self, make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Call `make` on the main process; return its result on every process, or raise its error.
+
+        Files may change between two reads: every process must get the same answer. `group` waits in place of all.
+        """
         result, error = None, None
         if self.is_main_process:
             try:
@@ -92,35 +95,25 @@ class Runtime:
                 error = raised
         if self.world_size > 1:
             box = [(result, error is not None)]
-            dist.broadcast_object_list(box)
-            result, failed = box[0]
-            if failed and not self.is_main_process:
-                raise SystemExit(2)  # the main process tells why
+            dist.broadcast_object_list(box, group=group)
+            result, has_failed = box[0]
+            if has_failed and not self.is_main_process:
+                raise SystemExit(2)  # the main process prints the reason
         if error:
             raise error
-        return result  # pyright: ignore[reportReturnType] (None only where make() gave it)
+        return result  # pyright: ignore[reportReturnType] (None only where make() returned it)
 
     def main_process_first(self, make: Callable[[], T]) -> T:
-        """make() on the main process, and when it is done on the others: it builds the token cache, they open it.
+        """Call `make` on the main process, then on the others: it builds the token cache, they open it.
 
-        They wait as long as it takes: torch's own limit is 10 minutes for NCCL, and 20 GB are read for longer.
+        They wait without a limit: torch's own is 10 minutes for NCCL, and reading 20 GB takes longer.
         """
         if self.world_size == 1:
             return make()
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
-        made, error = None, None
-        if self.is_main_process:
-            try:
-                made = make()
-            except (ValueError, OSError) as raised:
-                error = raised
-        box = torch.tensor(error is not None)
-        dist.broadcast(box, 0, group=patient)  # pyright: ignore[reportArgumentType]
-        if error:
-            raise error
-        if box:
-            raise SystemExit(2)  # the main process tells why
-        return make() if made is None else made
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        made: list[T] = []
+        self.broadcast_from_main(lambda: made.append(make()), group)  # pyright: ignore[reportArgumentType]
+        return made[0] if made else make()
 
 
 def resolve_device(name: str) -> torch.device:
