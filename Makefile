@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(PYTHON) runs/install.py
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt pyproject.toml .venv/installed
 	$(PYTHON) runs/install.py --dev
 	touch $@
 

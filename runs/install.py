@@ -59,7 +59,7 @@ def main() -> None:
         else:
             print(f"no NVIDIA driver, but {CPU_INDEX} does not answer: torch comes from pip's usual index")
     print("installing requirements" + (" and what the tests need" if dev else ""))
-    subprocess.run([*pip, "-r", str(ROOT / ("requirements-dev.txt" if dev else "requirements.txt"))], check=True)
+    subprocess.run([*pip, "-r", "requirements-dev.txt" if dev else "requirements.txt"], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
 from engine.corpus.digests import content_digest
 from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
-from engine.corpus.tiktoken_backend import fastest
+from engine.corpus.tiktoken_backend import fastest, print_hint
 from engine.corpus.worker_pool import in_order
 from engine.files import to_json
 from engine.tokenizer import EOS, fingerprint
@@ -145,6 +145,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
             size = sum(map(os.path.getsize, paths))
+            print_hint(tokenizer, size)
             bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True, disable=None))
             source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
             files["offsets"].write(np.int64(0).tobytes())

@@ -1,6 +1,7 @@
 """tiktoken gives the ids of tokenizers, or is not used."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -107,3 +108,19 @@ def test_the_cache_is_the_same_with_and_without_it(tokenizer, tmp_path, monkeypa
     monkeypatch.setattr(token_cache, "fastest", lambda tokenizer: tokenizer)
     without = token_cache.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "without")
     assert np.array_equal(with_it.ids, without.ids) and np.array_equal(with_it.offsets, without.offsets)
+
+
+@pytest.mark.parametrize("is_installed", [True, False], ids=["with tiktoken", "without"])
+def test_missing_tiktoken_is_reported_once_where_it_costs_time(tokenizer, tmp_path, monkeypatch, capsys, is_installed):
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, "tiktoken", None)
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        path.write_text(json.dumps({"text": "the boats come home"}), encoding="utf-8")
+    size = sum(path.stat().st_size for path in paths)
+    for limit, is_much in ((size, False), (size - 1, True)):
+        monkeypatch.setattr(tiktoken_backend, "HINT_BYTES", limit)
+        for _ in range(2):  # built, and opened again
+            token_cache.open_or_build(paths, PretrainDataset, tokenizer, cache_dir=tmp_path / f"{limit}")
+        told = capsys.readouterr().out.count("pip install -e .[fast-tokenizer]")
+        assert told == (is_much and not is_installed)
