@@ -1,24 +1,25 @@
-"""The shape of the model, and its checks."""
+"""The shape of the model: presets, defaults and checks."""
 
 import math
 
 from transformers import PretrainedConfig
 
-# Shapes by name; what is typed beside a preset wins. The names count the weights with 6,400 tokens (docs/scaling.md).
+# Shapes by name; explicit flags override them. The names count the weights with 6,400 tokens (docs/scaling.md).
 PRESETS = {
     "26M": {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 2},
     "110M": {"dim": 768, "n_layers": 17, "n_heads": 12, "n_kv_heads": 4},
     "1B": {"dim": 2048, "n_layers": 16, "n_heads": 32, "n_kv_heads": 8, "hidden_dim": 8192},
 }
+INTEGER_FIELDS = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "hidden_dim", "max_seq_len")
 
 
 class LLMConfig(PretrainedConfig):
-    """Shape of a LLaMA-3 style decoder. Misspelt names and contradictions are refused with their numbers.
+    """Shape of a LLaMA-3 style decoder.
 
     Args:
         dim: width of the residual stream.
         n_layers: number of blocks.
-        n_heads: query heads; dim / n_heads is the size of a head and must be even (RoPE turns pairs).
+        n_heads: query heads; dim / n_heads is the size of a head and must be even (RoPE rotates pairs).
         n_kv_heads: key-value heads, each shared by n_heads / n_kv_heads query heads (GQA, arXiv:2305.13245).
         vocab_size: tokens in the vocabulary.
         hidden_dim: inner width of SwiGLU; None: 8/3 x dim, rounded up to `multiple_of` (arXiv:2302.13971).
@@ -26,14 +27,17 @@ class LLMConfig(PretrainedConfig):
         norm_eps: added to the mean square in RMSNorm.
         max_seq_len: tokens of context the model is trained for; RoPE itself has no limit.
         rope_theta: base of the rotary wavelengths (arXiv:2104.09864); None: that of rope_parameters, else 1e6.
-        rope_scaling: None, or Llama 3.1's stretching of the long wavelengths:
-            rope_type "llama3", factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
+        rope_scaling: None, or Llama 3.1's scaling of the long wavelengths, a dict of rope_type ("llama3"), factor,
+            low_freq_factor, high_freq_factor and original_max_position_embeddings.
         dropout: probability that an element of a block's output is dropped in training.
-        rope_parameters: what a saved config.json holds instead of rope_scaling.
+        rope_parameters: rope_theta and rope_scaling in one dict, as saved in config.json.
+        transformers_fields: fields of PretrainedConfig.
+    Raises:
+        ValueError: An unknown or misspelt name, or numbers that contradict each other.
     """
 
     model_type = "spongebob"
-    # What transformers and the tools around it call the same numbers.
+    # The names of the same numbers in transformers.
     attribute_map = {
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
@@ -61,7 +65,7 @@ class LLMConfig(PretrainedConfig):
         rope_parameters: dict | None = None,
         **transformers_fields,
     ):
-        # PretrainedConfig takes any keyword without a word: `n_layer=6` would train 8 layers.
+        # PretrainedConfig accepts any keyword silently: `n_layer=6` would train 8 layers.
         known = {
             "model_type",
             "transformers_version",
@@ -86,29 +90,22 @@ class LLMConfig(PretrainedConfig):
         self.hidden_dim = hidden_dim or -(-8 * dim // 3 // multiple_of) * multiple_of
         self.norm_eps = norm_eps
         self.max_seq_len = max_seq_len
-        # The one field in which transformers 5 keeps and saves all of RoPE's numbers; `rope_scaling` there is an alias.
+        # transformers 5 keeps and saves all of RoPE's numbers in this field; `rope_scaling` is an alias of it.
         self.rope_parameters = resolve_rope_parameters(rope_theta, rope_scaling, rope_parameters)
         self.rope_theta = self.rope_parameters["rope_theta"]
         self.dropout = dropout
         self._check()
-        # Without tie_word_embeddings a reloaded output matrix is random.
+        # Without tie_word_embeddings, transformers would initialize a reloaded output matrix at random.
         super().__init__(**{"tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, **transformers_fields})
 
     @property
     def head_dim(self) -> int:
+        """Return the size of an attention head."""
         return self.dim // self.n_heads
 
     def _check(self) -> None:
-        for name in (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "vocab_size",
-            "multiple_of",
-            "hidden_dim",
-            "max_seq_len",
-        ):
+        """Raise ValueError for numbers that are out of range or contradict each other."""
+        for name in INTEGER_FIELDS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value} must be a whole number of at least 1")
@@ -126,10 +123,17 @@ def _positive(name: str, value: object) -> None:
 
 
 def scale_rope(parameters: dict, factor: float, trained_for: int) -> dict:
-    """The rope_parameters of a model for rows longer than the `trained_for` tokens of before (Llama 3.1's rule).
+    """Scale RoPE for rows longer than a model was trained for, by Llama 3.1's rule (see model.rope_frequencies).
 
-    A wavelength that fits four times into those tokens stays, the model knows all of it; one that does not fit once
-    grows by `factor`; see model.rope_frequencies. A model that was stretched before keeps its first length.
+    A wavelength that fits four times into `trained_for` tokens is kept: the model knows all of it. One that does
+    not fit once grows by `factor`.
+
+    Args:
+        parameters: The model's rope_parameters. If they are scaled already, their original length is kept.
+        factor: Ratio of the new to the old length of context.
+        trained_for: Context length in tokens that the model was trained for.
+    Returns:
+        The new rope_parameters.
     """
     return {
         "rope_type": "llama3",
@@ -141,40 +145,61 @@ def scale_rope(parameters: dict, factor: float, trained_for: int) -> dict:
     }
 
 
-def resolve_rope_parameters(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
-    """RoPE's numbers from the fields in which they are given, of which transformers has had three.
+# The numbers that each rope_type takes, in addition to rope_theta.
+ROPE_FIELDS = {
+    "default": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
-    ValueError where two of them differ, and for whatever would silently not scale.
+
+def resolve_rope_parameters(theta: float | None, scaling: dict | None, parameters: dict | None) -> dict:
+    """Merge RoPE's numbers from the three fields that versions of transformers have had for them.
+
+    Args:
+        theta: Value of rope_theta.
+        scaling: Value of rope_scaling.
+        parameters: Value of rope_parameters.
+    Returns:
+        rope_type, rope_theta (default: 1e6) and the numbers of this type.
+    Raises:
+        ValueError: Two fields contradict each other, or a number would have no effect, is missing or out of range.
     """
-    found = {"rope_theta": theta} if theta is not None else {}
-    for field, given in {"rope_scaling": scaling, "rope_parameters": parameters}.items():
-        if not isinstance(given, dict | None):
-            raise ValueError(f"{field}={given!r} must be a dict")
-        given = dict(given or {})
-        if "type" in given:  # what transformers called rope_type before
-            old = given.pop("type")
-            if given.setdefault("rope_type", old) != old:
-                raise ValueError(f"{field}: type is {old!r}, rope_type {given['rope_type']!r}")
-        if given.keys() - {"rope_theta"} and "rope_type" not in given:
-            raise ValueError(f"{field}: no rope_type beside {', '.join(sorted(given))}; give rope_type 'llama3'")
-        if differ := [name for name, value in given.items() if found.get(name, value) != value]:
-            raise ValueError(f"{field}: {differ[0]} is {given[differ[0]]!r}, but also given as {found[differ[0]]!r}")
-        found |= given
-    found = {"rope_type": "default", "rope_theta": 1e6} | found
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    kind, wanted = found["rope_type"], {"llama3": names, "default": ()}
-    if kind not in wanted:
-        raise ValueError(f"rope_scaling: rope_type={kind!r} is not known, only 'llama3'")
-    if missing := set(wanted[kind]) - found.keys():
+    merged = {} if theta is None else {"rope_theta": theta}
+    for field, value in {"rope_scaling": scaling, "rope_parameters": parameters}.items():
+        numbers = _with_rope_type(field, value)
+        for name in numbers.keys() & merged.keys():
+            if numbers[name] != merged[name]:
+                raise ValueError(f"{field}: {name} is {numbers[name]!r}, but also given as {merged[name]!r}")
+        merged |= numbers
+    merged = {"rope_type": "default", "rope_theta": 1e6} | merged
+    rope_type = merged["rope_type"]
+    if rope_type not in ROPE_FIELDS:
+        raise ValueError(f"rope_scaling: rope_type={rope_type!r} is not known, only 'llama3'")
+    names = {"rope_theta", *ROPE_FIELDS[rope_type]}
+    if missing := names - merged.keys():
         raise ValueError(f"rope_scaling: missing {', '.join(sorted(missing))}")
-    if unknown := found.keys() - {"rope_type", "rope_theta", *wanted[kind]}:
-        raise ValueError(f"rope_scaling: {', '.join(sorted(unknown))} means nothing to rope_type {kind!r}")
-    for name in ("rope_theta", *wanted[kind]):
-        _positive(name, found[name])
-    if kind == "llama3":
-        factor, low, high = (found[name] for name in names[:3])
-        if not 0 < low < high or factor < 1:
+    if unknown := merged.keys() - names - {"rope_type"}:
+        raise ValueError(f"rope_scaling: {', '.join(sorted(unknown))} means nothing to rope_type {rope_type!r}")
+    for name in sorted(names):
+        _positive(name, merged[name])
+    if rope_type == "llama3":
+        factor, low, high = (merged[name] for name in ROPE_FIELDS["llama3"][:3])
+        if low >= high or factor < 1:
             raise ValueError(
-                f"rope_scaling: wanted 0 < low_freq_factor={low} < high_freq_factor={high}, factor={factor} >= 1"
+                f"rope_scaling: expected low_freq_factor={low} < high_freq_factor={high} and factor={factor} >= 1"
             )
-    return found
+    return merged
+
+
+def _with_rope_type(field: str, value: dict | None) -> dict:
+    """Return a copy of a field's numbers, in which "type", its older name, is replaced by "rope_type"."""
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{field}={value!r} must be a dict")
+    numbers = dict(value or {})
+    if "type" in numbers:
+        old = numbers.pop("type")
+        if numbers.setdefault("rope_type", old) != old:
+            raise ValueError(f"{field}: type is {old!r}, rope_type {numbers['rope_type']!r}")
+    if numbers.keys() - {"rope_theta"} and "rope_type" not in numbers:
+        raise ValueError(f"{field}: no rope_type next to {', '.join(sorted(numbers))}; give rope_type 'llama3'")
+    return numbers

@@ -1,9 +1,9 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, all by hand. No file access, no sampling.
+"""A LLaMA-3 style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. No file access, no sampling.
 
-Weights carry Meta's names, so published LLaMA-style .pth files load by name.
+Weights have the names of Meta's checkpoints, so published LLaMA-style .pth files load by name.
 
 Shapes: B rows, T positions of a row, C dim, H query heads, K key-value heads, D head_dim, V vocabulary,
-        S positions of the cache, N documents of a batch of packed rows
+        S positions of the keys, N documents in a batch of packed rows
 """
 
 import math
@@ -22,35 +22,42 @@ from Config import LLMConfig
 
 
 class Cache(Protocol):
-    """What keeps keys and values for the tokens to come; engine/generate/kv_cache.py owns the real one."""
+    """Receiver of the keys and values of a prompt, for decoding; implemented in engine/generate/kv_cache.py."""
 
     def store(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        """Keep k and v (B, T, K, D), which stand at `positions` (B or 1, T)."""
+        """Store the keys and values of one layer.
+
+        Args:
+            layer: Index of the block.
+            k, v: Rotated keys, and values, (B, T, K, D); k in float32, v in the dtype of matmuls.
+            positions: Position of each token in its document, (B or 1, T) int64.
+        """
         ...
 
 
 class Context(NamedTuple):
-    """What every layer of one forward pass shares."""
+    """Inputs of one forward pass that all blocks share."""
 
-    cos: Tensor
+    cos: Tensor  # (B or 1, T, 1, D/2) float32
     sin: Tensor
-    positions: Tensor  # (B or 1, T)
-    mask: Tensor | None = None  # (B, 1, T, T)
-    cu_seqlens: Tensor | None = None  # (N + 1,)
+    positions: Tensor  # (B or 1, T) int64
+    mask: Tensor | None = None  # (B, 1, T, T) bool
+    cu_seqlens: Tensor | None = None  # (N + 1,) int32
     cache: Cache | None = None
-    max_seqlen: int = 0  # no document of cu_seqlens has more positions
+    max_seqlen: int = 0  # upper limit of the length of a document
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product with x is computed in: autocast's choice where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    """Return the dtype that matmuls with `x` (any shape) run in: autocast's dtype if enabled, else `x.dtype`."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (arXiv:1910.07467), in fp32 whatever comes in: squares of half-precision numbers overflow.
+    """Scale vectors to a root mean square of 1, then by a learned weight: x / rms(x) * weight (arXiv:1910.07467).
 
-    The result already has the dtype of the matrix products that follow; autocast would cast it once for each of them.
+    Computed in float32 for every input dtype, because squares of half-precision numbers overflow. The output already
+    has the dtype of the matmuls that follow; autocast would cast it once for each of them.
     """
 
     def __init__(self, dim: int, eps: float):
@@ -59,48 +66,64 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        """Normalize x (..., C); the output has the same shape."""
+        x_fp32 = x.float()
+        normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps) * self.weight
         return normed.to(compute_dtype(x))
 
 
 def rope_frequencies(config: LLMConfig, device: torch.device) -> Tensor:
-    """Radians a position turns each of the D/2 pairs by: theta^(-2i/D) (arXiv:2104.09864, equation 15).
+    """Return the rotation of each of the D/2 pairs in radians per position: theta^(-2i/D), (D/2,) float32.
 
-    With `rope_scaling`, Llama 3.1's rule: wavelengths shorter than original/high_freq_factor stay, those longer than
-    original/low_freq_factor grow by `factor`, those between are interpolated.
+    The formula is equation 15 of arXiv:2104.09864. `rope_scaling` adds Llama 3.1's rule: wavelengths shorter than
+    original/high_freq_factor are kept, those longer than original/low_freq_factor grow by `factor`, those between are
+    interpolated.
     """
     exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponent
     scaling = config.rope_parameters
     if scaling["rope_type"] == "llama3":
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        rotations = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: the wavelength is short, keep it
-        frequencies = kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
+        smooth = ((rotations - low) / (high - low)).clamp(0, 1)  # 1: a short wavelength, which is kept
+        frequencies = smooth * frequencies + (1 - smooth) * frequencies / scaling["factor"]
     return frequencies
 
 
 def rope_cos_sin(config: LLMConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of every angle, (B or 1, T, 1, D/2). Not stored: a buffer would not survive from_pretrained."""
+    """Return cos and sin of every angle at `positions` (B or 1, T) int64, each (B or 1, T, 1, D/2) float32.
+
+    They are no buffers of the model, because from_pretrained would not restore them.
+    """
     angles = positions.float()[:, :, None, None] * rope_frequencies(config, positions.device)
     return angles.cos(), angles.sin()
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of every head; x (B, T, H, D), the result in fp32.
+    """Rotate the pairs (x0, x1), (x2, x3), ... of every head.
 
-    Pairs lie side by side, as in Meta's weights; Hugging Face pairs x[i] with x[i + D/2] and needs wq, wk permuted.
+    Pairs are interleaved, as in Meta's weights. Hugging Face pairs x[i] with x[i + D/2] and needs wq and wk permuted.
+
+    Args:
+        x: Queries or keys, (B, T, heads, D).
+        cos, sin: From `rope_cos_sin`, (B or 1, T, 1, D/2) float32.
+    Returns:
+        (B, T, heads, D) float32.
     """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 def supports_varlen_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether this device has a fast path for packed documents; elsewhere a mask over whole rows is used.
+    """Return whether attention over packed documents has a fast path; without one, a mask over whole rows is used.
 
-    The CPU attends to one after the other. CUDA has a kernel (flash attention) for half precision from Ampere on, if
-    torch was built with it, for heads of a multiple of 8 up to 256: others make it raise.
+    On a CPU documents are processed one after the other. CUDA has a kernel (flash attention) for half precision on
+    Ampere and newer, if torch was built with it.
+
+    Args:
+        device: Device of the model.
+        dtype: Dtype of matmuls, see `compute_dtype`.
+        head_dim: Size of a head; the kernel raises unless it is a multiple of 8 up to 256.
     """
     if device.type != "cuda":
         return device.type == "cpu"
@@ -109,21 +132,36 @@ def supports_varlen_attention(device: torch.device, dtype: torch.dtype, head_dim
     return fits and built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def document_ids(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
-    """(B, T) int64: the number of the document (see `attention`) that each position belongs to."""
-    positions = torch.arange(rows * length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.searchsorted(cu_seqlens, positions, right=True).view(rows, length) - 1
+def document_ids(cu_seqlens: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    """Return the index of the document that each position belongs to.
+
+    Args:
+        cu_seqlens: Boundaries of the documents, (N + 1,) int32, see `attention`.
+        batch_size, seq_len: B and T.
+    Returns:
+        (B, T) int64.
+    """
+    positions = torch.arange(batch_size * seq_len, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens, positions, right=True).view(batch_size, seq_len) - 1
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int = 0
 ) -> Tensor:
-    """Grouped-query attention, q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
+    """Compute causal grouped-query attention, limited by at most one of `mask` and `cu_seqlens`.
 
-    Causal, limited by at most one of: `mask` (B, 1, T, S), True where a query may look; `cu_seqlens` (N + 1,) int32,
-    the first positions of the packed documents in the flattened rows, then B*T (any number of times). With neither, a
-    row is one document. No document may have more than `max_seqlen` positions (0: than a row): a longer one would
-    come out wrong on CUDA, without an error. The result has v's dtype; q and k may be wider.
+    With neither, a row is one document.
+
+    Args:
+        q: Queries, (B, T, H, D).
+        k, v: Keys and values, (B, S, K, D). q and k may have a wider dtype than v.
+        mask: True where a query may attend, (B, 1, T, S) bool.
+        cu_seqlens: First position of each packed document in the flattened rows, then B*T, (N + 1,) int32. B*T may
+            be repeated, so that the length of the tensor stays the same.
+        max_seqlen: Upper limit of the length of a document in tokens (0: T). The CUDA kernel computes longer documents
+            wrong, without an error.
+    Returns:
+        (B, T, H, D) in the dtype of v.
     """
     if cu_seqlens is None:
         return _sdpa(q.type_as(v), k.type_as(v), v, mask)
@@ -134,8 +172,8 @@ def attention(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     if q.is_cuda and (mask is not None or not supports_varlen_attention(q.device, q.dtype, q.shape[3])):
-        # Of CUDA's fused kernels only flash shares keys and values between heads, and it takes no mask. The one that is
-        # left otherwise keeps all (B, H, T, S) scores.
+        # Of CUDA's fused kernels only flash attention shares keys and values between heads, and it takes no mask.
+        # Without this line torch would use its math kernel, which stores all (B, H, T, S) scores.
         k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
@@ -143,35 +181,36 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """The CUDA kernel for documents of different lengths: no position outside a document is computed."""
+    """Call the CUDA kernel for documents of different lengths, which computes no position outside a document."""
     from torch.nn.attention.varlen import varlen_attn
 
     shape = q.shape
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    # Causal is a window of everything to the left. `max_seqlen` sizes the kernel's grid, so it should be tight.
+    # Causal: an unlimited window to the left. `max_seqlen` sets the size of the kernel's grid, so it should be tight.
     out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=(-1, 0), enable_gqa=True)
     return out.view(shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@torch.compiler.disable  # it would be compiled anew for every list of lengths; the parts around it are compiled
+@torch.compiler.disable  # it would be compiled again for every list of lengths; the code around it is compiled
 def _attention_per_document(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """One call for each document. Cost: the sum of n^2 over documents, instead of (sum of n)^2 for a masked row.
+    """Attend to one document after the other: the sum of n^2 over documents instead of (sum of n)^2 of a masked row.
 
-    In fp32: torch's bf16 kernel for CPUs takes up to three times as long on short documents.
+    Computed in float32: torch's bfloat16 kernel for CPUs takes up to three times as long on short documents.
     """
     lengths = cu_seqlens.diff().tolist()
-    parts = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
+    documents = zip(*(x.float().flatten(0, 1).split(lengths) for x in (q, k, v)), strict=True)
     with torch.autocast("cpu", enabled=False):
-        out = [_sdpa(*(x[None] for x in part), mask=None) for part in parts if len(part[0])]
+        out = [_sdpa(*(x[None] for x in document), mask=None) for document in documents if len(document[0])]
     return torch.cat(out, dim=1).view_as(q).type_as(v)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions: n_heads queries share n_kv_heads keys and values."""
+    """Grouped-query attention with rotary positions: H query heads share K heads of keys and values."""
 
     def __init__(self, config: LLMConfig, layer: int):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
         kv_dim = config.n_kv_heads * config.head_dim
         self.wq = nn.Linear(config.dim, config.dim, bias=False)
         self.wk = nn.Linear(config.dim, kv_dim, bias=False)
@@ -179,11 +218,14 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Attend within documents, x (B, T, C) -> (B, T, C)."""
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # (B, T, heads, D)
-        q, k = apply_rotary_emb(q, context.cos, context.sin), apply_rotary_emb(k, context.cos, context.sin)
+        q = apply_rotary_emb(q, context.cos, context.sin)
+        k = apply_rotary_emb(k, context.cos, context.sin)
         if context.cache is not None:
             context.cache.store(self.layer, k, v, context.positions)
-        return self.wo(attention(q, k, v, context.mask, context.cu_seqlens, context.max_seqlen).flatten(2))
+        out = attention(q, k, v, context.mask, context.cu_seqlens, context.max_seqlen)  # (B, T, H, D)
+        return self.wo(out.flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -196,6 +238,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform every position alone, x (..., C) -> (..., C)."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
@@ -209,16 +252,21 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        for added in (self.attention.wo, self.feed_forward.w2):
-            added.init_scale = 1 / math.sqrt(2 * config.n_layers)  # pyright: ignore[reportArgumentType]
+        for projection in (self.attention.wo, self.feed_forward.w2):
+            projection.init_scale = 1 / math.sqrt(2 * config.n_layers)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Add attention and feed-forward to the residual stream, x (B, T, C) -> (B, T, C)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
 
 class SpongeBob(PreTrainedModel):
-    """The whole decoder. `model(ids).logits` for everybody; training takes `hidden_states` and its own head."""
+    """The decoder with its embedding and output matrix.
+
+    `model(ids).logits` has the logits of all positions. Training calls `hidden_states`; engine/loss.py computes logits
+    for the positions that have a loss alone.
+    """
 
     config: LLMConfig
     config_class = LLMConfig
@@ -231,16 +279,14 @@ class SpongeBob(PreTrainedModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.num_known_tokens = (
-            config.vocab_size
-        )  # the tokenizer's: ids from here on have no text and are never sampled
-        self.recompute = False  # keep only the blocks' inputs for backward (activation checkpointing)
-        self.post_init()  # initialises and ties the output to the embedding
+        self.num_known_tokens = config.vocab_size  # the tokenizer's; higher ids have no text and are never sampled
+        self.recompute = False  # activation checkpointing: store only the input of each block for the backward pass
+        self.post_init()  # initializes the weights and ties the output matrix to the embedding
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02), and what is added to the residual stream scaled by 1/sqrt(2 n_layers) (GPT-2's rule).
+        """Initialize with N(0, 0.02), scaled by 1/sqrt(2 n_layers) where the output enters the residual stream.
 
-        The sum of 2 n_layers such contributions then starts with the size of one.
+        This is GPT-2's rule: the sum of 2 n_layers such contributions has the variance of a single unscaled one.
         """
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02 * getattr(module, "init_scale", 1.0))
@@ -248,16 +294,23 @@ class SpongeBob(PreTrainedModel):
             nn.init.ones_(module.weight)
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding, for transformers."""
         return self.tok_embeddings
 
     def get_output_embeddings(self) -> nn.Linear:
+        """Return the output matrix, which transformers ties to the embedding."""
         return self.output
 
     def hidden_states(self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """The normalised residual stream before the output matrix, input_ids (B, T) -> (B, T, C).
+        """Compute the normalized residual stream before the output matrix.
 
-        `cu_seqlens` (N + 1,) int32: see `attention`; no document may be longer than config.max_seq_len. `cache` keeps
-        the keys and values, for a decoder that goes on from here (engine/generate/fast_decoder.py).
+        Args:
+            input_ids: Token ids, (B, T) int64.
+            cu_seqlens: Boundaries of packed documents, (N + 1,) int32, see `attention`. No document may be longer than
+                config.max_seq_len.
+            cache: Receives keys and values, so that engine/generate/fast_decoder.py can continue the rows.
+        Returns:
+            (B, T, C) in the dtype of matmuls.
         """
         x = self.tok_embeddings(input_ids)  # (B, T, C)
         context = self._context(x, cu_seqlens, cache)
@@ -266,36 +319,45 @@ class SpongeBob(PreTrainedModel):
         return self.norm(x)
 
     def _context(self, x: Tensor, cu_seqlens: Tensor | None, cache: Cache | None) -> Context:
-        """Where each token of x (B, T, C) stands and what it may look at."""
-        rows, length, mask = x.shape[0], x.shape[1], None
-        if cu_seqlens is not None:  # packed documents: each counts its own positions
-            document = document_ids(cu_seqlens, rows, length)
-            positions = torch.arange(rows * length, device=x.device).view(rows, length) - cu_seqlens[document]
+        """Compute the position of each token of x (B, T, C), and what limits its attention."""
+        batch_size, seq_len = x.shape[:2]
+        mask = None
+        if cu_seqlens is None:
+            positions = torch.arange(seq_len, device=x.device)[None]  # (1, T)
+        else:  # packed documents: each counts its own positions
+            document = document_ids(cu_seqlens, batch_size, seq_len)
+            starts = cu_seqlens[document]
+            positions = torch.arange(batch_size * seq_len, device=x.device).view(batch_size, seq_len) - starts
             if not supports_varlen_attention(x.device, compute_dtype(x), self.config.head_dim):
                 mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
                 cu_seqlens = None
-        else:  # whole rows
-            positions = torch.arange(length, device=x.device)[None]  # (1, T)
-        max_seqlen = min(length, self.config.max_seq_len)
+        max_seqlen = min(seq_len, self.config.max_seq_len)
         return Context(*rope_cos_sin(self.config, positions), positions, mask, cu_seqlens, cache, max_seqlen)
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor | None = None, cache: Cache | None = None
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each position; the arguments are those of `hidden_states`."""
+        """Compute the logits of the token after each position.
+
+        Args:
+            input_ids: Token ids, (B, T) int64.
+            cu_seqlens: See `hidden_states`.
+            cache: See `hidden_states`.
+        Returns:
+            An object whose `logits` are (B, T, V).
+        """
         return CausalLMOutputWithPast(logits=self.output(self.hidden_states(input_ids, cu_seqlens, cache)))
 
 
 def check_parameters_known(names: Iterable[str], known: Iterable[str], program: str) -> None:
-    """Refuse a model with a part that another program for the same model does not compute.
+    """Refuse a model with a parameter that another implementation of its forward pass would leave out.
 
-    Whoever adds a parameter to a block has to add it to these programs, too: without this check they would leave it
-    out in silence.
+    A parameter that is added to this file has to be added to the fast decoder and to the exports, too.
 
     Args:
         names: Names of the model's parameters.
-        known: Names of those that the program computes with.
-        program: File or format that computes, for the message.
+        known: Names of those that the implementation computes with.
+        program: The implementation, for the message.
     Raises:
         ValueError: Some of `names` are not `known`; blocks are not told apart (layers.N).
     """

@@ -186,7 +186,7 @@ def test_the_theta_inside_rope_parameters_counts():
 @pytest.mark.parametrize(
     "given, reason",
     [
-        ({"rope_scaling": LLAMA3}, "rope_scaling: no rope_type beside"),
+        ({"rope_scaling": LLAMA3}, "rope_scaling: no rope_type next to"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "'linear' is not known"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "missing high_freq_factor, low_freq_factor"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "factor means nothing to rope_type 'default'"),
