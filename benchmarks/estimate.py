@@ -21,7 +21,7 @@ from engine import cli
 from engine.console import print0
 from engine.flags import ROOT
 from engine.machine.flops import flops_per_token
-from engine.machine.gpu_specs import GPU_SPECS
+from engine.machine.gpu_specs import GPU_TFLOPS
 from engine.options import ROAD
 from engine.stage.plan import disk_needed, memory_needed
 from model import SpongeBob
@@ -93,7 +93,7 @@ def on_cpu(stages: dict[str, Work], name: str) -> float:
 
 def on_gpu(stages: dict[str, Work], name: str, share: float = SHARE) -> float:
     """Hours at a share of the card's peak."""
-    return sum(stage.flops for stage in stages.values()) / (share * GPU_SPECS[name].tflops * 1e12) / 3600
+    return sum(stage.flops for stage in stages.values()) / (share * GPU_TFLOPS[name] * 1e12) / 3600
 
 
 def rounded(hours: float) -> str:
@@ -138,7 +138,7 @@ def report(shape: dict, gb: dict[str, float], share: float) -> list[str]:
     if default:
         lines += [f"| {name} | {rounded(on_cpu(stages, name))} | calculated from its measured speed |" for name in CPUS]
     for name in CARDS:
-        known = f"calculated, at an assumed {share:.0%} of {GPU_SPECS[name].tflops} TFLOP/s; no GPU has run it yet"
+        known = f"calculated, at an assumed {share:.0%} of {GPU_TFLOPS[name]} TFLOP/s; no GPU has run it yet"
         lines.append(f"| {name} | {rounded(on_gpu(stages, name, share))} | {known} |")
     lines += ["", "the same formula on the demo's times (docs/demo.json), minutes:", ""]
     lines += ["| stage | calculated | measured |", "|---|---|---|"]

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import estimate, results
 from Config import PRESETS
 from engine.flags import ROOT
-from engine.machine.gpu_specs import GPU_SPECS
+from engine.machine.gpu_specs import GPU_TFLOPS
 
 SHAPE = PRESETS["26M"]
 WORK = estimate.corpus(SHAPE, estimate.GB)
@@ -57,7 +57,9 @@ def test_every_row_says_whether_it_was_measured_or_calculated(capsys):
     for name in estimate.CPUS:
         assert re.search(rf"\| {re.escape(name)} \| [\d,.]+ \| calculated from its measured speed \|", said)
     for name in estimate.CARDS:
-        assert name in GPU_SPECS and re.search(rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", said)
+        assert name in GPU_TFLOPS and re.search(
+            rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", said
+        )
     estimate.main(
         ["--dim", "768", "--n_layers", "17", "--n_heads", "12", "--n_kv_heads", "4", "--gb", "1", "0", "0", "0"]
     )

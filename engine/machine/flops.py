@@ -3,7 +3,7 @@
 import torch
 
 from Config import LLMConfig
-from engine.machine.gpu_specs import gpu_spec
+from engine.machine.gpu_specs import gpu_tflops
 from engine.machine.runtime import Runtime
 from model import SpongeBob
 
@@ -20,8 +20,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of the device's half-precision units; None where nobody wrote it down, or others are used."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
-    found = gpu_spec(torch.cuda.get_device_name(device))
-    return found and 1e12 * found.tflops
+    tflops = gpu_tflops(torch.cuda.get_device_name(device))
+    return tflops and 1e12 * tflops
 
 
 def model_flops_utilization(rt: Runtime, model: SpongeBob, tokens_per_second: float) -> float | None:

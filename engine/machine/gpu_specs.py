@@ -2,45 +2,34 @@
 
 import os
 import re
-from typing import NamedTuple
 
 import torch
 
-
-class GpuSpec(NamedTuple):
-    """What the maker's data sheet says."""
-
-    tflops: float  # dense bf16/fp16 products with fp32 sums, 10^12 FLOP/s
-    bandwidth: float  # of its memory, 10^9 bytes/s
-
-
-GPU_SPECS = {
-    "B200": GpuSpec(2250, 8000), "GH200": GpuSpec(989, 4000), "H200": GpuSpec(989, 4800),
-    "H200 NVL": GpuSpec(835, 4800), "H100": GpuSpec(989, 3350), "H100 NVL": GpuSpec(835, 3900),
-    "H100 PCIe": GpuSpec(756, 2000), "H800": GpuSpec(989, 3350), "H800 PCIe": GpuSpec(756, 2000),
-    "H20": GpuSpec(148, 4000), "A100": GpuSpec(312, 1555), "A100 80GB": GpuSpec(312, 1935),
-    "A800": GpuSpec(312, 1555), "A800 80GB": GpuSpec(312, 1935), "L40S": GpuSpec(362, 864), "L40": GpuSpec(181, 864),
-    "L20": GpuSpec(119.5, 864), "L4": GpuSpec(121, 300), "A10": GpuSpec(125, 600), "A40": GpuSpec(150, 696),
-    "RTX A6000": GpuSpec(155, 768), "V100": GpuSpec(125, 900), "V100 PCIe": GpuSpec(112, 900), "T4": GpuSpec(65, 320),
-    "RTX 5090": GpuSpec(209, 1792), "RTX 5080": GpuSpec(113, 960), "RTX 4090": GpuSpec(165, 1008),
-    "RTX 4090 D": GpuSpec(147, 1008), "RTX 4080": GpuSpec(97, 717), "RTX 4080 SUPER": GpuSpec(104, 736),
-    "RTX 3090": GpuSpec(71, 936), "RTX 3090 Ti": GpuSpec(80, 1008), "RTX 3080": GpuSpec(60, 760),
-    "RTX 3080 Ti": GpuSpec(68, 912),
+# Dense bf16 or fp16 products with fp32 sums, by the maker's data sheet, in 10^12 FLOP/s.
+GPU_TFLOPS = {
+    "B200": 2250, "GH200": 989, "H200": 989, "H200 NVL": 835, "H100": 989, "H100 NVL": 835, "H100 PCIe": 756,
+    "H800": 989, "H800 PCIe": 756, "H20": 148, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L20": 119.5,
+    "L4": 121, "A10": 125, "A40": 150, "RTX A6000": 155, "V100": 125, "V100 PCIe": 112, "T4": 65,
+    "RTX 5090": 209, "RTX 5080": 113, "RTX 4090": 165, "RTX 4090 D": 147, "RTX 4080": 97, "RTX 4080 SUPER": 104,
+    "RTX 3090": 71, "RTX 3090 Ti": 80, "RTX 3080": 60, "RTX 3080 Ti": 68,
 }  # fmt: skip
 MAKERS = {"NVIDIA", "TESLA", "GEFORCE"}
 SAME_CHIP = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not make another chip of it
 
 
-def gpu_spec(name: str) -> GpuSpec | None:
-    """By the name the driver gives. None for one that nobody wrote down: a laptop's 4090 is not a 4090."""
+def gpu_tflops(name: str) -> float | None:
+    """Return the peak of a GPU by the name that its driver reports; None for a GPU that is not in the table.
+
+    The whole name must fit: a laptop's 4090 is not a 4090.
+    """
     words = set(name.upper().replace("-", " ").split()) - MAKERS
-    fitting = {
-        known: known_words
-        for known in GPU_SPECS
-        if (known_words := set(known.upper().split())) <= words
-        and all(SAME_CHIP.fullmatch(word) for word in words - known_words)
-    }
-    return GPU_SPECS[max(fitting, key=lambda known: len(fitting[known]))] if fitting else None
+    best = ""
+    for known in GPU_TFLOPS:
+        required = set(known.upper().split())
+        fits = required <= words and all(SAME_CHIP.fullmatch(word) for word in words - required)
+        if fits and len(known) > len(best):
+            best = known
+    return GPU_TFLOPS.get(best)
 
 
 def why_no_cuda() -> str:

@@ -1,8 +1,7 @@
-"""What a micro-batch takes of a GPU, calculated before it runs: memory, and the most tokens per second there can be.
+"""Memory that a micro-batch takes on a GPU, calculated before it runs.
 
-The factors were counted, not measured: by benchmarks/fake_cuda.py (memory, eager traffic) and benchmarks/inductor.py
-(what is compiled) in bf16, for shapes of 4 to 17 layers x 256 to 768, and are right to about a tenth there. C dim, V
-vocabulary, as in model.py.
+The factors were counted, not measured: by benchmarks/fake_cuda.py (eager) and benchmarks/inductor.py (compiled) in
+bf16, for shapes of 4 to 17 layers x 256 to 768; there they are right to about a tenth.
 """
 
 from dataclasses import dataclass, replace
@@ -10,13 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from Config import LLMConfig
-from engine.machine.gpu_specs import GpuSpec
 
 # Bytes per position: of a block's activations and of the logits with their gradients, eager and compiled.
 BLOCK, LOGITS = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
-# Bytes per position that kernels beside the products read and write, forward and backward.
-BLOCK_TRAFFIC, LOGITS_TRAFFIC = (686, 108), (50, 8.4)  # x C in each layer; x V
-PRODUCTS, BANDWIDTH = 0.65, 0.85  # share of the data sheet that good kernels reach
 USABLE = 0.92  # of a card's memory: the rest is CUDA's own, and torch's rounding
 
 
@@ -49,15 +44,6 @@ def memory(load: MicroBatchSpec) -> float:
 def rows_that_fit(load: MicroBatchSpec, available: float) -> int:
     """Rows of a micro-batch for which `available` bytes are enough."""
     return max(0, int(available / (memory(load) / load.rows)))
-
-
-def ceiling(load: MicroBatchSpec, parameters: int, gpu_spec: GpuSpec) -> float:
-    """Tokens per second of one card, at most: products and the traffic between them, attention left out."""
-    config = load.config
-    traffic = BLOCK_TRAFFIC[load.compiled] * config.n_layers * config.dim
-    traffic += LOGITS_TRAFFIC[load.compiled] * config.vocab_size
-    products = 6 * parameters / (PRODUCTS * gpu_spec.tflops * 1e12)
-    return 1 / (products + traffic / (BANDWIDTH * gpu_spec.bandwidth * 1e9))
 
 
 def memory_saving_flags(load: MicroBatchSpec) -> str:

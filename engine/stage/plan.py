@@ -14,7 +14,7 @@ from engine.corpus.jsonl import RowCounts
 from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
 from engine.machine import memory_estimate, parallel, rng
-from engine.machine.gpu_specs import gpu_spec
+from engine.machine.gpu_specs import gpu_tflops
 from engine.packing import Batch, PackedRows
 
 
@@ -35,7 +35,7 @@ def describe(run: Run, training: PackedRows, validation: PackedRows) -> str:
         f"({batches.micro_batches} micro-batches of {run.training.batch_size} rows on each of {rt.world_size} "
         f"processes), {run.steps / batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up"
         + _compiling(run)
-        + _card(run, parameters, memory)
+        + _card(run, memory)
     )
 
 
@@ -52,22 +52,18 @@ def _load(run: Run) -> memory_estimate.MicroBatchSpec:
     )
 
 
-def _card(run: Run, parameters: int, held: int) -> str:
-    """What this GPU is by its data sheet, and what it should do with this run."""
+def _card(run: Run, held: int) -> str:
+    """Describe this GPU by its data sheet, and the largest micro-batch that fits next to `held` bytes."""
     rt, load = run.runtime, _load(run)
     if rt.device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(rt.device).total_memory
     fit = memory_estimate.rows_that_fit(load, memory_estimate.USABLE * total - held) * run.batches.rows.join_factor
     line = f"\ncard   {torch.cuda.get_device_name(rt.device)}, {total / 2**30:.0f} GiB"
-    known = gpu_spec(torch.cuda.get_device_name(rt.device))
-    if known and rt.dtype != torch.float32:
-        line += f", {known.tflops:g} TFLOP/s and {known.bandwidth:,g} GB/s by its data sheet"
-    line += f"; calculated, not measured: micro-batches of up to {fit:,} rows fit"
-    if known and rt.dtype != torch.float32:
-        max_join = memory_estimate.ceiling(load, parameters, known) * rt.world_size
-        line += f", at most {max_join / 1e6:.2g} M tokens/s ({'compiled' if run.compiling.on else 'not compiled'})"
-    return line
+    tflops = gpu_tflops(torch.cuda.get_device_name(rt.device))
+    if tflops and rt.dtype != torch.float32:
+        line += f", {tflops:g} TFLOP/s by its data sheet"
+    return line + f"; calculated, not measured: micro-batches of up to {fit:,} rows fit"
 
 
 def _compiling(run: Run) -> str:
