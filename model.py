@@ -361,9 +361,9 @@ def check_parameters_known(names: Iterable[str], known: Iterable[str], program: 
     Raises:
         ValueError: Some of `names` are not `known`; blocks are not told apart (layers.N).
     """
-    if unknown := set(names) - set(known):
-        listed = sorted({re.sub(r"^layers\.\d+\.", "layers.N.", name) for name in unknown})
-        raise ValueError(f"{program} does not compute {', '.join(listed)}; add it there, or take it out of the model")
+    names, known = ({re.sub(r"^layers\.\d+\.", "layers.N.", name) for name in group} for group in (names, known))
+    if unknown := ", ".join(sorted(names - known)):
+        raise ValueError(f"{program} does not compute {unknown}; add it there, or take it out of the model")
 
 
 AutoConfig.register("spongebob", LLMConfig, exist_ok=True)

@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
 from engine.export.hugging_face import hf_config, permute_for_hf, to_hf_state_dict
-from engine.export.names import hf_name
+from engine.export.names import TO_HF, translate
 from model import SpongeBob
 
 SCALING = {
@@ -36,7 +36,7 @@ def test_logits_and_gradients_equal_transformers_llama(kv_heads, scaling):
 
     gradients = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        wanted, found = gradients[hf_name(name)].grad, parameter.grad
+        wanted, found = gradients[translate(name, TO_HF)].grad, parameter.grad
         if name.endswith(("wq.weight", "wk.weight")):
             found = permute_for_hf(found, config.n_heads if "wq" in name else kv_heads)
         assert (found - wanted).abs().max() < 1e-4, name

@@ -7,7 +7,7 @@ results/pretrain.json   shape, parent, tokenizer, validation figures, flags
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -130,29 +130,6 @@ def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_t
         "hidden_dim": hidden_dim,
         "rope_theta": theta,
     }
-
-
-def split_layer(name: str) -> tuple[str, str]:
-    """Split layers.0.attention.wq.weight into layers.0. and the rest; the first part is empty outside the blocks."""
-    layer, part = re.fullmatch(r"(layers\.\d+\.|)(.*)", name, re.DOTALL).groups()  # pyright: ignore (always matches)
-    return layer, part
-
-
-def check_parameters_known(names: Iterable[str], known: Collection[str], program: str) -> None:
-    """Refuse a model with a part that another implementation of it would leave out.
-
-    Args:
-        names: Names of the model's parameters.
-        known: Names that `program` computes, those inside a block without layers.N. in front.
-        program: The other implementation, named in the message.
-
-    Raises:
-        ValueError: A parameter is not known.
-    """
-    unknown = sorted(name for name in names if split_layer(name)[1] not in known)
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise ValueError(f"{program} does not compute {', '.join(unknown[:3])}{more}, which this model has")
 
 
 def check_names_and_shapes(

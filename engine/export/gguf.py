@@ -15,12 +15,12 @@ from torch import Tensor
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
-from engine.checkpoint.weights import check_parameters_known, full_state_dict
+from engine.checkpoint.weights import full_state_dict
 from engine.export.hugging_face import check_float16_range
-from engine.export.names import NAMES, gguf_name
+from engine.export.names import NAMES, TO_GGUF, translate
 from engine.files import atomic_write
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
-from model import SpongeBob, rope_frequencies
+from model import SpongeBob, check_parameters_known, rope_frequencies
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # ours: gguf's
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
@@ -170,7 +170,7 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
     for name, weight in weights.items():
         if name != "output.weight":  # it is the embedding; a file without one says so
             data = tensor_of(name, weight, kind)
-            writer.add_tensor(gguf_name(name), data, raw_dtype=None if weight.dim() == 1 else kind)
+            writer.add_tensor(translate(name, TO_GGUF), data, raw_dtype=None if weight.dim() == 1 else kind)
 
     def write(path: Path) -> None:
         writer.write_header_to_file(path)

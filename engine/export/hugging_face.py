@@ -11,12 +11,12 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
 from dataset import CHAT_TEMPLATE
-from engine.checkpoint.weights import check_parameters_known, full_state_dict, split_layer
+from engine.checkpoint.weights import full_state_dict
 from engine.console import print0
-from engine.export.names import NAMES, hf_name, name_from_hf
+from engine.export.names import FROM_HF, NAMES, TO_HF, translate
 from engine.files import write_json
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
-from model import SpongeBob
+from model import SpongeBob, check_parameters_known
 
 
 def permute_for_hf(weight: Tensor, n_heads: int) -> Tensor:
@@ -29,18 +29,19 @@ def unpermute_from_hf(weight: Tensor, n_heads: int) -> Tensor:
     return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def num_rotated_heads(config: LLMConfig) -> dict[str, int]:
-    """Return {name inside a block: heads} of the two matrices whose rows RoPE pairs."""
-    return {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
+def num_rotated_heads(name: str, config: LLMConfig) -> int | None:
+    """Return the number of heads in a matrix whose rows RoPE pairs, None for all others."""
+    heads = {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}
+    return heads.get(name.split(".", 2)[-1])
 
 
 def to_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
     """Return the state dict of the LlamaForCausalLM that computes the same."""
     check_parameters_known(weights, NAMES, "--format hf")
-    n_heads, converted = num_rotated_heads(config), {}
+    converted = {}
     for name, weight in weights.items():
-        part = split_layer(name)[1]
-        converted[hf_name(name)] = permute_for_hf(weight, n_heads[part]) if part in n_heads else weight
+        n_heads = num_rotated_heads(name, config)
+        converted[translate(name, TO_HF)] = permute_for_hf(weight, n_heads) if n_heads else weight
     return converted
 
 
@@ -49,15 +50,14 @@ def from_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[st
 
     ValueError: a matrix of queries or keys has another shape than `config` says.
     """
-    n_heads, converted = num_rotated_heads(config), {}
-    for hf, weight in weights.items():
-        name = name_from_hf(hf)
-        part = split_layer(name)[1]
-        if part in n_heads:
-            shape = (n_heads[part] * config.head_dim, config.dim)
+    converted = {}
+    for hf_name, weight in weights.items():
+        name = translate(hf_name.removeprefix("model."), FROM_HF)
+        if n_heads := num_rotated_heads(name, config):
+            shape = (n_heads * config.head_dim, config.dim)
             if weight.shape != shape:
-                raise ValueError(f"{hf} has the shape {tuple(weight.shape)}; by its config.json it is {shape}")
-            weight = unpermute_from_hf(weight, n_heads[part])
+                raise ValueError(f"{hf_name} has the shape {tuple(weight.shape)}; by its config.json it is {shape}")
+            weight = unpermute_from_hf(weight, n_heads)
         converted[name] = weight
     return converted
 

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dataset import DEFAULT_SYSTEM
-from engine.checkpoint.weights import check_parameters_known, full_state_dict, open_checkpoint
+from engine.checkpoint.weights import full_state_dict, open_checkpoint
 from engine.files import atomic_write
 from engine.generate.fast_decoder import quantize_per_row
 from engine.options import ROAD, weights_of
 from engine.reasoning import TAGS
 from engine.talk.terminal import SUGGESTIONS
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
-from model import SpongeBob, rope_frequencies
+from model import SpongeBob, check_parameters_known, rope_frequencies
 
 PROGRAM = Path(__file__).with_name("page")
 WEIGHT_DTYPES = ("int8", "float16")
@@ -84,10 +84,10 @@ def describe_tokenizer(tokenizer: Tokenizer, source: str | Path) -> dict:
 
 
 def computed_parameters() -> set[str]:
-    """Return the names that model.js reads, those inside a block without layers.N. in front."""
+    """Return the names of the weights that model.js reads."""
     source = (PROGRAM / "model.js").read_text(encoding="utf-8")
     in_blocks, outside = re.findall(r'\bw\("(\S+)"\)', source), re.findall(r'this\.w\["(\S+)"\]', source)
-    return {*outside, *(f"{name}.weight" for name in in_blocks)}
+    return {*outside, *(f"layers.N.{name}.weight" for name in in_blocks)}
 
 
 def describe_model(name: str, model: SpongeBob, meta: dict, stage: str, kind: str) -> tuple[dict, bytes]:
