@@ -160,8 +160,7 @@ def memory(dry: bool) -> list[str]:
     import torch
 
     from Config import LLMConfig
-    from engine.machine.memory_estimate import MicroBatchSpec
-    from engine.machine.memory_estimate import memory as calculated
+    from engine.machine.memory_estimate import MicroBatchSpec, micro_batch_bytes
 
     lines = []
     for times in (2, 8, 16):
@@ -179,7 +178,7 @@ def memory(dry: bool) -> list[str]:
         load = MicroBatchSpec(LLMConfig(**SHAPE | shape), *batch.inputs.shape, torch.bfloat16)
         lines.append(
             f"{len(batch.inputs)} rows x 256: {peak / 2**20:,.0f} MiB {'counted' if dry else 'at the peak'} "
-            f"({calculated(load) / 2**20:,.0f} calculated)"
+            f"({micro_batch_bytes(load) / 2**20:,.0f} calculated)"
         )
     return lines
 

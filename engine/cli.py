@@ -23,7 +23,7 @@ def run(main: Callable[[], int | None]) -> None:
     guard_streams()
     if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10, and nothing else says so)
         sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
-    stopping.leave_when_asked(*stopping.NAMES)
+    stopping.exit_on_signals(*stopping.STOP_SIGNALS)
     try:
         runtime.rank_and_world_size()
         code = main()

@@ -140,7 +140,7 @@ def validate(run: Run, after: int = 0) -> dict:
     reshard(run.loss)
     nats = dict(zip(LOSS_NAMES, run.runtime.all_reduce(sums).tolist(), strict=True))
     if not math.isfinite(nats["plain"]):
-        raise ValueError(nan_checks.BROKEN.format(after, "the held-out loss is"))
+        raise ValueError(nan_checks.NOT_FINITE_AFTER_STEP.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
     figures = {"val_loss": nats["plain"] / counts.tokens}
     figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
@@ -224,7 +224,8 @@ def train(
         progress.window_seconds += time.perf_counter() - clock
         progress.seconds += time.perf_counter() - clock
         if not all_finite:
-            raise ValueError(nan_checks.NOT_FINITE.format(max(0, progress.step - run.output.log_step), progress.step))
+            first = max(0, progress.step - run.output.log_step)
+            raise ValueError(nan_checks.NOT_FINITE_BETWEEN_STEPS.format(first, progress.step))
 
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}

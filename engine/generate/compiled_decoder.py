@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.generate.fast_decoder import Cache, Decoder, LinearWeight
 from engine.generate.kv_cache import KVCache
-from engine.machine.parallel import keep_compiled_code_by_cpu
+from engine.machine.parallel import use_inductor_cache_per_cpu
 from model import SpongeBob, apply_rotary_emb, rope_cos_sin
 
 OPTIONS = {
@@ -49,7 +49,7 @@ class CompiledDecoder(Decoder):
 
     def __init__(self, model: SpongeBob, kind: str | None = None):
         super().__init__(model, kind)
-        keep_compiled_code_by_cpu()
+        use_inductor_cache_per_cpu()
         matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
         joins_rows = not any(matrix.uses_onednn for matrix in matrices)
         self.step_single, self.step_batch = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None

@@ -40,7 +40,7 @@ class Tracker:
         self.path = path = output.metrics
         self.active, self.name = active, output.name
         self.rows: list[dict] = []
-        self.reminder: str | None = None  # a warning that every row repeats
+        self.repeated_warning: str | None = None  # a warning that every row repeats
         service = output.service if active else "none"
         self.service = trackers.open_service(service, path, output.wandb_project, flags, run_id, step)
         self.run_id = self.service.run_id
@@ -65,9 +65,10 @@ class Tracker:
         except OSError as error:  # a full disk: the next row tries again, and nothing is saved before it succeeds
             self.warn(f"{self.path} cannot be written ({error}), its last rows wait in memory")
         self._tell_service(row)
-        self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in _SHOWN if row.get(key) is not None))
-        if self.reminder:
-            self.warn(self.reminder)
+        shown = [key for key in CONSOLE_KEYS if row.get(key) is not None]
+        self.show(row["step"], " ".join(f"{key} {_short(row[key])}" for key in shown))
+        if self.repeated_warning:
+            self.warn(self.repeated_warning)
 
     def _tell_service(self, row: dict) -> None:
         """A service that fails is left alone from then on: it is not worth a training run."""
@@ -121,7 +122,7 @@ class Tracker:
             self.service.close()
 
 
-_SHOWN = (
+CONSOLE_KEYS = (
     "loss",
     "weighted_loss",
     "tag_loss",

@@ -13,8 +13,8 @@ GPU_TFLOPS = {
     "RTX 5090": 209, "RTX 5080": 113, "RTX 4090": 165, "RTX 4090 D": 147, "RTX 4080": 97, "RTX 4080 SUPER": 104,
     "RTX 3090": 71, "RTX 3090 Ti": 80, "RTX 3080": 60, "RTX 3080 Ti": 68,
 }  # fmt: skip
-MAKERS = {"NVIDIA", "TESLA", "GEFORCE"}
-SAME_CHIP = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not make another chip of it
+VENDOR_WORDS = {"NVIDIA", "TESLA", "GEFORCE"}
+FORM_FACTOR = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not make another chip of it
 
 
 def gpu_tflops(name: str) -> float | None:
@@ -22,11 +22,11 @@ def gpu_tflops(name: str) -> float | None:
 
     The whole name must fit: a laptop's 4090 is not a 4090.
     """
-    words = set(name.upper().replace("-", " ").split()) - MAKERS
+    words = set(name.upper().replace("-", " ").split()) - VENDOR_WORDS
     best = ""
     for known in GPU_TFLOPS:
         required = set(known.upper().split())
-        fits = required <= words and all(SAME_CHIP.fullmatch(word) for word in words - required)
+        fits = required <= words and all(FORM_FACTOR.fullmatch(word) for word in words - required)
         if fits and len(known) > len(best):
             best = known
     return GPU_TFLOPS.get(best)

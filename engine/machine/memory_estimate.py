@@ -11,8 +11,8 @@ import torch
 from Config import LLMConfig
 
 # Bytes per position: of a block's activations and of the logits with their gradients, eager and compiled.
-BLOCK, LOGITS = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
-USABLE = 0.92  # of a card's memory: the rest is CUDA's own, and torch's rounding
+BLOCK_ACTIVATION_BYTES, LOGITS_BYTES = (46.4, 31.4), (12.8, 2.4)  # x C in each layer; x V
+USABLE_FRACTION = 0.92  # of a card's memory: the rest is CUDA's own, and torch's rounding
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,34 @@ class MicroBatchSpec:
     compiled: bool = False
 
 
-def memory(load: MicroBatchSpec) -> float:
+def micro_batch_bytes(spec: MicroBatchSpec) -> float:
     """Bytes that a micro-batch adds to weights, gradients and optimizer."""
-    config, positions = load.config, load.rows * load.length
-    block, logits = BLOCK[load.compiled] * config.dim, LOGITS[load.compiled] * config.vocab_size
-    if load.chunk:
-        logits *= min(1, load.chunk / positions)
-    if load.recompute:  # each block's input, one block at a time, or the logits
+    config, positions = spec.config, spec.rows * spec.length
+    block, logits = BLOCK_ACTIVATION_BYTES[spec.compiled] * config.dim, LOGITS_BYTES[spec.compiled] * config.vocab_size
+    if spec.chunk:
+        logits *= min(1, spec.chunk / positions)
+    if spec.recompute:  # each block's input, one block at a time, or the logits
         each = (4 * config.n_layers + 16) * config.dim + max(block, logits)
     else:
         each = config.n_layers * block + logits
-    return each * positions * (2 if load.dtype == torch.float32 else 1)
+    return each * positions * (2 if spec.dtype == torch.float32 else 1)
 
 
-def rows_that_fit(load: MicroBatchSpec, available: float) -> int:
+def rows_that_fit(spec: MicroBatchSpec, available: float) -> int:
     """Rows of a micro-batch for which `available` bytes are enough."""
-    return max(0, int(available / (memory(load) / load.rows)))
+    return max(0, int(available / (micro_batch_bytes(spec) / spec.rows)))
 
 
-def memory_saving_flags(load: MicroBatchSpec) -> str:
+def memory_saving_flags(spec: MicroBatchSpec) -> str:
     """The flags that save memory, the one that helps most first; empty when nothing would."""
-    half = max(1, load.rows // 2)
+    half = max(1, spec.rows // 2)
     ways = {
-        "--activation_checkpointing": replace(load, recompute=True),
-        "--loss_chunk 2048": replace(load, chunk=2048),
-        "--compile": replace(load, compiled=True),
-        f"--batch_size {half} with twice the --accumulation_steps": replace(load, rows=half),
+        "--activation_checkpointing": replace(spec, recompute=True),
+        "--loss_chunk 2048": replace(spec, chunk=2048),
+        "--compile": replace(spec, compiled=True),
+        f"--batch_size {half} with twice the --accumulation_steps": replace(spec, rows=half),
     }
-    now = memory(load)
-    saved = {way: now - memory(changed) for way, changed in ways.items()}
+    now = micro_batch_bytes(spec)
+    saved = {way: now - micro_batch_bytes(changed) for way, changed in ways.items()}
     best = sorted((way for way in ways if saved[way] > 0), key=saved.__getitem__, reverse=True)
     return ", ".join(f"{way} saves about {saved[way] / 2**30:.1f} GiB" for way in best)

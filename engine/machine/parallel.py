@@ -63,7 +63,7 @@ def wrap(
             f"dropout {dropout} with --activation_checkpointing gives wrong gradients on mps; leave out one of them"
         )
     if compile:
-        keep_compiled_code_by_cpu()
+        use_inductor_cache_per_cpu()
         if device.type == "cpu" and module.model.recompute:
             for layer in module.model.layers:  # each cut at attention, where checkpoint() would leave it uncompiled
                 layer.compile(dynamic=False)
@@ -95,7 +95,7 @@ def wrap(
     return fully_shard(module)
 
 
-def keep_compiled_code_by_cpu() -> None:
+def use_inductor_cache_per_cpu() -> None:
     """A folder of compiled code for each kind of CPU: torch's own hands what it made for one to all, where it crashes.
 
     ATEN_CPU_CAPABILITY changes the kind, and so does a folder that is copied or shared. Never over what the user set.

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-PATIENCE = 600  # seconds
+TIMEOUT_SECONDS = 600  # seconds
 
 
 def fresh_store(rank: int, world_size: int) -> Store | None:
@@ -39,10 +39,10 @@ def _join(store: Store, rank: int) -> str:
 
 def _invite(store: Store, world_size: int) -> str:
     """Answer whoever asks, also those of earlier attempts, until all of this one are here."""
-    meeting, answered, until = uuid4().hex, set(), time.monotonic() + PATIENCE
+    meeting, answered, until = uuid4().hex, set(), time.monotonic() + TIMEOUT_SECONDS
     while store.add(f"{meeting}/here", 0) < world_size - 1:
         if time.monotonic() > until:
-            raise ValueError(f"not all of the {world_size} processes came within {PATIENCE} seconds")
+            raise ValueError(f"not all of the {world_size} processes came within {TIMEOUT_SECONDS} seconds")
         for key in (f"hello/{other}" for other in range(1, world_size)):
             if store.check([key]) and (name := store.get(key).decode()) not in answered:
                 store.set(f"welcome/{name}", meeting)

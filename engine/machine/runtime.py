@@ -35,7 +35,7 @@ class Runtime:
         """Whether this process speaks and writes files."""
         return self.rank == 0
 
-    def machine(self) -> str:
+    def hardware(self) -> str:
         """What it ran on, in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
         cores = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
@@ -178,7 +178,7 @@ def start(machine: Performance | Device, seed: int) -> Runtime:
     """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
     rank, world_size = rank_and_world_size()
     if isinstance(machine, Performance):
-        stopping.leave_on_ctrl_c()
+        stopping.exit_on_ctrl_c()
     chosen = resolve_device(machine.device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))

@@ -10,39 +10,39 @@ from engine.console import write_stderr
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 # What schedulers, torchrun and terminals send. Windows has few of them.
-NAMES = "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"
-_asked: list[str] = []  # signals that came before the first step
+STOP_SIGNALS = "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"
+_received: list[str] = []  # signals that came before the first step
 
 
 class Stopped(SystemExit):
     """Raised where the program stands, so that everything on the way out is tidied up."""
 
 
-def kinds(*names: str) -> list[signal.Signals]:
+def available_signals(*names: str) -> list[signal.Signals]:
     """Those of the signals that this system has; a SIGHUP that nohup ignores stays ignored."""
     known = [getattr(signal, name) for name in names if hasattr(signal, name)]
     ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [kind for kind in known if not (ignored and kind == signal.SIGHUP)]
 
 
-def leave_when_asked(*names: str) -> None:
+def exit_on_signals(*names: str) -> None:
     """From here on these signals end the program with STOPPED: nothing has been trained that could be lost."""
     if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-        for kind in kinds(*names):
+        for kind in available_signals(*names):
             signal.signal(kind, _leave)
 
 
-def leave_on_ctrl_c() -> None:
+def exit_on_ctrl_c() -> None:
     """In training Ctrl-C is a signal like the others. Only where a script has begun to listen to them."""
     if signal.getsignal(signal.SIGTERM) is _leave:
-        leave_when_asked("SIGINT")
+        exit_on_signals("SIGINT")
 
 
 def _leave(kind: int, frame: object) -> None:
     name = signal.Signals(kind).name
-    if name in _asked:  # something swallowed the first
+    if name in _received:  # something swallowed the first
         os._exit(STOPPED)
-    _asked.append(name)
+    _received.append(name)
     write_stderr(f"\n{name}: stopped; nothing is lost, the same command begins again\n")
     raise Stopped(STOPPED)
 
@@ -55,7 +55,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.signal: str | None = next(iter(_asked), None)
+        self.signal: str | None = next(iter(_received), None)
         self._before: dict = {}
 
     def __enter__(self) -> "StopRequest":
@@ -64,7 +64,8 @@ class StopRequest:
     def hold(self) -> None:
         """The first step begins: from here on signals wait for the end of a step."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {kind: signal.signal(kind, self._handle) for kind in kinds("SIGINT", *NAMES)}
+            signals = available_signals("SIGINT", *STOP_SIGNALS)
+            self._before = {signum: signal.signal(signum, self._handle) for signum in signals}
 
     def __exit__(self, *_) -> None:
         for kind, handler in self._before.items():

@@ -54,11 +54,12 @@ def _load(run: Run) -> memory_estimate.MicroBatchSpec:
 
 def _card(run: Run, held: int) -> str:
     """Describe this GPU by its data sheet, and the largest micro-batch that fits next to `held` bytes."""
-    rt, load = run.runtime, _load(run)
+    rt, spec = run.runtime, _load(run)
     if rt.device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(rt.device).total_memory
-    fit = memory_estimate.rows_that_fit(load, memory_estimate.USABLE * total - held) * run.batches.rows.join_factor
+    available = memory_estimate.USABLE_FRACTION * total - held
+    fit = memory_estimate.rows_that_fit(spec, available) * run.batches.rows.join_factor
     line = f"\ncard   {torch.cuda.get_device_name(rt.device)}, {total / 2**30:.0f} GiB"
     tflops = gpu_tflops(torch.cuda.get_device_name(rt.device))
     if tflops and rt.dtype != torch.float32:
@@ -138,11 +139,11 @@ def trial(run: Run, progress: Progress) -> str:
     try:
         seconds = _micro_batch(run, micro[0]) * len(micro)
     except torch.OutOfMemoryError as error:
-        load = _load(run)
+        spec = _load(run)
         raise ValueError(
             f"out of GPU memory with micro-batches of {run.training.batch_size} rows, which take about "
-            f"{memory_estimate.memory(load) / 2**30:.1f} GiB beside weights and optimizer (calculated): "
-            f"{memory_estimate.memory_saving_flags(load)}"
+            f"{memory_estimate.micro_batch_bytes(spec) / 2**30:.1f} GiB beside weights and optimizer (calculated): "
+            f"{memory_estimate.memory_saving_flags(spec)}"
         ) from error
     rng.set_random_states(before)
     left = seconds * (run.steps - progress.step)

@@ -86,7 +86,7 @@ class Saver:
             )
             if main:
                 save_weights(self.output.weights, weights, meta)
-            self.tracker.reminder = None
+            self.tracker.repeated_warning = None
         except Exception as error:  # whatever it is, it must not end the run
             self._failed(step, str(error))
 
@@ -99,8 +99,8 @@ class Saver:
         return None
 
     def _failed(self, step: int, reason: str) -> None:
-        self.tracker.reminder = f"step {step} was not saved: {reason}"
-        self.tracker.warn(f"{self.tracker.reminder}; the states before it are kept, the run goes on")
+        self.tracker.repeated_warning = f"step {step} was not saved: {reason}"
+        self.tracker.warn(f"{self.tracker.repeated_warning}; the states before it are kept, the run goes on")
 
     def wait(self) -> None:
         """Until the save that is going on is done."""
@@ -111,5 +111,5 @@ class Saver:
     def finish(self) -> None:
         """After the last save; OSError when it failed."""
         self.wait()
-        if problem := self.tracker.reminder:
+        if problem := self.tracker.repeated_warning:
             raise OSError(f"{problem}. Make room and repeat with --resume, it goes on from the last whole state")

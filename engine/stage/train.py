@@ -245,7 +245,7 @@ def _about(args: Args, rt: Runtime, identity: dict, parent: str | None, run: str
     """What the .json beside the weights says of a run from its beginning on."""
     known = {"run": run} | {name: identity[name] for name in ("stage", "config", "tokenizer")}
     flags = args.values() | {"data_path": [str(path) for path in args.data.paths]}
-    return known | {"parent": parent, "on_sample": args.data.on_sample, "machine": rt.machine(), "flags": flags}
+    return known | {"parent": parent, "on_sample": args.data.on_sample, "machine": rt.hardware(), "flags": flags}
 
 
 def _meta(about: dict, run: loop.Run, progress: loop.Progress) -> dict[str, Any]:

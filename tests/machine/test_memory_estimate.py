@@ -28,16 +28,17 @@ WEIGHTS = 25_829_888
     ],
 )
 def test_calculated_memory_is_near_what_was_counted(more, counted):
-    assert memory_estimate.memory(MicroBatchSpec(**vars(BASE) | more)) / 2**30 == pytest.approx(counted, rel=0.17)
+    spec = MicroBatchSpec(**vars(BASE) | more)
+    assert memory_estimate.micro_batch_bytes(spec) / 2**30 == pytest.approx(counted, rel=0.17)
 
 
 def test_the_rows_that_fit_take_no_more_than_there_is():
     rows = memory_estimate.rows_that_fit(BASE, 20 * 2**30)
     more = MicroBatchSpec(**vars(BASE) | {"rows": rows + 1})
     assert (
-        memory_estimate.memory(MicroBatchSpec(**vars(BASE) | {"rows": rows}))
+        memory_estimate.micro_batch_bytes(MicroBatchSpec(**vars(BASE) | {"rows": rows}))
         <= 20 * 2**30
-        < memory_estimate.memory(more)
+        < memory_estimate.micro_batch_bytes(more)
     )
     assert memory_estimate.rows_that_fit(BASE, -1) == 0
 
