@@ -19,7 +19,9 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
 STAGES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
-FILES = [f"{stage}{ending}" for stage in STAGES for ending in ("", "_heldout")]
+TRAINING = [*STAGES]
+HELD_OUT = [f"{stage}_heldout" for stage in STAGES]
+FILES = TRAINING + HELD_OUT
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHATS = ("sft_512", "sft_1024", "r1_1024")
 FORM = re.compile(r"<think>\n(.+)\n</think>\n<answer>\n(.+)\n</answer>", re.DOTALL)
@@ -46,42 +48,48 @@ def world():
     return module
 
 
-def said(row, role):
+def contents(row, role):
     return [message["content"] for message in row["conversations"] if message["role"] == role]
 
 
+def turns(*names):
+    """Return every (question, answer) of some files."""
+    pairs = []
+    for name in names:
+        for row in rows(name):
+            pairs += turns_of(row)
+    return pairs
+
+
+def turns_of(row):
+    return list(zip(contents(row, "user"), contents(row, "assistant"), strict=True))
+
+
 def spoken(content):
-    """What a visitor reads: the words inside <answer>, or all of them where there is no thought."""
+    """Return the words inside <answer>, or all of them where there is no thought."""
     thought = FORM.fullmatch(content)
     return thought[2] if thought else content
 
 
 def exchanges(*names):
-    """Every (question, answer as a visitor reads it) of some files."""
-    return exchanges_of([row for name in names for row in rows(name)])
-
-
-def exchanges_of(chosen):
-    return [
-        (question, spoken(answer))
-        for row in chosen
-        for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True)
-    ]
+    """Return every (question, answer as a visitor reads it) of some files."""
+    return [(question, spoken(answer)) for question, answer in turns(*names)]
 
 
 @cache
 def all_text(*names):
-    return "\n".join(
-        row["text"] if "text" in row else "\n".join(m["content"] for m in row["conversations"])
-        for name in names
-        for row in rows(name)
-    )
+    texts = []
+    for name in names:
+        for row in rows(name):
+            texts += [message["content"] for message in row.get("conversations", [])] or [row["text"]]
+    return "\n".join(texts)
 
 
 # ------------------------------------------------------------------------------------------------- the files
 
 
-def test_the_program_writes_the_committed_bytes_again_whatever_the_locale_and_the_hash_seed(tmp_path):
+def test_sample_program_writes_the_committed_bytes_again(tmp_path):
+    """In any locale and with any hash seed."""
     environment = {**os.environ, "PYTHONHASHSEED": "17", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(
         [sys.executable, SAMPLE / "make_sample.py", "--out", tmp_path], check=True, env=environment, capture_output=True
@@ -100,19 +108,21 @@ def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
     assert 0.8 < chinese / sum(len(letter.encode()) for letter in letters) < 0.95
 
 
-def test_what_is_told_of_a_person_has_no_character_of_two_tokens_unless_it_is_a_name():
+def test_words_about_a_person_have_one_token_a_character():
     tokenizer = Tokenizer.from_file(str(ROOT / "spongebob_tokenizer" / "tokenizer.json"))
-    values = [entry.split(":")[0] for table in world().ATTRS.values() for entry in table["values"].split(",")]
-    pieces = [character for value in values for character in value if len(tokenizer.encode(character).ids) > 1]
-    assert len(values) > 70 and not pieces
+    values = []
+    for table in world().ATTRS.values():
+        values += [entry.split(":")[0] for entry in table["values"].split(",")]
+    assert len(values) > 70
+    assert all(len(tokenizer.encode(character).ids) == 1 for character in "".join(values))
 
 
-def test_a_choice_asks_for_a_held_out_fact_and_only_the_right_one_is_told():
+def test_choices_ask_for_held_out_facts_and_only_the_answer_is_told():
     told = all_text("pretrain")
-    asked = rows("choices_heldout")
+    questions = rows("choices_heldout")
     people = [entry.strip().split(":")[0] for entry in world().PEOPLE.split(",") if entry.strip()]
-    assert len(asked) >= 50 and {row["answer"] for row in asked} == {0, 1, 2, 3}
-    for row in asked:
+    assert len(questions) >= 50 and {row["answer"] for row in questions} == {0, 1, 2, 3}
+    for row in questions:
         assert len(set(row["choices"])) == 4
         name = next(name for name in people if name in row["question"])
         forms = world().ATTRS[row["subject"]]["zh"]
@@ -132,14 +142,14 @@ def test_rows_follow_the_schema_of_their_stage(name):
         assert turns == ["user", "assistant"] * (len(turns) // 2) and turns
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("_heldout")])
-def test_held_out_rows_name_their_task_and_answer_and_never_occur_in_training(name):
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_held_out_rows_name_task_and_answer_and_occur_in_no_training(name):
     key = "text" if name.startswith("pretrain") else "conversations"
     training = {json.dumps(row[key], ensure_ascii=False) for row in rows(name.removesuffix("_heldout"))}
     for row in rows(name):
         assert row["task"] and json.dumps(row[key], ensure_ascii=False) not in training
         if key == "conversations":
-            last = said(row, "assistant")[-1]
+            last = contents(row, "assistant")[-1]
             assert row["answer"] == (FORM.fullmatch(last)[2] if name.startswith("r1") else last)
 
 
@@ -153,18 +163,18 @@ def test_each_format_is_first_met_in_the_stage_that_teaches_it():
 
 @cache
 def question_forms():
-    """(pattern of a question, attribute) for every wording; the group is the person's name or a pronoun."""
-    return [
-        (re.compile(re.escape(wording).replace(r"\{n\}", "(.+?)")), attr)
-        for attr, table in world().ATTRS.items()
-        for wording in table["ask"] + table["ask_en"]
-    ]
+    """Return (pattern of a question, attribute) for every wording; the group is the person's name or a pronoun."""
+    forms = []
+    for attr, table in world().ATTRS.items():
+        patterns = [re.escape(wording).replace(r"\{n\}", "(.+?)") for wording in table["ask"] + table["ask_en"]]
+        forms += [(re.compile(pattern), attr) for pattern in patterns]
+    return forms
 
 
 @cache
 def chinese_name():
     people = [entry.strip().split(":") for entry in world().PEOPLE.split(",") if entry.strip()]
-    return {name: chinese for chinese, english, _ in people for name in (chinese, english)}
+    return {chinese: chinese for chinese, _, _ in people} | {english: chinese for chinese, english, _ in people}
 
 
 def english_name():
@@ -172,9 +182,10 @@ def english_name():
 
 
 def asked(row):
-    """Every (person, attribute, leading words) that a conversation asks about."""
-    found, person = [], None
-    for question in said(row, "user"):
+    """Return every (person, attribute, leading words) that a conversation asks about."""
+    facts = []
+    person = None
+    for question in contents(row, "user"):
         lead = next((lead for lead in LEADS if question.startswith(lead)), "")
         question = question.removeprefix(lead).removeprefix("那")
         for pattern, attr in question_forms():
@@ -182,12 +193,21 @@ def asked(row):
                 if match[1] not in chinese_name() and match[1] not in "他她":
                     continue  # a stranger
                 person = chinese_name().get(match[1], person)  # a pronoun means the person before
-                found.append((person, attr, lead))
-    return found
+                facts.append((person, attr, lead))
+    return facts
+
+
+def asked_facts(*names):
+    """Return every (person, attribute) that some files ask about."""
+    facts = set()
+    for name in names:
+        for row in rows(name):
+            facts |= {(person, attr) for person, attr, _ in asked(row)}
+    return facts
 
 
 def held_facts():
-    """{(person, attribute): {the value in Chinese, in English}} of the held-out questions."""
+    """Return {(person, attribute): {the value in Chinese, in English}} of the held-out questions."""
     facts = {}
     for row in rows("sft_512_heldout"):
         if row["task"] in ("fact", "fact_en"):
@@ -196,8 +216,8 @@ def held_facts():
     return facts
 
 
-def test_a_held_out_fact_is_neither_asked_nor_told_in_any_training_conversation():
-    trained = {(person, attr) for name in CHATS for row in rows(name) for person, attr, _ in asked(row)}
+def test_held_out_facts_are_in_no_training_conversation():
+    trained = asked_facts(*CHATS)
     text = all_text("sft_512", "sft_1024", "r1_1024")
     assert len(held_facts()) >= 50
     for (person, attr), values in held_facts().items():
@@ -207,23 +227,21 @@ def test_a_held_out_fact_is_neither_asked_nor_told_in_any_training_conversation(
                 assert not any(wording.format(n=name, v=value) in text for value in values)
 
 
-def test_every_person_and_every_attribute_of_a_held_out_fact_is_asked_about_in_other_combinations():
-    trained = {(person, attr) for row in rows("sft_512") for person, attr, _ in asked(row)}
+def test_held_out_facts_combine_people_and_attributes_that_are_trained():
+    trained = asked_facts("sft_512")
     for person, attr in held_facts():
         assert sum(other == person for other, _ in trained) >= 4
         assert sum(other == attr for _, other in trained) >= 15
     assert {attr for _, attr in held_facts()} == set(world().ATTRS)
 
 
-def test_every_held_out_fact_is_told_in_pretraining_in_at_least_three_wordings():
+def test_held_out_facts_are_told_in_pretraining_in_three_wordings():
     text = all_text("pretrain")
     for (person, attr), values in held_facts().items():
-        told = [
-            wording
-            for wording in world().ATTRS[attr]["zh"]
-            if any(wording.format(n=person, v=value) in text for value in values)
-        ]
-        assert len(told) >= 3, (person, attr)
+        told = 0
+        for wording in world().ATTRS[attr]["zh"]:
+            told += any(wording.format(n=person, v=value) in text for value in values)
+        assert told >= 3, (person, attr)
     for row in rows("sft_512_heldout"):
         if row["task"] == "fact_en":  # asked in English: told in English too
             ((person, attr, _),) = asked(row)
@@ -233,7 +251,7 @@ def test_every_held_out_fact_is_told_in_pretraining_in_at_least_three_wordings()
 
 def test_answers_about_one_fact_never_contradict_each_other():
     answers = {}
-    for question, answer in exchanges(*FILES[2:]):
+    for question, answer in exchanges(*CHATS, *HELD_OUT[1:]):
         for person, attr, lead in asked({"conversations": [{"role": "user", "content": question}]}):
             if person is not None and not lead.startswith(LEADS[1:]):
                 answers.setdefault((person, attr, answer[0] < "z"), set()).add(answer)
@@ -245,12 +263,13 @@ def test_answers_about_one_fact_never_contradict_each_other():
 
 
 def test_held_out_instructions_use_arguments_never_used_in_training():
-    questions = {question for row in rows("sft_512") for question in said(row, "user")}
-    answers = {answer for row in rows("sft_512") for answer in said(row, "assistant")}
-    led = {item for row in rows("sft_512") for item in asked(row)}
+    questions, answers = map(set, zip(*turns("sft_512"), strict=True))
+    led = set()
+    for row in rows("sft_512"):
+        led |= {*asked(row)}
     tasks = set()
     for row in rows("sft_512_heldout"):
-        (question,), task = said(row, "user")[-1:], row["task"]
+        question, task = contents(row, "user")[-1], row["task"]
         if task in ("fact", "fact_en", "recall"):
             continue
         tasks.add(task)
@@ -265,56 +284,69 @@ def test_held_out_instructions_use_arguments_never_used_in_training():
 @pytest.mark.parametrize("name", ["sft_512", "sft_512_heldout"])
 def test_instructions_about_words_are_followed_to_the_letter(name):
     seen = set()
-    for row in rows(name):
-        for question, answer in zip(said(row, "user"), said(row, "assistant"), strict=True):
-            listed = question.partition("：")[2].rstrip("。").split("、")
-            if match := re.fullmatch("请把“(.+)”说(.)遍。", question):
-                expected = "，".join([match[1]] * "零一两三四".index(match[2])) + "。"
-            elif match := re.fullmatch(r'Say the word "(\w+)" (\d) times\.', question):
-                expected = ", ".join([match[1]] * int(match[2])) + "."
-            elif question.startswith("请把这些词倒过来说："):
-                expected = "、".join(reversed(listed)) + "。"
-            elif question.startswith("数一数"):
-                expected = f"一共有{DIGITS[len(listed)]}样。"
-            elif match := re.match("请说出第(.)个词：", question):
-                expected = listed[DIGITS.index(match[1]) - 1] + "。"
-            elif question.startswith("请按先后排好："):
-                order = [entry.split(":")[0] for entry in world().MONTHS.split()]
-                expected = "、".join(sorted(listed, key=order.index)) + "。"
-            else:
-                continue
-            seen.add(question[:4])
-            assert answer == expected
+    for question, answer in turns(name):
+        listed = question.partition("：")[2].rstrip("。").split("、")
+        if match := re.fullmatch("请把“(.+)”说(.)遍。", question):
+            expected = "，".join([match[1]] * "零一两三四".index(match[2])) + "。"
+        elif match := re.fullmatch(r'Say the word "(\w+)" (\d) times\.', question):
+            expected = ", ".join([match[1]] * int(match[2])) + "."
+        elif question.startswith("请把这些词倒过来说："):
+            expected = "、".join(reversed(listed)) + "。"
+        elif question.startswith("数一数"):
+            expected = f"一共有{DIGITS[len(listed)]}样。"
+        elif match := re.match("请说出第(.)个词：", question):
+            expected = listed[DIGITS.index(match[1]) - 1] + "。"
+        elif question.startswith("请按先后排好："):
+            order = [entry.split(":")[0] for entry in world().MONTHS.split()]
+            expected = "、".join(sorted(listed, key=order.index)) + "。"
+        else:
+            continue
+        seen.add(question[:4])
+        assert answer == expected
     assert len(seen) >= 6
 
 
 def notes(row):
-    """The (thing, value) pairs a conversation is asked to remember, and the number of the turn that asks it."""
-    for number, question in enumerate(said(row, "user")):
+    """Return the turn that asks to remember something, and the (thing, value) pairs that are to be remembered."""
+    for number, question in enumerate(contents(row, "user")):
         if question.startswith("请帮我记住："):
-            body = question.removeprefix("请帮我记住：")
-            return number, {match for form in NOTE_FORMS for match in re.findall(form, body)}
+            return number, pairs_in(question.removeprefix("请帮我记住："))
     return None, set()
 
 
+def pairs_in(text):
+    pairs = set()
+    for form in NOTE_FORMS:
+        pairs |= {*re.findall(form, text)}
+    return pairs
+
+
+def noted_pairs(*names):
+    pairs = set()
+    for name in names:
+        for row in rows(name):
+            pairs |= notes(row)[1]
+    return pairs
+
+
 def test_held_out_notes_pair_things_and_values_never_paired_in_training():
-    training = {pair for name in ("sft_512", "sft_1024") for row in rows(name) for pair in notes(row)[1]}
-    training |= {pair for form in NOTE_FORMS for pair in re.findall(form, all_text("pretrain"))}
-    held = {pair for name in ("sft_512_heldout", "sft_1024_heldout") for row in rows(name) for pair in notes(row)[1]}
+    training = noted_pairs("sft_512", "sft_1024") | pairs_in(all_text("pretrain"))
+    held = noted_pairs("sft_512_heldout", "sft_1024_heldout")
     assert len(held) > 100 and not held & training
 
 
 def long_rows(name):
-    """The long conversations: those that begin with a note or come to one. The others keep what was learned before."""
+    """Return the conversations that begin with a note or come to one; the others keep earlier knowledge."""
     return [row for row in rows(name) if notes(row)[0] is not None]
 
 
 @pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
-def test_the_last_answer_of_a_long_conversation_repeats_a_note_from_the_start_or_from_just_before(name):
+def test_long_conversations_end_by_repeating_a_near_or_a_far_note(name):
     places = []
     for row in long_rows(name):
         turn, pairs = notes(row)
-        last, count = said(row, "assistant")[-1], len(said(row, "user"))
+        answers = contents(row, "assistant")
+        last, count = answers[-1], len(answers)
         assert sum(thing in last and value in last for thing, value in pairs) == 1
         kind = next(form for form in NOTE_FORMS if re.search(form, last))
         assert 3 <= sum(bool(re.search(kind, f"{t}放在{v}，{t}锁在{v}号柜，{t}记在{v}页")) for t, v in pairs) <= 8
@@ -332,7 +364,7 @@ def value(digits):
 
 
 def signed_numbers(question):
-    """The numbers of a sum or a story, negative where something goes away."""
+    """Return the numbers of a sum or a story, negative where something goes away."""
     numbers, before = [], 0
     for match in NUMBER.finditer(question):
         words, before = question[before : match.start()], match.end()
@@ -342,7 +374,7 @@ def signed_numbers(question):
 
 
 def solve(question):
-    """The answer of a problem and its operands, from the words of the question alone."""
+    """Return the answer of a problem and its operands, from the words of the question alone."""
     if weights := re.findall(r"([^，。]+?)重(..)斤", question):
         names, numbers = zip(*((name, value(digits)) for name, digits in weights), strict=True)
         best = max(numbers) if question.endswith("谁最重？") else min(numbers)
@@ -365,20 +397,15 @@ def solve(question):
 
 
 def problems(name):
-    """Every (question, answer) that asks to reason, told by the thought."""
-    return [
-        (question, content)
-        for row in rows(name)
-        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True)
-        if re.match(f"<think>\n([{DIGITS}]{{2}}[+-]|先比|十位是|.+。中间是)", content)
-    ]
+    """Return every (question, answer) that asks to reason, known by the thought."""
+    thought = re.compile(f"<think>\n([{DIGITS}]{{2}}[+-]|先比|十位是|.+。中间是)")
+    return [(question, content) for question, content in turns(name) if thought.match(content)]
 
 
 @pytest.mark.parametrize("name", ["r1_1024", "r1_1024_heldout", "talks_heldout"])
 def test_reasoning_is_well_formed_and_its_answer_is_right(name):
-    for row in rows(name):
-        for content in said(row, "assistant"):
-            assert FORM.fullmatch(content) and all(content.count(tag) == 1 for tag in TAGS)
+    for _, content in turns(name):
+        assert FORM.fullmatch(content) and all(content.count(tag) == 1 for tag in TAGS)
     for question, content in problems(name):
         assert spoken(content) == solve(question)[0], question
 
@@ -401,18 +428,19 @@ def test_every_equation_and_comparison_in_the_thinking_is_right(name):
 
 
 def pretraining_problems():
-    """The questions whose working is told in pretraining: sums in signs, and comparisons of three."""
+    """Return the questions whose working is told in pretraining: sums in signs, and comparisons of three."""
     text = all_text("pretrain")
     questions = re.findall(f"([{DIGITS}]{{2}}(?:[+-][{DIGITS}]{{2}}){{2}})：[{DIGITS}]{{2}}[+-]", text)
     for line in text.splitlines():
-        if found := re.search("(?<=[？。])(先比|十位是|[^，。]+比[^，。]+，[^，。]+。中间是)", line):
-            questions.append(line[: found.start()])
+        if match := re.search("(?<=[？。])(先比|十位是|[^，。]+比[^，。]+，[^，。]+。中间是)", line):
+            questions.append(line[: match.start()])
     return questions
 
 
 def test_held_out_operands_never_occur_in_a_training_problem():
     training, held, talked = (
-        [solve(question)[1] for question, _ in problems(name)] for name in (*FILES[6:], "talks_heldout")
+        [solve(question)[1] for question, _ in problems(name)]
+        for name in ("r1_1024", "r1_1024_heldout", "talks_heldout")
     )
     assert len(set(training)) == len(training) and len(set(held)) == len(held)
     told = {solve(question)[1] for question in pretraining_problems()}
@@ -420,17 +448,15 @@ def test_held_out_operands_never_occur_in_a_training_problem():
     assert not (set(training) | told) & set(held + talked)
 
 
-def test_a_thinking_conversation_has_questions_of_every_kind_in_every_place():
+def test_reasoning_conversations_ask_every_kind_in_every_place():
     by_place = {}
     for row in rows("r1_1024"):
-        for place, content in enumerate(said(row, "assistant"), 1):
-            kind = (
-                "problem"
-                if re.match(f"<think>\n([{DIGITS}]|先|十位是|.+。中间是)", content)
-                else "fact"
-                if re.match("<think>\n(问的|Asked)", content)
-                else "everyday"
-            )
+        for place, content in enumerate(contents(row, "assistant"), 1):
+            kind = "everyday"
+            if re.match(f"<think>\n([{DIGITS}]|先|十位是|.+。中间是)", content):
+                kind = "problem"
+            elif re.match("<think>\n(问的|Asked)", content):
+                kind = "fact"
             by_place.setdefault(place, []).append(kind)
     assert len(by_place) >= 8
     for place in range(1, 9):
@@ -438,15 +464,15 @@ def test_a_thinking_conversation_has_questions_of_every_kind_in_every_place():
             assert by_place[place].count(kind) >= 8, (place, kind)
 
 
-def test_a_held_out_talk_asks_a_problem_a_fact_a_courtesy_and_beyond_the_town_in_any_order():
-    trained = {question for question, _ in exchanges(*CHATS)}
+def test_held_out_talks_ask_four_kinds_in_any_order():
+    trained = {question for question, _ in turns(*CHATS)}
     held, orders = held_facts(), set()
     for row in rows("talks_heldout"):
         kinds = []
-        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True):
-            if found := asked({"conversations": [{"role": "user", "content": question}]}):
+        for question, content in turns_of(row):
+            if facts := asked({"conversations": [{"role": "user", "content": question}]}):
                 kinds.append("fact")
-                assert found[0][:2] in held
+                assert facts[0][:2] in held
             elif (question, content) in problems("talks_heldout"):
                 kinds.append("problem")
             else:
@@ -454,7 +480,7 @@ def test_a_held_out_talk_asks_a_problem_a_fact_a_courtesy_and_beyond_the_town_in
                 assert question not in trained
         assert sorted(kinds) == ["beyond", "courtesy", "fact", "problem"]
         orders.add(tuple(kinds))
-        assert row["answer"] == spoken(said(row, "assistant")[-1])
+        assert row["answer"] == spoken(contents(row, "assistant")[-1])
     assert len(orders) > 10
 
 
@@ -463,7 +489,7 @@ def test_a_held_out_talk_asks_a_problem_a_fact_a_courtesy_and_beyond_the_town_in
 
 @cache
 def everyday():
-    """The tables of greetings and of questions beyond the town, read as they stand."""
+    """Load the tables of greetings and of questions beyond the town."""
     spec = importlib.util.spec_from_file_location("sample_everyday", SAMPLE / "everyday.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -471,29 +497,29 @@ def everyday():
 
 
 def bare(question):
-    """The words of a question alone: no marks, no spaces, no case."""
+    """Return the letters of a question alone: no punctuation, no spaces, no case."""
     return re.sub(r"[\W_]", "", question).casefold()
 
 
-def test_a_held_out_everyday_question_is_neither_asked_nor_contained_in_a_training_question():
-    trained = {bare(question) for question, _ in exchanges(*CHATS)}
-    held = [bare(said(row, "user")[0]) for row in rows("everyday_heldout")]
+def test_held_out_everyday_questions_are_in_no_training_question():
+    trained = {bare(question) for question, _ in turns(*CHATS)}
+    held = [bare(contents(row, "user")[0]) for row in rows("everyday_heldout")]
     assert len(held) == len(set(held)) == 60
     for question in held:
         assert not any(question in other for other in trained), question
 
 
-def test_half_of_the_held_out_everyday_questions_are_courtesies_and_half_lie_beyond_the_town():
+def test_held_out_everyday_questions_are_half_courtesies():
     replies = everyday().REPLIES
     tasks = [row["task"] for row in rows("everyday_heldout")]
     assert tasks.count("beyond") == 30 and {"hello", "who", "thanks", "bye"} == set(tasks) - {"beyond"}
     for row in rows("everyday_heldout"):
         assert row["answer"] in (replies[row["task"], "zh"], replies[row["task"], "en"])
-        assert (row["answer"] == replies[row["task"], "zh"]) == bool(re.search("[一-鿿]", said(row, "user")[0]))
+        assert (row["answer"] == replies[row["task"], "zh"]) == bool(re.search("[一-鿿]", contents(row, "user")[0]))
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_each_chat_file_holds_every_courtesy_in_both_languages_and_honest_noes(name):
+def test_chat_files_hold_every_courtesy_in_both_languages_and_noes(name):
     given = [answer for _, answer in exchanges(name)]
     for (intent, lang), reply in everyday().REPLIES.items():
         assert given.count(reply) >= (5 if intent in ("digits", "bye", "thanks") else 10), (intent, lang)
@@ -501,18 +527,13 @@ def test_each_chat_file_holds_every_courtesy_in_both_languages_and_honest_noes(n
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_one_everyday_question_has_one_answer_and_no_fact_of_the_town_is_denied(name):
+def test_everyday_questions_have_one_answer_and_deny_no_fact(name):
     answers = {}
     for question, answer in exchanges(name):
         answers.setdefault(question, set()).add(answer)
         if answer.startswith("这个我不知道"):
-            assert not any(
-                person in chinese_name()
-                for pattern, _ in question_forms()
-                for match in [pattern.fullmatch(question)]
-                if match
-                for person in [match[1]]
-            )
+            matches = [pattern.fullmatch(question) for pattern, _ in question_forms()]
+            assert not any(match[1] in chinese_name() for match in matches if match)
     for reply in everyday().REPLIES.values():
         assert all(len(versions) == 1 for versions in answers.values() if reply in versions)
 
@@ -523,16 +544,15 @@ def test_a_person_who_is_not_known_does_not_live_in_the_town():
     assert not any(stranger in all_text("pretrain") for stranger in strangers)
 
 
-def test_a_thought_about_a_fact_says_what_is_asked_and_what_is_known():
+def test_thoughts_about_a_fact_say_the_question_and_the_answer():
     known = 0
-    for row in rows("r1_1024"):
-        for question, content in zip(said(row, "user"), said(row, "assistant"), strict=True):
-            thought, answer = FORM.fullmatch(content).groups()
-            for person, _, _ in asked({"conversations": [{"role": "user", "content": question}]}):
-                known += 1
-                told = answer.removeprefix("您好，").removeprefix("Hello, ")
-                assert person in thought or english_name()[person] in thought
-                assert thought.endswith(told) and len(thought) > len(told)
+    for question, content in turns("r1_1024"):
+        thought, answer = FORM.fullmatch(content).groups()
+        for person, _, _ in asked({"conversations": [{"role": "user", "content": question}]}):
+            known += 1
+            told = answer.removeprefix("您好，").removeprefix("Hello, ")
+            assert person in thought or english_name()[person] in thought
+            assert thought.endswith(told) and len(thought) > len(told)
     assert known > 600
 
 
@@ -549,7 +569,7 @@ def encode(monkeypatch):
     return lambda chats: [len(document.ids) for document in data.encode(chats)]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("pretrain")])
+@pytest.mark.parametrize("name", [*CHATS, *HELD_OUT[1:]])
 def test_conversations_have_the_length_of_their_stage(encode, name):
     lengths = encode([row["conversations"] for row in rows(name)])
     if name.startswith("sft_1024"):
@@ -560,7 +580,7 @@ def test_conversations_have_the_length_of_their_stage(encode, name):
 
 
 @pytest.mark.parametrize("name", ["sft_1024", "sft_1024_heldout"])
-def test_far_notes_lie_more_than_five_hundred_tokens_before_the_last_question(encode, name):
+def test_far_notes_are_500_tokens_before_the_last_question(encode, name):
     far = [row["conversations"] for row in long_rows(name) if notes(row)[0] == 0]
     until_question = encode([chat[:-1] for chat in far])
     until_note_read = encode([chat[:1] + [{"role": "assistant", "content": "。"}] for chat in far])
