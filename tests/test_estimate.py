@@ -19,9 +19,9 @@ def test_the_formula_gives_the_demos_own_times():
     It fails, too, when other programs took turns with the demo: its times are then no measure, run it again.
     """
     times = estimate.demo_times()
-    assert sum(was for _, was in times.values()) == pytest.approx(sum(said for said, _ in times.values()))
-    for stage, (said, was) in times.items():
-        assert was < 1 or said == pytest.approx(was, rel=0.35), stage
+    assert sum(actual for _, actual in times.values()) == pytest.approx(sum(expected for expected, _ in times.values()))
+    for stage, (expected, actual) in times.items():
+        assert actual < 1 or expected == pytest.approx(actual, rel=0.35), stage
 
 
 def test_hours_are_tokens_times_flops_over_flops_per_second():
@@ -35,14 +35,12 @@ def test_hours_are_tokens_times_flops_over_flops_per_second():
 
 
 def test_the_assumed_share_is_no_better_than_what_was_measured():
-    """Of the plain products' speed on cores with AMX, which docs/experiments.md names."""
+    """The share is of the speed of matmuls alone on cores with AMX, which docs/experiments.md names."""
     products = re.search(r"plain products: 272 -> ([\d,]+) GFLOP/s", (ROOT / "docs/experiments.md").read_text("utf-8"))
-    texts, conversations = (
-        results.number(results.table(when)["ours"]["real tokens/s"])
-        for when in estimate.CPUS["Intel Xeon, two cores, AMX"]
-    )
+    tables = [results.table(when) for when in estimate.CPUS["Intel Xeon, two cores, AMX"]]
+    speeds = [results.number(table["ours"]["real tokens/s"]) for table in tables]  # texts, conversations
     flops_per_token = WORK["pretrain"].flops / WORK["pretrain"].tokens
-    shares = [speed * flops_per_token / (results.number(products[1]) * 1e9) for speed in (texts, conversations)]
+    shares = [speed * flops_per_token / (results.number(products[1]) * 1e9) for speed in speeds]
     assert 0.13 < shares[0] < 0.14 and 0.18 < shares[1] < 0.19 and min(shares) < estimate.SHARE < max(shares)
 
 
@@ -53,20 +51,17 @@ def test_bytes_per_token_are_those_of_the_committed_tokenizer():
 
 def test_every_row_says_whether_it_was_measured_or_calculated(capsys):
     estimate.main([])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in estimate.CPUS:
-        assert re.search(rf"\| {re.escape(name)} \| [\d,.]+ \| calculated from its measured speed \|", said)
+        assert re.search(rf"\| {re.escape(name)} \| [\d,.]+ \| calculated from its measured speed \|", output)
     for name in estimate.CARDS:
-        assert name in GPU_TFLOPS and re.search(
-            rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", said
-        )
-    estimate.main(
-        ["--dim", "768", "--n_layers", "17", "--n_heads", "12", "--n_kv_heads", "4", "--gb", "1", "0", "0", "0"]
-    )
+        assert name in GPU_TFLOPS
+        assert re.search(rf"\| {name} \| [\d.]+ \| calculated, .* no GPU has run it yet \|", output)
+    estimate.main("--dim 768 --n_layers 17 --n_heads 12 --n_kv_heads 4 --gb 1 0 0 0".split())
     assert "measured speed" not in capsys.readouterr().out  # speeds are known of the default shape alone
 
 
 def test_a_section_that_is_not_there_or_not_the_only_one_is_an_error():
-    for words in (("training speed",), ("training speed", "1999-01-01")):
+    for parts in (("training speed",), ("training speed", "1999-01-01")):
         with pytest.raises(ValueError, match="headings hold training speed"):
-            results.table(*words)
+            results.table(*parts)

@@ -1,6 +1,6 @@
-"""Who comes from the original scripts types what their page says, with the files that it leaves: it works, and is said.
+"""The commands of the original scripts' page work on the files that it leaves, and the output says so.
 
-Each `modelscope download` of their page names a folder that is called like the file, so that the file lies in it. The
+Each `modelscope download` of their page names a folder that is called like the file, so that the file is in it. The
 weights are bare fp16 state dicts without a .json, and the long model is called SFT_1024.pth.
 """
 
@@ -24,16 +24,14 @@ from engine.log import tracker
 from engine.stage import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = [
-    *SHORT,
-    *"--max_steps 2 --warmup_iters 1 --eval_step 0 --val_fraction 0".split(),
-]  # the last of two equal flags counts
+# The last of two equal flags counts.
+FEW = [*SHORT, *"--max_steps 2 --warmup_iters 1 --eval_step 0 --val_fraction 0".split()]
 TALK = ["--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "8", "--prompt", "你好"]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Without what takes longer than such a training."""
+    """Skip what takes longer than such a training."""
     for module, slow in ((tracker, "draw"), (plan, "trial"), (os, "fsync")):
         monkeypatch.setattr(module, slow, lambda *_: None)
 
@@ -50,11 +48,11 @@ def downloaded(folder):
 
 @pytest.fixture
 def service(monkeypatch):
-    """A stand-in for wandb that has no network; how it was started."""
-    started = []
+    """Replace wandb by one without a network; return the modes in which it was started."""
+    modes = []
 
     def init(dir, mode="online", **more):
-        started.append(mode)
+        modes.append(mode)
         if mode == "online":
             raise ConnectionError("no route to api.wandb.ai")
         return SimpleNamespace(
@@ -63,7 +61,7 @@ def service(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None))
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    return started
+    return modes
 
 
 def test_the_four_commands_run_on_folders_as_the_downloads_leave_them(downloaded, service, monkeypatch, capsys):
@@ -71,12 +69,12 @@ def test_the_four_commands_run_on_folders_as_the_downloads_leave_them(downloaded
     pretrain.main([*SHAPE, *FEW])
     SFT.main(FEW)
     distill.main(["--use_wandb", *FEW])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for file in ("pretrain", "sft_512", "r1_1024"):
-        assert f"{file}.jsonl is a folder: reading {file}.jsonl in it" in said
-        assert f"file   {file}.jsonl: 200 rows" in said
-    assert "bundled sample" not in said
-    assert service == ["online", "offline"] and "upload it later with: wandb sync results/wandb/offline-run" in said
+        assert f"{file}.jsonl is a folder: reading {file}.jsonl in it" in output
+        assert f"file   {file}.jsonl: 200 rows" in output
+    assert "bundled sample" not in output
+    assert service == ["online", "offline"] and "upload it later with: wandb sync results/wandb/offline-run" in output
     eval_model.main(["--model_mode", "2", *TALK])
     assert capsys.readouterr().out.strip()
 
@@ -89,7 +87,7 @@ def test_wandb_without_an_account_is_offline_from_the_start(folder, service, mon
     assert service == ["offline"] and "wandb sync" in capsys.readouterr().out
 
 
-def test_the_long_stage_the_tokenizer_and_download_take_the_file_inside_too(downloaded, monkeypatch, capsys):
+def test_long_stage_tokenizer_and_download_take_the_file_in_the_folder(downloaded, monkeypatch, capsys):
     monkeypatch.setattr(source, "download", lambda name: pytest.fail(f"{name} is here already"))
     train_tokenizer.main(["--save_dir", "learned", "--vocab_size", "280"])
     assert "bundled sample" not in capsys.readouterr().out
@@ -115,20 +113,22 @@ def published(request, folder):
 
 def test_published_weights_talk_under_the_originals_names(published, capsys):
     answers = []
-    for words in (["0"], ["1"], ["1", "--long"], ["2"]):
-        eval_model.main(["--model_mode", *words, *TALK, "--temperature", "0"])
-        said, warned = capsys.readouterr()
-        assert "no .json beside it" in said and "does not say which tokenizer" in warned
-        answers.append(said.splitlines()[-1])
+    for mode in (["0"], ["1"], ["1", "--long"], ["2"]):
+        eval_model.main(["--model_mode", *mode, *TALK, "--temperature", "0"])
+        output, warned = capsys.readouterr()
+        assert "no .json beside it" in output and "does not say which tokenizer" in warned
+        answers.append(output.splitlines()[-1])
     assert len(set(answers)) == 4  # SFT_1024.pth is the long model, and no other file was taken for one
 
 
 def test_published_weights_are_distilled_from_and_not_overwritten(published, folder, request):
     with pytest.raises(ValueError, match="--name"):
         distill.main(FEW)  # the published distill.pth is there
-    long = "without" in request.node.name  # each half of the files, one of the roads
-    words, name, parent = (["--long"], "distill_long", "SFT_1024") if long else (["--name", "mine"], "mine", "SFT")
-    distill.main([*words, *FEW, "--learning_rate", "1e-9", "--weight_decay", "0"])
+    argv = ["--name", "mine"]
+    if "without" in request.node.name:  # each half of the files, one of the roads
+        argv = ["--long"]
+    name, parent = ("distill_long", "SFT_1024") if "--long" in argv else ("mine", "SFT")
+    distill.main([*argv, *FEW, "--learning_rate", "1e-9", "--weight_decay", "0"])
     assert json.loads((folder / f"results/{name}.json").read_text("utf-8"))["parent"].endswith(f"{parent}.pth")
     for key, tensor in weights(f"results/{name}.pth").items():
         assert torch.allclose(tensor, published[parent].state_dict()[key].half().float(), atol=1e-6), key

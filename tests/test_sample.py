@@ -438,10 +438,8 @@ def pretraining_problems():
 
 
 def test_held_out_operands_never_occur_in_a_training_problem():
-    training, held, talked = (
-        [solve(question)[1] for question, _ in problems(name)]
-        for name in ("r1_1024", "r1_1024_heldout", "talks_heldout")
-    )
+    names = ("r1_1024", "r1_1024_heldout", "talks_heldout")
+    training, held, talked = ([solve(question)[1] for question, _ in problems(name)] for name in names)
     assert len(set(training)) == len(training) and len(set(held)) == len(held)
     told = {solve(question)[1] for question in pretraining_problems()}
     assert len(told) > 1000 and {kind for kind, _ in told} == {"sum", "three", "order"}

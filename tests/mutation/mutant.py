@@ -1,14 +1,14 @@
-"""Planted mutants as data: one .toml file for each part of the house, in tests/mutation/mutants.
+"""Mutants as data: one .toml file for each part of the repository, in tests/mutation/mutants.
 
     [[mutant]]
     name = "the future is visible"
     file = "model.py"
-    old = 'is_causal=mask is None'      # stands there exactly once
+    old = 'is_causal=mask is None'      # occurs exactly once in the file
     new = 'is_causal=False'
-    tests = "tests/test_model.py"       # the file (or one test of it) that has to notice
+    tests = "tests/test_model.py"       # the file (or one test of it) that has to fail
     story = "What would go wrong for a user, in a sentence or two."
 
-Each is silent: the program runs on, and what it makes is wrong.
+Each is silent: the program still runs, and its results are wrong.
 """
 
 import tomllib
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).with_name("mutants")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake that somebody might make."""
+    """A mistake that is easily made."""
 
     name: str
     file: str
@@ -30,21 +30,23 @@ class Mutant:
     tests: str
     story: str
 
-    def planted(self, root: Path = ROOT) -> str:
-        """The file's text with the mutant in it; ValueError where `old` does not stand there exactly once."""
+    def apply(self, root: Path = ROOT) -> str:
+        """Return the text of the mutated file; ValueError unless `old` occurs exactly once in it."""
         text = (root / self.file).read_text(encoding="utf-8")
         if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.name!r}: `old` stands {count} times in {self.file}, expected once: {self.old!r}")
+            raise ValueError(f"{self.name!r}: `old` occurs {count} times in {self.file}, expected once: {self.old!r}")
         return text.replace(self.old, self.new)
 
 
 def all_mutants() -> list[Mutant]:
-    """In the order of the files' names and of the mutants in them."""
-    files = sorted(FOLDER.glob("*.toml"))
-    return [Mutant(**mutant) for path in files for mutant in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]]
+    """Read the mutants in the order of the files' names."""
+    mutants = []
+    for path in sorted(FOLDER.glob("*.toml")):
+        mutants += tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]
+    return [Mutant(**mutant) for mutant in mutants]
 
 
 def of_day(mutants: list[Mutant], day: int, count: int = 10) -> list[Mutant]:
-    """`count` of them, others each day of the month: all have had their turn after len(mutants) / count days."""
+    """Select `count` of them, others each day of the month; all are selected within len(mutants) / count days."""
     first = (day - 1) * count
     return [mutants[number % len(mutants)] for number in range(first, first + count)]

@@ -1,12 +1,12 @@
-"""Plant one mutant at a time in a copy of the working tree, and see whether the tests named for it notice.
+"""Apply one mutant at a time to a copy of the working tree, and check that the tests named for it fail.
 
-    python tests/mutation/run.py                    # all of them
+    python tests/mutation/run.py                    # all mutants
     python tests/mutation/run.py --day              # ten, others each day of the month
     python tests/mutation/run.py causal scaler      # those whose names or files contain one of these words
-    python tests/mutation/run.py --nothing          # no mutant: all these tests have to be green then
+    python tests/mutation/run.py --nothing          # no mutant: all these tests have to pass then
 
-A suite that is green says little before it has been seen red. Exit code 1 when a mutant is not noticed. A test that is
-red anyway would notice everything, so the suite has to be green first (make test).
+A passing suite proves little before it has been seen to fail. Exit code 1 when a mutant survives. A test that always
+fails would kill every mutant, so the suite has to pass first (make test).
 """
 
 import argparse
@@ -31,7 +31,7 @@ from mutant import ROOT, Mutant, all_mutants, of_day
 
 
 def copy_tree(target: Path) -> None:
-    """What git knows of the working tree, and what it would take up."""
+    """Copy the files of the working tree that git tracks or does not ignore."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in names:
@@ -47,42 +47,41 @@ class Trial:
     mutant: Mutant
     folder: tempfile.TemporaryDirectory
     process: int
-    answers: int  # where the process says what it found
+    result: int  # descriptor on which the process writes the outcome
     began: float = field(default_factory=time.monotonic)
 
     def end(self) -> tuple[Mutant, float, str, str]:
-        """(mutant, seconds, the test that noticed or "", what it said or why there is none)."""
-        answer = (
-            os.read(self.answers, 1 << 16) if select.select([self.answers], [], [], 0)[0] else b'["", "no end in time"]'
-        )
+        """Return (mutant, seconds, the test that failed or "", its message or why none failed)."""
+        in_time = select.select([self.result], [], [], 0)[0]
+        content = os.read(self.result, 1 << 16) if in_time else b'["", "no end in time"]'
         with suppress(ProcessLookupError):
             os.killpg(self.process, signal.SIGKILL)  # with all that the tests have started
         os.waitpid(self.process, 0)
-        os.close(self.answers)
+        os.close(self.result)
         self.folder.cleanup()
-        return self.mutant, time.monotonic() - self.began, *json.loads(answer or b'["", "the tests broke off"]')
+        return self.mutant, time.monotonic() - self.began, *json.loads(content or b'["", "the tests broke off"]')
 
 
 def begin(mutant: Mutant, tree: Path) -> Trial:
-    """Plant a mutant in a new copy of `tree` and run its tests there, in a process forked from this one."""
+    """Apply a mutant to a new copy of `tree` and run its tests there, in a process forked from this one."""
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     copy = Path(folder.name) / "tree"
     shutil.copytree(tree, copy, copy_function=os.link)
     (copy / mutant.file).unlink()  # a link to the tree's own
-    (copy / mutant.file).write_text(mutant.planted(tree), encoding="utf-8")
-    answers, mouth = os.pipe()
+    (copy / mutant.file).write_text(mutant.apply(tree), encoding="utf-8")
+    result, writer = os.pipe()
     if process := os.fork():
-        os.close(mouth)
-        return Trial(mutant, folder, process, answers)
+        os.close(writer)
+        return Trial(mutant, folder, process, result)
     try:
         os.setpgid(0, 0)
-        os.write(mouth, json.dumps(run_tests(copy, mutant.tests)).encode())
+        os.write(writer, json.dumps(run_tests(copy, mutant.tests)).encode())
     finally:
         os._exit(0)
 
 
 def run_tests(tree: Path, tests: str) -> tuple[str, str]:
-    """(The first test that fails, what it says), or ("", why there is none)."""
+    """Return (the first test that fails, its message), or ("", why none failed)."""
     for descriptor in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
     os.chdir(tree)
@@ -92,35 +91,35 @@ def run_tests(tree: Path, tests: str) -> tuple[str, str]:
 
     failed = []
 
-    class Ear:
+    class Listener:
         def pytest_runtest_logreport(self, report):
             if report.failed:
                 crash = getattr(report.longrepr, "reprcrash", None)
                 failed.append((report.nodeid, str(crash.message if crash else report.longrepr)[:999]))
 
-    # What is imported already cannot have its asserts rewritten: a plugin or two of which no assert is of interest.
-    words = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    code = int(pytest.main([*words, f"--basetemp={tree.parent / 'tmp'}", tests], plugins=[Ear()]))
-    # Anything but red tests (1), as a file that cannot be imported, is no silent mutant.
+    # Plugins that are imported already cannot have their asserts rewritten; none of those is of interest.
+    argv = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    code = int(pytest.main([*argv, f"--basetemp={tree.parent / 'tmp'}", tests], plugins=[Listener()]))
+    # Any code but 1 (failed tests), as of a file that cannot be imported, is no silent mutant.
     return failed[0] if failed and code == 1 else ("", f"pytest ended with code {code}")
 
 
-def plant(mutants: Sequence[Mutant], jobs: int, limit: float) -> Iterator[tuple[Mutant, float, str, str]]:
-    """Try them, `jobs` at a time and each for at most `limit` seconds; what became of each, as soon as it is known."""
-    # What takes seconds to import is imported once, and nothing of ours: that is read anew from each copy.
+def run_mutants(mutants: Sequence[Mutant], jobs: int, limit: float) -> Iterator[tuple[Mutant, float, str, str]]:
+    """Run `jobs` mutants at a time, each for at most `limit` seconds; yield outcomes as soon as they are known."""
+    # Import once what takes seconds, and no module of ours: those are read from each copy.
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
     waiting, running = list(reversed(mutants)), []
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
-        compileall.compile_dir(folder, quiet=2)  # once for all; a planted file is newer than what was made of it here
+        compileall.compile_dir(folder, quiet=2)  # once for all; a mutated file is newer than its bytecode
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(begin(waiting.pop(), Path(folder)))
-            ready = select.select([trial.answers for trial in running], [], [], 0.5)[0]
+            ready = select.select([trial.result for trial in running], [], [], 0.5)[0]
             for trial in list(running):
-                if trial.answers in ready or time.monotonic() - trial.began > limit:
+                if trial.result in ready or time.monotonic() - trial.began > limit:
                     running.remove(trial)
                     yield trial.end()
 
@@ -130,26 +129,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", help="only mutants whose names or files contain one of these")
     parser.add_argument("--day", nargs="?", type=int, const=date.today().day, help="ten mutants; default: today's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: one a core)")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a mutant must be noticed")
-    parser.add_argument("--say", action="store_true", help="also what the test that noticed said")
-    parser.add_argument("--nothing", action="store_true", help="plant nothing, and see the tests green")
-    chosen = parser.parse_args(argv)
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a mutant must be killed")
+    parser.add_argument("--say", action="store_true", help="also print the message of the failed test")
+    parser.add_argument("--nothing", action="store_true", help="apply no mutant, and check that the tests pass")
+    args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    mutants = [f for f in all_mutants() if not chosen.words or any(word in f.name + f.file for word in chosen.words)]
-    mutants = mutants if chosen.day is None else of_day(mutants, chosen.day)
-    if chosen.nothing:
+    mutants = [f for f in all_mutants() if not args.words or any(word in f.name + f.file for word in args.words)]
+    if args.day is not None:
+        mutants = of_day(mutants, args.day)
+    if args.nothing:
         mutants = [replace(mutant, new=mutant.old) for mutant in {mutant.tests: mutant for mutant in mutants}.values()]
-    began, missed = time.monotonic(), 0
-    print(f"{'mutant':62} {'file':32} {'seconds':>7}  noticed by", flush=True)
-    for mutant, seconds, noticed, words in plant(mutants, chosen.jobs, chosen.limit):
-        by = noticed or f"NOT NOTICED by {mutant.tests}: {words}"
+    began, survived = time.monotonic(), 0
+    print(f"{'mutant':62} {'file':32} {'seconds':>7}  killed by", flush=True)
+    for mutant, seconds, test, message in run_mutants(mutants, args.jobs, args.limit):
+        by = test or f"SURVIVED {mutant.tests}: {message}"
         print(f"{mutant.name:62} {mutant.file:32} {seconds:7.1f}  {by}", flush=True)
-        if chosen.say and noticed:
-            print("    " + words.replace("\n", " ")[:300], flush=True)
-        missed += not noticed
-    print(f"{len(mutants) - missed} of {len(mutants)} noticed in {(time.monotonic() - began) / 60:.1f} minutes")
-    return int(missed < len(mutants)) if chosen.nothing else int(missed > 0)
+        if args.say and test:
+            print("    " + message.replace("\n", " ")[:300], flush=True)
+        survived += not test
+    print(f"{len(mutants) - survived} of {len(mutants)} killed in {(time.monotonic() - began) / 60:.1f} minutes")
+    return int(survived < len(mutants) if args.nothing else survived > 0)
 
 
 if __name__ == "__main__":
