@@ -92,7 +92,7 @@ def check_buffers(buffers: dict[str, Tensor], config: LLMConfig, path: Path) -> 
             )
 
 
-def why_unreadable(path: Path, error: Exception) -> str:
+def explain_unreadable(path: Path, error: Exception) -> str:
     """One line on what a file is that torch cannot read as tensors: torch's own runs over twenty."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)

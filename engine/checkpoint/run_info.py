@@ -6,10 +6,10 @@ from typing import Any
 
 from engine.checkpoint.weights import read_tensors
 
-VERSION = 5  # raise it when an older state cannot be continued
+STATE_VERSION = 5  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
-WANTED: dict[str, dict[str, type | tuple[type, ...]]] = {
+REQUIRED_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world_size": int},
     "progress": {
@@ -41,20 +41,20 @@ class RunInfo:
     scaler: dict[str, Any]
     ranks: list[dict[str, Any]]  # of each process: "random" and "window_sums"
     compiled: bool  # a resumed run does what its first part did
-    version: int = VERSION
+    version: int = STATE_VERSION
 
 
 def read_info(state: Path) -> RunInfo:
     """ValueError names what is not as this program writes it."""
     file = state / "run.pt"
     content = read_tensors(file)
-    if content.get("version") != VERSION:
+    if content.get("version") != STATE_VERSION:
         raise ValueError(
             f"{state}: a state of another version of this program ({content.get('version', 1)}, this one continues "
-            f"{VERSION}). Finish the run with the version that began it, or start anew with --name or --overwrite"
+            f"{STATE_VERSION}). Finish the run with the version that began it, or start anew with --name or --overwrite"
         )
     odd = list(content.keys() ^ {one.name for one in fields(RunInfo)})
-    for name, keys in WANTED.items():
+    for name, keys in REQUIRED_KEYS.items():
         part = content.get(name)
         if not isinstance(part, dict):
             odd.append(name)

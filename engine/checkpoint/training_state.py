@@ -74,7 +74,7 @@ def write(
             return
         atomic_write(temporary / "run.pt", lambda path: torch.save(vars(info), path))
         files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-        seals = {path.relative_to(temporary).as_posix(): _seal(path) for path in files}
+        seals = {path.relative_to(temporary).as_posix(): _size_and_crc32(path) for path in files}
         sync_folder(temporary / "tensors")
         write_json(temporary / "manifest.json", {"step": step, "files": seals})
         shutil.rmtree(final, ignore_errors=True)
@@ -111,7 +111,7 @@ def list_states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
 
 
-def _seal(path: Path) -> list[int]:
+def _size_and_crc32(path: Path) -> list[int]:
     """[size, CRC-32] of a file: enough to notice what a broken disk or a stopped copy does to it."""
     checksum = 0
     with open(path, "rb") as file:
@@ -123,13 +123,13 @@ def _seal(path: Path) -> list[int]:
 # -------------------------------------------------------------------------------------------------------- finding
 
 
-def damage(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """What is wrong with a state; None when every file is there and as it was written."""
     try:
         files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
         if not {"run.pt", "tensors/.metadata"} <= files.keys():
             return "manifest.json does not name all its files"
-        damaged = [name for name, seal in files.items() if _seal(path / name) != seal]
+        damaged = [name for name, seal in files.items() if _size_and_crc32(path / name) != seal]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json or a file it names cannot be read: {error}"
     return f"{', '.join(damaged)} does not match its checksum" if damaged else None
@@ -138,7 +138,7 @@ def damage(path: Path) -> str | None:
 def find_newest(folder: Path) -> Path | None:
     """The newest whole state, or None. A damaged one is named, and the one before it is used."""
     for path in reversed(list_states(folder)):
-        if not (reason := damage(path)):
+        if not (reason := find_corruption(path)):
             return path
         warn(f"warning: {path} is damaged ({reason}), using the state before it")
     return None
@@ -173,7 +173,7 @@ def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     """Put weights and optimizer values back, each process its own shards. Every name and shape must fit."""
     reader = PlainReader(path / "tensors")
     saved, parameters = reader.read_metadata().state_dict_metadata, dict(model.named_parameters())
-    _refuse_misfits(path, saved, parameters)
+    _check_fit(path, saved, parameters)
     tensors = {}
     for name, entry in saved.items():
         assert isinstance(entry, TensorStorageMetadata)  # _refuse_misfits
@@ -205,7 +205,7 @@ def _owner(name: str) -> str:
     return rest if kind == "model" else rest.rpartition(".")[0]
 
 
-def _refuse_misfits(path: Path, saved: dict, parameters: dict[str, nn.Parameter]) -> None:
+def _check_fit(path: Path, saved: dict, parameters: dict[str, nn.Parameter]) -> None:
     """Before anything is read: values that are no tensors would be unpickled."""
     odd = [name for name, entry in saved.items() if not isinstance(entry, TensorStorageMetadata)]
     expected = {f"model.{name}": tuple(parameter.shape) for name, parameter in parameters.items()}

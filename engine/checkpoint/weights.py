@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from Config import LLMConfig, scale_rope
-from engine.checkpoint.clean_state_dict import check_buffers, plain_weights, why_unreadable
+from engine.checkpoint.clean_state_dict import check_buffers, explain_unreadable, plain_weights
 from engine.console import print0, printable, warn
 from engine.files import atomic_write, first_line, write_json
 from engine.machine.parallel import full_tensor
@@ -26,17 +26,17 @@ from model import SpongeBob
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def full_state_dict(model: SpongeBob, kept: bool = True) -> dict[str, Tensor]:
+def full_state_dict(model: SpongeBob, keep: bool = True) -> dict[str, Tensor]:
     """The fp32 state dict on the CPU. Under FSDP every rank has to call this; {} for those that do not keep it."""
     weights = {}
     for name, parameter in model.named_parameters():
         full = full_tensor(parameter.detach())
-        if kept:
+        if keep:
             weights[name] = full.cpu().float()
-    return tied(weights) if kept else {}
+    return add_tied_output(weights) if keep else {}
 
 
-def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def add_tied_output(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """With the tied matrix under both of its names; a file stores it once."""
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
@@ -68,7 +68,7 @@ def read_tensors(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
         raise ValueError(
-            f"{path}: not a readable checkpoint of plain tensors ({why_unreadable(path, error)})"
+            f"{path}: not a readable checkpoint of plain tensors ({explain_unreadable(path, error)})"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")

@@ -25,7 +25,7 @@ def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> 
 
 def sample(run: Any) -> str:
     """A continuation of the run's held-out prompt, by the main process; the others only help to collect shards."""
-    model = whole_copy(run.model, kept=run.runtime.is_main_process) if is_sharded(run.model) else run.model
+    model = whole_copy(run.model, keep=run.runtime.is_main_process) if is_sharded(run.model) else run.model
     if not run.runtime.is_main_process or model is None:
         return ""
     with run.runtime.autocast():
@@ -33,10 +33,10 @@ def sample(run: Any) -> str:
     return run.tokenizer.decode(answers[0])
 
 
-def whole_copy(model: SpongeBob, kept: bool) -> SpongeBob | None:
+def whole_copy(model: SpongeBob, keep: bool) -> SpongeBob | None:
     """A sharded model in one piece on its device; None for ranks that do not keep it. Every rank has to call this."""
-    weights, device = full_state_dict(model, kept), next(model.parameters()).device
-    if not kept:
+    weights, device = full_state_dict(model, keep), next(model.parameters()).device
+    if not keep:
         return None
     with torch.device("meta"):
         copy = SpongeBob(model.config)

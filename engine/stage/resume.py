@@ -97,7 +97,7 @@ def _named(path: Path, states: Path) -> Path:
         if (newest := training_state.find_newest(path)) is None:
             raise ValueError(f"--resume {path}: no whole state in it")
         return newest
-    if reason := training_state.damage(path):
+    if reason := training_state.find_corruption(path):
         raise ValueError(f"--resume {path}: damaged ({reason})")
     return path
 
@@ -211,7 +211,7 @@ def finish(saved: ResumePoint, run: Run, meta: dict) -> None:
     there = read_meta(output.weights) if output.weights.is_file() else {}
     # By the run and not by the step alone: the weights that --overwrite was to replace may have as many.
     if (there.get("run"), there.get("step")) != (saved.info.run, saved.step):
-        weights = full_state_dict(run.model, kept=run.runtime.is_main_process)
+        weights = full_state_dict(run.model, keep=run.runtime.is_main_process)
         if run.runtime.is_main_process:
             save_weights(output.weights, weights, meta)
             if (log := log_of(saved, output)) != output.metrics:

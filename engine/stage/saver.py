@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
-from engine.checkpoint.weights import full_state_dict, save_weights, tied
+from engine.checkpoint.weights import add_tied_output, full_state_dict, save_weights
 from engine.log.tracker import Tracker
 from engine.loop import Progress, Run
 from engine.machine import rng
@@ -70,12 +70,12 @@ class Saver:
         meta = self.describe(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:
-            weights = full_state_dict(run.model, kept=self.runtime.is_main_process)  # every rank has to help
+            weights = full_state_dict(run.model, keep=self.runtime.is_main_process)  # every rank has to help
         elif not self.runtime.is_main_process:
             return
         tensors = training_state.snapshot_tensors(run.model, run.optimizers)
         if self.group is None:
-            weights = tied({name: tensors[f"model.{name}"] for name, _ in run.model.named_parameters()})
+            weights = add_tied_output({name: tensors[f"model.{name}"] for name, _ in run.model.named_parameters()})
         self._pending = self._thread.submit(self._write, progress.step, tensors, info, weights, meta)
 
     def _write(self, step: int, tensors: dict, info: RunInfo, weights: dict, meta: dict) -> None:

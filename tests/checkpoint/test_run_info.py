@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from engine.checkpoint.run_info import VERSION, RunInfo, read_info
+from engine.checkpoint.run_info import STATE_VERSION, RunInfo, read_info
 
 WHOLE = RunInfo(
     identity={"learning_rate": 0.1, "schedule": "wsd", "steps": 9, "warmup_iters": 1, "seed": 1},
@@ -46,7 +46,7 @@ def info_of(tmp_path):
 def test_what_was_written_is_read(info_of):
     found = info_of(vars(WHOLE))
     assert found.progress == WHOLE.progress
-    assert found.version == VERSION
+    assert found.version == STATE_VERSION
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_wrong_key_is_named(info_of, change, words):
         info_of(content)
 
 
-@pytest.mark.parametrize("version, named", [(1, 1), (None, 1), (VERSION + 1, VERSION + 1)])
+@pytest.mark.parametrize("version, named", [(1, 1), (None, 1), (STATE_VERSION + 1, STATE_VERSION + 1)])
 def test_a_state_of_another_version_is_refused_in_one_line_that_says_what_to_do(info_of, version, named):
     content = vars(WHOLE) | {"version": version}
     if version is None:  # the first one did not say
         del content["version"]
-    words = rf"another version of this program \({named}, this one continues {VERSION}\).* --name or --overwrite$"
+    words = rf"another version of this program \({named}, this one continues {STATE_VERSION}\).* --name or --overwrite$"
     with pytest.raises(ValueError, match=words) as refused:
         info_of(content)
     assert "\n" not in str(refused.value)

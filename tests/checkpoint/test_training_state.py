@@ -17,8 +17,8 @@ def test_the_newest_states_are_kept_as_many_as_were_asked_for(tmp_path):
 def test_a_bit_that_turned_is_damage_though_the_size_is_the_same(tmp_path):
     training_state.write(tmp_path, 2, {"model.weight": torch.ones(3)}, INFO, keep=2)
     (file,) = (tmp_path / "00000002/tensors").glob("*.distcp")
-    assert training_state.damage(tmp_path / "00000002") is None
+    assert training_state.find_corruption(tmp_path / "00000002") is None
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert "does not match its checksum" in training_state.damage(tmp_path / "00000002")
+    assert "does not match its checksum" in training_state.find_corruption(tmp_path / "00000002")

@@ -219,7 +219,7 @@ def test_a_good_state_opens(whole_state):
 def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
     (whole_state / file).write_bytes(pickle.dumps(Code(), protocol=2))
     seal(whole_state)
-    assert training_state.damage(whole_state) is None
+    assert training_state.find_corruption(whole_state) is None
     assert str(whole_state / file) in attempt(lambda: open_state(whole_state))
     assert not Path("it-ran").exists()
 

@@ -193,7 +193,7 @@ class Sequences(RuleBasedStateMachine):
 
     def newest(self, name):
         for path in reversed(training_state.list_states(self.folder / f"{name}.state")):
-            if not training_state.damage(path):
+            if not training_state.find_corruption(path):
                 known = torch.load(path / "run.pt", weights_only=True)
                 return known["identity"], int(path.name)
         return None
