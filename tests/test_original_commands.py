@@ -116,7 +116,7 @@ def test_published_weights_talk_under_the_originals_names(published, capsys):
     for mode in (["0"], ["1"], ["1", "--long"], ["2"]):
         eval_model.main(["--model_mode", *mode, *TALK, "--temperature", "0"])
         output, warned = capsys.readouterr()
-        assert "no .json beside it" in output and "does not say which tokenizer" in warned
+        assert "no .json next to it" in output and "does not say which tokenizer" in warned
         answers.append(output.splitlines()[-1])
     assert len(set(answers)) == 4  # SFT_1024.pth is the long model, and no other file was taken for one
 

@@ -1,7 +1,7 @@
-"""The weights a run publishes, whole or not at all. What resuming needs is in state.py.
+"""Write and read the weights that a run publishes. What resuming needs is in training_state.py.
 
 results/pretrain.pth    bare state dict, fp32, Meta's names: any script that reads published weights loads it
-results/pretrain.json   shape, parent, tokenizer, validation figures, flags
+results/pretrain.json   shape, parent, tokenizer, validation metrics, flags
 """
 
 import hashlib
@@ -23,11 +23,29 @@ from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
 from engine.tokenizer import fingerprint
 from model import SpongeBob
 
+CONFIG_FIELDS = (
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "hidden_dim",
+    "multiple_of",
+    "norm_eps",
+    "max_seq_len",
+    "rope_theta",
+    "dropout",
+    "rope_parameters",
+)
+
 # -------------------------------------------------------------------------------------------------- writing
 
 
 def full_state_dict(model: SpongeBob, keep: bool = True) -> dict[str, Tensor]:
-    """The fp32 state dict on the CPU. Under FSDP every rank has to call this; {} for those that do not keep it."""
+    """Return the fp32 state dict on the CPU.
+
+    Under FSDP every rank must call this; ranks with `keep` False get {}.
+    """
     weights = {}
     for name, parameter in model.named_parameters():
         full = full_tensor(parameter.detach())
@@ -37,19 +55,31 @@ def full_state_dict(model: SpongeBob, keep: bool = True) -> dict[str, Tensor]:
 
 
 def add_tied_output(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the tied matrix under both of its names; a file stores it once."""
+    """Return a state dict with the tied matrix under both of its names; a file stores it once."""
     return weights | {"output.weight": weights["tok_embeddings.weight"]}
 
 
+def config_dict(config: LLMConfig) -> dict:
+    """Return the values from which LLMConfig(**values) makes the same shape again."""
+    return {name: getattr(config, name) for name in CONFIG_FIELDS}
+
+
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Twelve hex digits of the weights: where the file lies and what it is called does not matter."""
-    total = hashlib.blake2b(digest_size=6)
+    """Return twelve hex digits of a state dict, independent of the file's name and folder."""
+    digest = hashlib.blake2b(digest_size=6)
     for name, weight in sorted(weights.items()):
-        total.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
-    return total.hexdigest()
+        digest.update(name.encode() + weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
+    """Write the .pth and its .json, each whole or not at all.
+
+    Args:
+        path: The .pth; its folder is created.
+        weights: State dict.
+        meta: Content of the .json.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: torch.save(weights, temporary))
     write_json(path.with_suffix(".json"), meta)
@@ -59,7 +89,11 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
 
 
 def read_tensors(path: Path) -> dict:
-    """A file of tensors and plain values. Pickled code is refused, whoever sent the file."""
+    """Read a file of tensors and plain values; pickled code is refused, whatever its source.
+
+    Raises:
+        ValueError: No such file, or not a dict of tensors and plain values.
+    """
     if path.is_dir():
         raise ValueError(f"{path}: a folder; name the .pth file that is meant")
     if not path.is_file():
@@ -67,96 +101,116 @@ def read_tensors(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and tensor code each raise their own kind
-        raise ValueError(
-            f"{path}: not a readable checkpoint of plain tensors ({explain_unreadable(path, error)})"
-        ) from None
+        reason = explain_unreadable(path, error)
+        raise ValueError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
     return content
 
 
 def read_meta(path: Path) -> dict:
-    """What the .json beside a .pth says; {} when there is none (weights published by others)."""
-    file = path.with_suffix(".json")
+    """Read the .json of a .pth; {} if there is none (weights published by others).
+
+    Raises:
+        ValueError: Not JSON, or a value of another type than this program writes.
+    """
+    file, advice = path.with_suffix(".json"), "move it away to read the shape off the weights"
     if not file.is_file():
         return {}
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); move it away to read the shape off the weights") from None
-    kinds = {"config": dict, "tokenizer": str, "stage": str}
-    odd = [
-        name for name, kind in kinds.items() if isinstance(meta, dict) and not isinstance(meta.get(name, kind()), kind)
-    ]
-    if odd or not isinstance(meta, dict):
-        what = ", ".join(odd) or "its content"
-        raise ValueError(
-            f"{file}: {what} is not as this program writes it; move it away to read the shape off the weights"
-        )
+        raise ValueError(f"{file}: not JSON ({error}); {advice}") from None
+    invalid = [] if isinstance(meta, dict) else ["its content"]
+    if not invalid:
+        types = {"config": dict, "tokenizer": str, "stage": str}
+        invalid = [name for name, type_ in types.items() if not isinstance(meta.get(name, type_()), type_)]
+    if invalid:
+        raise ValueError(f"{file}: {', '.join(invalid)} is not as this program writes it; {advice}")
     return meta
 
 
-def shape_of(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
-    """Width, depth, vocabulary, hidden size and key-value heads as the tensors show; 8 heads and theta 1e6 assumed."""
-    layers = {int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
+def infer_config(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
+    """Read width, depth, vocabulary, hidden size and key-value heads off the tensors, and print what is assumed.
+
+    Args:
+        weights: State dict with Meta's names.
+        path: File of the weights, for messages.
+        n_heads: Number of query heads, which no tensor shows (default: 8).
+        rope_theta: Base of the rotary frequencies, which no tensor shows (default: 1e6).
+    Raises:
+        ValueError: No LLaMA weights with Meta's names.
+    """
     try:
         vocab_size, dim = weights["tok_embeddings.weight"].shape
-        kv_dim, hidden_dim = (
-            weights[f"layers.0.{name}.weight"].shape[0] for name in ("attention.wk", "feed_forward.w1")
-        )
+        kv_dim, _ = weights["layers.0.attention.wk.weight"].shape
+        hidden_dim, _ = weights["layers.0.feed_forward.w1.weight"].shape
     except (KeyError, ValueError, AttributeError) as error:
         names = printable(", ".join(list(weights)[:3])) or "none"
-        hint = (
-            "; these are Hugging Face's, export.py writes them, nothing here reads them" if "self_attn" in names else ""
-        )
+        hint = "; these are Hugging Face's: export.py --import_hf reads their folder" if "self_attn" in names else ""
         raise ValueError(
             f"{path}: no LLaMA weights with Meta's names in it (no {error}; its names: {names}{hint})"
         ) from None
-    heads, theta = n_heads or 8, rope_theta or 1e6
-    taken = " and ".join(
-        f"{words} {'given' if given else f'assumed ({name})'}"
-        for words, given, name in (
-            (f"{heads} heads are", n_heads, "--n_heads"),
-            (f"RoPE theta {theta:g} is", rope_theta, "--rope_theta"),
-        )
+    heads_note = "given" if n_heads else "assumed (--n_heads)"
+    theta_note = "given" if rope_theta else "assumed (--rope_theta)"
+    n_heads, rope_theta = n_heads or 8, rope_theta or 1e6
+    print0(
+        f"{path}: no .json next to it, the shape is read off the tensors; {n_heads} heads are {heads_note} and "
+        f"RoPE theta {rope_theta:g} is {theta_note}"
     )
-    print0(f"{path}: no .json beside it, the shape is read off the tensors; {taken}")
     return {
         "dim": dim,
-        "n_layers": len(layers),
-        "n_heads": heads,
-        "n_kv_heads": kv_dim * heads // dim,
+        "n_layers": len({name.split(".")[1] for name in weights if re.match(r"layers\.\d+\.", name)}),
+        "n_heads": n_heads,
+        "n_kv_heads": kv_dim * n_heads // dim,
         "vocab_size": vocab_size,
         "hidden_dim": hidden_dim,
-        "rope_theta": theta,
+        "rope_theta": rope_theta,
     }
 
 
 def check_names_and_shapes(
-    path: Path, expected: dict[str, tuple], found: dict[str, tuple], reasons: Sequence[str] = ()
+    path: Path, expected: dict[str, tuple], actual: dict[str, tuple], reasons: Sequence[str] = ()
 ) -> None:
-    """ValueError naming what is missing, unexpected or of another shape, and the `reasons` that were found already."""
-    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
-    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} is {found[name]}, expected {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if expected[name] != found[name]
-    ]
-    if problems := sorted([*problems, *reasons]):
+    """Refuse tensors that do not fit the model.
+
+    Args:
+        path: File of the tensors, for the message.
+        expected: {name: shape} of the model.
+        actual: {name: shape} of the file.
+        reasons: Problems that were found before, listed with the others.
+    Raises:
+        ValueError: Names what is missing, unexpected or of another shape.
+    """
+    problems = [*reasons, *(f"missing {name}" for name in expected.keys() - actual.keys())]
+    problems += [f"unexpected {name}" for name in actual.keys() - expected.keys()]
+    for name in expected.keys() & actual.keys():
+        if expected[name] != actual[name]:
+            problems.append(f"{name} is {actual[name]}, expected {expected[name]}")
+    if problems:
+        problems.sort()
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
 
 
 def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> None:
-    """Strictly: every name and shape must fit. Only output.weight may be absent, it is the embedding."""
-    tied = weights.get("tok_embeddings.weight")
-    weights = {"output.weight": tied, **weights} if tied is not None else weights
+    """Load a state dict strictly: every name and shape must fit; only output.weight, which is tied, may be absent.
+
+    Args:
+        model: Receives the weights.
+        weights: State dict with Meta's names, in any floating-point dtype.
+        path: File of the weights, for messages.
+    Raises:
+        ValueError: A name or shape does not fit, or output.weight is not the embedding.
+    """
+    embedding = weights.get("tok_embeddings.weight")
+    weights = {"output.weight": embedding, **weights} if embedding is not None else weights
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    check_names_and_shapes(path, expected, found)
-    assert tied is not None  # or it would be missing
-    if not torch.equal(weights["output.weight"], tied):
+    check_names_and_shapes(
+        path, expected, {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    )
+    assert embedding is not None  # or it would be missing
+    if not torch.equal(weights["output.weight"], embedding):
         raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")
     model.load_state_dict(weights, strict=True)
 
@@ -169,32 +223,42 @@ def load_model(
     max_seq_len: int | None = None,
     rope_scaling: float | None = None,
 ) -> tuple[SpongeBob, dict]:
-    """The model of a .pth with the shape its .json says, and that .json's content; `rope_scaling`: see `stretched`."""
-    (weights, buffers), meta = plain_weights(read_tensors(path), path), read_meta(path)
+    """Load the model of a .pth, in the shape that its .json or else its tensors give.
+
+    Args:
+        path: The .pth.
+        n_heads, rope_theta: Only for a .pth without .json (defaults: 8 and 1e6).
+        max_seq_len: Context length in tokens (default: the one in the .json).
+        rope_scaling: Factor of Llama 3.1's RoPE scaling, for a `max_seq_len` above the trained one (docs/scaling.md).
+    Returns:
+        The model in float32 on the CPU, and the content of its .json ({} without one).
+    Raises:
+        ValueError: No such file, not LLaMA weights, or flags that contradict the .json.
+    """
+    weights, buffers = plain_weights(read_tensors(path), path)
+    meta, meta_file = read_meta(path), path.with_suffix(".json")
     for name, value in {"n_heads": n_heads, "rope_theta": rope_theta}.items():
         if value is not None and value != meta.get("config", {}).get(name, value):
-            raise ValueError(
-                f"--{name} {value}: {path.with_suffix('.json')} says {meta['config'][name]}; leave the flag out"
-            )
-    shape = dict(meta["config"]) if "config" in meta else shape_of(weights, path, n_heads, rope_theta)
-    trained_for = shape.get("max_seq_len", 0)
+            raise ValueError(f"--{name} {value}: {meta_file} says {meta['config'][name]}; leave the flag out")
+    shape = dict(meta["config"]) if "config" in meta else infer_config(weights, path, n_heads, rope_theta)
+    trained_len = shape.get("max_seq_len", 0)
     if max_seq_len:
         shape["max_seq_len"] = max_seq_len
     try:
         config = LLMConfig(**shape)
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RuntimeError) as error:
-        source = path.with_suffix(".json") if "config" in meta else path
+        source = meta_file if "config" in meta else path
         raise ValueError(f"{source}: not the shape of a model here ({first_line(error)})") from None
     check_buffers(buffers, config, path)
     if rope_scaling:
-        if not 0 < trained_for < config.max_seq_len:
-            known = f"{path} was trained with rows of {trained_for}" if trained_for else f"no .json beside {path} says"
+        if not 0 < trained_len < config.max_seq_len:
+            known = f"{path} was trained with rows of {trained_len}" if trained_len else f"{meta_file} is missing"
             raise ValueError(
                 f"--rope_scaling {rope_scaling:g} is for rows longer than before: {known}, "
                 f"--max_seq_len is {config.max_seq_len}"
             )
-        config.rope_parameters = scale_rope(config.rope_parameters, rope_scaling, trained_for)
-        print0(f"{path}: rotary positions stretched by {rope_scaling:g}, rows {trained_for} -> {config.max_seq_len}")
+        config.rope_parameters = scale_rope(config.rope_parameters, rope_scaling, trained_len)
+        print0(f"{path}: RoPE scaled by {rope_scaling:g}, rows {trained_len} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
     return model, meta
@@ -211,9 +275,19 @@ def open_checkpoint(
     rope_scaling: float | None = None,
     flag: str = "--ckpt",
 ) -> tuple[SpongeBob, dict]:
-    """A checkpoint's model and its .json, checked against the tokenizer.
+    """Load a model and check that it fits the tokenizer.
 
-    A missing one is an error that says which command makes it, or which `flag` names another.
+    Args:
+        path: The .pth.
+        tokenizer: Encodes for the model; ids above its size are never sampled.
+        tokenizer_dir: Folder of the tokenizer, for messages.
+        max_seq_len, n_heads, rope_theta, rope_scaling: As in load_model.
+        flag: Named in the error message as the way to choose another checkpoint.
+    Returns:
+        The model in float32 on the CPU, and the content of its .json ({} without one).
+    Raises:
+        ValueError: No such file, not LLaMA weights, trained with another tokenizer, or a vocabulary smaller than the
+            tokenizer's.
     """
     if not path.exists():
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
@@ -223,50 +297,45 @@ def open_checkpoint(
     shape = {"n_heads": n_heads, "rope_theta": rope_theta, "max_seq_len": max_seq_len, "rope_scaling": rope_scaling}
     model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
+    vocab_size = model.config.vocab_size
     model.num_known_tokens = tokenizer.get_vocab_size()
-    if model.config.vocab_size < model.num_known_tokens:
-        raise ValueError(f"{path}: {model.config.vocab_size} tokens, but {tokenizer_dir} has {model.num_known_tokens}")
-    if model.config.vocab_size > model.num_known_tokens:
-        print0(
-            f"{path}: {model.config.vocab_size} tokens, {tokenizer_dir} has {model.num_known_tokens}: the others "
-            "are never sampled"
-        )
+    if vocab_size < model.num_known_tokens:
+        raise ValueError(f"{path}: {vocab_size} tokens, but {tokenizer_dir} has {model.num_known_tokens}")
+    if vocab_size > model.num_known_tokens:
+        known = f"{tokenizer_dir} has {model.num_known_tokens}"
+        print0(f"{path}: {vocab_size} tokens, {known}: the others are never sampled")
     return model, meta
 
 
-def open_chosen(chosen: Checkpoint, tokenizer: Tokenizer, path: Path | None = None) -> tuple[SpongeBob, dict]:
-    """The checkpoint that --model_mode, --long and --ckpt mean, or another one by the same flags."""
+def open_chosen(args: Checkpoint, tokenizer: Tokenizer, path: Path | None = None) -> tuple[SpongeBob, dict]:
+    """Open the checkpoint that --model_mode, --long and --ckpt choose.
+
+    Args:
+        args: The flags.
+        tokenizer: Of --tokenizer_dir.
+        path: Another .pth, opened by the same flags.
+    """
     return open_checkpoint(
-        path or chosen.path,
+        path or args.path,
         tokenizer,
-        chosen.tokenizer_dir,
-        max_seq_len=chosen.max_seq_len,
-        n_heads=chosen.n_heads,
-        rope_theta=chosen.rope_theta,
+        args.tokenizer_dir,
+        max_seq_len=args.max_seq_len,
+        n_heads=args.n_heads,
+        rope_theta=args.rope_theta,
     )
-
-
-def config_dict(config: LLMConfig) -> dict:
-    """The numbers from which LLMConfig(**...) makes the same shape again."""
-    names = (
-        "dim",
-        "n_layers",
-        "n_heads",
-        "n_kv_heads",
-        "vocab_size",
-        "hidden_dim",
-        "multiple_of",
-        "norm_eps",
-        "max_seq_len",
-        "rope_theta",
-        "dropout",
-        "rope_parameters",
-    )
-    return {name: getattr(config, name) for name in names}
 
 
 def check_tokenizer(path: Path, meta: dict, tokenizer: Tokenizer, tokenizer_dir: str | Path) -> None:
-    """Refuse weights that were trained with another tokenizer: their shapes would fit, the output would be garbage."""
+    """Refuse weights that were trained with another tokenizer: their shapes would fit, the output would be garbage.
+
+    Args:
+        path: The .pth, for messages.
+        meta: Content of its .json; without "tokenizer" there is a warning.
+        tokenizer: Compared by its fingerprint.
+        tokenizer_dir: Its folder, for messages.
+    Raises:
+        ValueError: The fingerprints differ.
+    """
     if "tokenizer" not in meta:
         warn(f"warning: {path} does not say which tokenizer it needs; {tokenizer_dir} is used (--tokenizer_dir)")
     elif meta["tokenizer"] not in (known := fingerprint(tokenizer), fingerprint(tokenizer, of_all=True)):

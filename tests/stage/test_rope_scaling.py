@@ -35,7 +35,7 @@ def quick(monkeypatch):
 def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):
     pretrain.main([*SHAPE, *SHORTER])
     SFT.main([*SHORTER, "--max_seq_len", "128", "--rope_scaling", "2"])
-    assert "rotary positions stretched by 2, rows 64 -> 128" in capsys.readouterr().out
+    assert "RoPE scaled by 2, rows 64 -> 128" in capsys.readouterr().out
     wanted = {
         "rope_type": "llama3",
         "rope_theta": 1e6,
@@ -68,7 +68,7 @@ def test_a_fresh_model_is_made_for_rows_that_a_shorter_one_would_have_been_stret
     [
         (True, 128, "trained with rows of 128, --max_seq_len is 128"),
         (True, None, "trained with rows of 128"),
-        (False, 512, "no .json beside .*w.pth says"),
+        (False, 512, "w.json is missing"),
     ],
 )
 def test_rows_that_are_no_longer_than_before_are_refused(beside, length, reason, tmp_path):
