@@ -1,4 +1,4 @@
-"""The decoder as a picture: every part of model.py, and the shape of what goes from one to the next."""
+"""Draw the decoder: every part of model.py, and the shape of what goes from one to the next."""
 
 from draw import BLUE, GREEN, ORANGE, arrow, box, picture, text
 
@@ -7,20 +7,20 @@ from Config import LLMConfig
 WORDS = {
     "en": {
         "title": "The model: a LLaMA-3 style decoder (default shape, 26 M weights)",
-        "ids": "token ids", "embedding": "tok_embeddings", "shared": "one matrix, used at both ends",
-        "times": "{} blocks", "norm": "RMSNorm", "project": "wq, wk, wv", "rope": "rotary positions (RoPE)",
+        "ids": "token ids", "embedding": "tok_embeddings", "shared": "tied: one matrix at both ends",
+        "times": "{} blocks", "norm": "RMSNorm", "project": "wq, wk, wv", "rope": "rotary embedding (RoPE)",
         "attention": "causal attention", "gqa": "{} query heads share {} key-value heads", "out": "wo",
         "ffn": "SwiGLU: w2( silu(w1 x) · w3 x )", "inner": "inner width {}", "add": "+", "logits": "output",
-        "next": "scores of the next token", "legend": "B rows, T positions of a row",
+        "next": "logits of the next token", "legend": "B packed rows of T positions",
         "stream": "residual stream",
     },
     "zh": {
-        "title": "模型结构：LLaMA-3 风格的解码器（默认形状，26M 参数）",
-        "ids": "token id", "embedding": "tok_embeddings", "shared": "首尾共用同一个矩阵",
+        "title": "模型结构：LLaMA-3 风格的解码器（默认尺寸，26M 参数）",
+        "ids": "token id", "embedding": "tok_embeddings", "shared": "首尾共享同一个矩阵",
         "times": "{} 层", "norm": "RMSNorm", "project": "wq、wk、wv", "rope": "旋转位置编码（RoPE）",
         "attention": "因果注意力", "gqa": "{} 个查询头共用 {} 个键值头", "out": "wo",
         "ffn": "SwiGLU：w2( silu(w1 x) · w3 x )", "inner": "中间宽度 {}", "add": "+", "logits": "output",
-        "next": "下一个 token 的得分", "legend": "B 行，每行 T 个位置",
+        "next": "下一个 token 的 logits", "legend": "B 行，每行 T 个位置",
         "stream": "残差流",
     },
 }  # fmt: skip
@@ -29,7 +29,9 @@ WORDS = {
 def svg(language: str) -> str:
     words, shape = WORDS[language], LLMConfig()
     dim, head = shape.dim, shape.head_dim
-    middle, left, width = 330, 190, 280
+    middle = 330
+    left = 190
+    width = 280
     stream = f"(B, T, {dim})"
     parts = [text(middle, 34, words["title"], size=16, bold=True)]
     parts += [

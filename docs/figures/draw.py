@@ -1,22 +1,28 @@
-"""The few shapes that the pictures of this folder are made of, as SVG text. Same input, same bytes."""
+"""Shapes of the pictures in this folder, as SVG text. Same input, same bytes."""
 
 import html
 import unicodedata
 from collections.abc import Sequence
 
 FONT = "system-ui, 'Segoe UI', 'Noto Sans CJK SC', 'PingFang SC', 'Microsoft YaHei', sans-serif"
-# Colours that can be read on white and on GitHub's dark background alike.
-INK, QUIET, LINE, CARD = "#24292f", "#57606a", "#8c959f", "#ffffff"
-BLUE, ORANGE, GREEN, GREY = "#ddeeff", "#ffe8d6", "#dff3e0", "#f0f1f3"
+# Colors that are readable on white and on GitHub's dark background.
+INK = "#24292f"
+QUIET = "#57606a"
+LINE = "#8c959f"
+CARD = "#ffffff"
+BLUE = "#ddeeff"
+ORANGE = "#ffe8d6"
+GREEN = "#dff3e0"
+GRAY = "#f0f1f3"
 
 
 def width_of(text: str, size: float) -> float:
-    """About how wide a text is: a Chinese character is as wide as it is high, a Latin one about half of that."""
+    """Estimate the width of a text: a Chinese character is as wide as it is high, a Latin one about half of that."""
     return size * sum(1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.62 for letter in text)
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
-    """Lines that fit into `width`, broken at spaces where there are any."""
+    """Break a text into lines that fit into `width`, at spaces where there are any."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -40,40 +46,40 @@ def text(
     *,
     size: float = 14,
     anchor: str = "middle",
-    colour: str = INK,
+    color: str = INK,
     bold: bool = False,
     italic: bool = False,
 ) -> str:
     style = (' font-weight="600"' if bold else "") + (' font-style="italic"' if italic else "")
     return (
-        f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" fill="{colour}"{style} '
+        f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" fill="{color}"{style} '
         f'xml:space="preserve">{html.escape(words)}</text>'
     )
 
 
-def box(x: float, y: float, width: float, height: float, fill: str = GREY, words: Sequence[str] = ()) -> str:
-    """A rounded box with centred lines; the first is bold."""
+def box(x: float, y: float, width: float, height: float, fill: str = GRAY, words: Sequence[str] = ()) -> str:
+    """Draw a rounded box with centered lines; the first is bold."""
     parts = [f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" fill="{fill}" stroke="{LINE}"/>']
     top = y + height / 2 - 9 * (len(words) - 1) + 5
     for number, line in enumerate(words):
-        size, colour = (14, INK) if number == 0 else (12, QUIET)
-        parts.append(text(x + width / 2, top + 18 * number, line, size=size, colour=colour, bold=number == 0))
+        size, color = (14, INK) if number == 0 else (12, QUIET)
+        parts.append(text(x + width / 2, top + 18 * number, line, size=size, color=color, bold=number == 0))
     return "\n".join(parts)
 
 
 def arrow(*points: tuple[float, float], words: str = "", side: float = 8) -> str:
-    """A line through the points with a head at its end, and words beside the middle of its last part."""
+    """Draw an arrow through the points, with words next to the middle of its last part."""
     path = " ".join(f"{'M' if number == 0 else 'L'}{x:g} {y:g}" for number, (x, y) in enumerate(points))
     parts = [f'<path d="{path}" fill="none" stroke="{QUIET}" stroke-width="1.5" marker-end="url(#head)"/>']
     if words:
         (x1, y1), (x2, y2) = points[-2:]
         anchor = "start" if side >= 0 else "end"
-        parts.append(text((x1 + x2) / 2 + side, (y1 + y2) / 2 + 4, words, size=12, anchor=anchor, colour=QUIET))
+        parts.append(text((x1 + x2) / 2 + side, (y1 + y2) / 2 + 4, words, size=12, anchor=anchor, color=QUIET))
     return "\n".join(parts)
 
 
 def picture(width: float, height: float, parts: Sequence[str], title: str) -> str:
-    """A whole SVG file on a light card."""
+    """Write a whole SVG file, on a light card."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" font-family="{FONT}" role="img">\n<title>{html.escape(title)}</title>\n'

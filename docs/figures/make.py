@@ -1,4 +1,4 @@
-"""Draw the pictures of this folder: the flow of data, the model, and what the stages of the demo say.
+"""Draw the pictures of this folder: the flow of data, the model, and answers of the demo's stages.
 
     python docs/figures/make.py
 
@@ -6,54 +6,53 @@ Plain SVG without any library; the same bytes each time.
 """
 
 import sys
-from html import escape
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-FONT = "Segoe UI, Helvetica, Arial, PingFang SC, Microsoft YaHei, Noto Sans CJK SC, sans-serif"
-WIDTH, BOX, STEP = 800, 62, 104  # pixels: the picture, a box's height, from one box to the next
-LEFT, MIDDLE = 20, 250  # where boxes begin, and where they end
-NO_LOSS, LOSS, TAG = "#d0d4da", "#8fb8e8", "#f2a65a"
+from draw import ORANGE, arrow, box, picture, text
 
-# Each box: its name, what is in it. Between two boxes: who does it, and what is done.
+FOLDER = Path(__file__).resolve().parent
+NO_LOSS_COLOR = "#d0d4da"
+LOSS_COLOR = "#8fb8e8"
+FILE_COLOR = "#0b5393"
+
+# Boxes, and between two of them an arrow: (name, content), (file, action), (name, content), ...
 FLOW = {
     "en": [
         ("rows.jsonl", "one example per line"),
-        ("dataset.py", "what an example means: its token ids, and a class for each of them"),
-        ("documents", "ids, class per token"),
-        ("engine/corpus/token_cache.py", "written to disk once, then mapped into memory"),
+        ("dataset.py", "encodes an example: token ids, and a label class for each of them"),
+        ("documents", "ids, label class per token"),
+        ("engine/corpus/token_cache.py", "writes them to disk once; later runs map the file into memory"),
         ("token cache", "uint16 ids, uint8 classes, offsets"),
-        ("engine/packing.py", "pieces of documents fill rows; a document never sees its neighbours"),
-        ("rows", "T positions, several pieces"),
-        ("engine/packing.py, Batches", "labels are shifted here; each label's cost comes from the recipe's table"),
-        ("Batch", "inputs, labels, classes, cost, cu_seqlens"),
-        ("model.py, engine/loss.py", "logits; the sum of cost × cross-entropy of each micro-batch"),
+        ("engine/packing.py", "packs segments into rows; attention is masked between documents"),
+        ("packed rows", "T positions, several segments"),
+        ("engine/packing.py, Batches", "shifts the labels by one; looks up each label's loss weight"),
+        ("Batch", "inputs, labels, loss_weights, ..."),
+        ("model.py, engine/loss.py", "logits; sum of loss weight × cross-entropy of each micro-batch"),
         ("sums", "(4,) weighted, plain, tags, text"),
-        ("engine/loop.py, engine/optim.py", "÷ cost of the whole step, backward, clip, finite?, step"),
+        ("engine/loop.py, engine/optim.py", "÷ loss weights of the whole step, backward, clip, finite?, step"),
         ("weights", "after one more step"),
-        ("engine/log/, engine/checkpoint/", "when they are due"),
-        ("results/", ".metrics.jsonl  .png  .pth  .json  .state/"),
+        ("engine/log/, engine/checkpoint/", "write what is due"),
+        ("results/", ".metrics.jsonl .png .pth .json .state/"),
     ],
     "zh": [
         ("rows.jsonl", "每行一条样本（example）"),
-        ("dataset.py", "样本的含义：token id，以及每个 token 的类别"),
-        ("documents", "id，每个 token 一个类别"),
+        ("dataset.py", "编码样本：token id，以及每个 token 的标签类别"),
+        ("documents", "id，每个 token 一个标签类别"),
         ("engine/corpus/token_cache.py", "写盘一次，以后用内存映射读取"),
         ("token cache", "uint16 id、uint8 类别、offsets"),
-        ("engine/packing.py", "把文档切成 piece 装进行里；文档之间互相看不见"),
-        ("rows", "每行 T 个位置，装若干 piece"),
-        ("engine/packing.py 的 Batches", "标签只在这里错开一位；每个标签的 cost 查脚本里的表"),
-        ("Batch", "inputs, labels, classes, cost, cu_seqlens"),
-        ("model.py、engine/loss.py", "logits；每个 micro-batch 的 cost × 交叉熵之和"),
+        ("engine/packing.py", "把文档的片段（segment）打包成行；文档之间互相看不见"),
+        ("packed rows", "每行 T 个位置，装若干片段"),
+        ("engine/packing.py 的 Batches", "标签错开一位；查到每个标签的损失权重"),
+        ("Batch", "inputs, labels, loss_weights, ..."),
+        ("model.py、engine/loss.py", "logits；每个 micro-batch 的损失权重 × 交叉熵之和"),
         ("sums", "(4,) weighted, plain, tags, text"),
-        ("engine/loop.py、engine/optim.py", "÷ 整步的 cost，反向，裁剪，是否有限，更新权重"),
+        ("engine/loop.py、engine/optim.py", "÷ 整步的损失权重，反向，裁剪，是否有限，更新权重"),
         ("weights", "又走了一步"),
-        ("engine/log/、engine/checkpoint/", "到期时写出"),
-        ("results/", ".metrics.jsonl  .png  .pth  .json  .state/"),
+        ("engine/log/、engine/checkpoint/", "到时候就写出"),
+        ("results/", ".metrics.jsonl .png .pth .json .state/"),
     ],
 }
-# One row of a distillation batch: (label, class).
-ROW = [
+LABELS = [  # of one packed row in distillation: (label, label class)
     ("user", 0),
     ("6+7=?", 0),
     ("</s>", 0),
@@ -63,77 +62,71 @@ ROW = [
     ("13", 1),
     ("</s>", 1),
 ]
-COST = {0: ("0", NO_LOSS), 1: ("1", LOSS), 2: ("10", TAG)}
-ROW_WORDS = {"en": ("label", "class", "cost"), "zh": ("标签", "类别", "cost")}
+CLASSES = {0: ("0", NO_LOSS_COLOR), 1: ("1", LOSS_COLOR), 2: ("10", ORANGE)}  # label class: loss weight, color
+LINE_NAMES = {"en": ("label", "label class", "loss weight"), "zh": ("标签", "标签类别", "损失权重")}
+
+WIDTH = 800
+LEFT = 20
+BOX_WIDTH = 250
+BOX_HEIGHT = 62
+STEP_HEIGHT = 104  # from one box to the next
+TEXT_LEFT = 300
+CELL_WIDTH = 50
 
 
-def text(x: float, y: float, words: str, size: int = 14, **more: str) -> str:
-    extra = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}"{extra}>{escape(words)}</text>'
-
-
-def box(y: float, name: str, content: str) -> list[str]:
-    """A thing that flows, and what is in it."""
-    frame = f'<rect x="{LEFT}" y="{y}" width="{MIDDLE}" height="{BOX}" rx="8" fill="#f4f6f9" stroke="#57606a"/>'
-    middle = LEFT + MIDDLE / 2
+def action(y: float, file: str, words: str) -> list[str]:
+    """Draw an arrow from the box above `y` to the next one, with a file and its action on the right."""
+    x = LEFT + BOX_WIDTH / 2
     return [
-        frame,
-        text(middle, y + 26, name, 16, font_weight="bold", text_anchor="middle"),
-        text(middle, y + 47, content, 12, text_anchor="middle", fill="#57606a"),
+        arrow((x, y + 2), (x, y + STEP_HEIGHT - BOX_HEIGHT - 4)),
+        text(TEXT_LEFT, y + 16, file, anchor="start", bold=True, color=FILE_COLOR),
+        text(TEXT_LEFT, y + 35, words, anchor="start"),
     ]
 
 
-def arrow(y: float, who: str, does: str) -> list[str]:
-    """From the box above to the one below, with the file that does it on the right."""
-    x = LEFT + MIDDLE / 2
-    line = (
-        f'<path d="M{x:g} {y + 2:g} V{y + STEP - BOX - 4:g}" stroke="#57606a" stroke-width="2" marker-end="url(#tip)"/>'
-    )
-    return [line, text(300, y + 16, who, 14, font_weight="bold", fill="#0b5394"), text(300, y + 35, does)]
+def labels(y: float, language: str) -> list[str]:
+    """Draw the labels of a row with their class and loss weight, next to the box Batch."""
+    left = WIDTH - 20 - CELL_WIDTH * len(LABELS)
+    parts = []
+    for line, name in enumerate(LINE_NAMES[language]):
+        parts.append(text(left - 8, y + 15 + 17 * line, name, size=12, anchor="end"))
+    for column, (label, label_class) in enumerate(LABELS):
+        x = left + CELL_WIDTH * column
+        loss_weight, color = CLASSES[label_class]
+        parts.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 3}" height="54" fill="{color}"/>')
+        for line, words in enumerate((label, str(label_class), loss_weight)):
+            parts.append(text(x + (CELL_WIDTH - 3) / 2, y + 15 + 17 * line, words, size=11))
+    return parts
 
 
-def row_of_labels(y: float, language: str) -> list[str]:
-    """A row's labels with their class and cost, coloured by class, beside the box Batch."""
-    shapes, x, width = [], 350, 54
-    for line, word in enumerate(ROW_WORDS[language]):
-        shapes.append(text(x - 8, y + 15 + 17 * line, word, 12, text_anchor="end", fill="#57606a"))
-    for label, number in ROW:
-        cost, colour = COST[number]
-        shapes.append(f'<rect x="{x}" y="{y}" width="{width - 3}" height="54" fill="{colour}"/>')
-        for line, word in enumerate((label, str(number), cost)):
-            shapes.append(text(x + (width - 3) / 2, y + 15 + 17 * line, word, 11, text_anchor="middle"))
-        x += width
-    return shapes
-
-
-def draw(language: str) -> str:
-    flow = FLOW[language]
-    height = STEP * (len(flow) // 2) + BOX + 40
-    shapes = []
-    for number, (name, content) in enumerate(flow):
-        y = 20 + STEP * (number // 2)
-        shapes += arrow(y + BOX, name, content) if number % 2 else box(y, name, content)
+def flow(language: str) -> str:
+    """Draw the flow of data from a line of JSONL to the files of a run."""
+    stations = FLOW[language]
+    parts = []
+    for number, (name, words) in enumerate(stations):
+        y = 20 + STEP_HEIGHT * (number // 2)
+        if number % 2:
+            parts += action(y + BOX_HEIGHT, name, words)
+        else:
+            parts.append(box(LEFT, y, BOX_WIDTH, BOX_HEIGHT, words=[name, words]))
         if name == "Batch":
-            shapes += row_of_labels(y + 1, language)
-    arrow_head = '<path d="M0 0 L6 3 L0 6 z" fill="#57606a"/>'
-    tip = f'<marker id="tip" markerWidth="8" markerHeight="8" refX="4" refY="3" orient="auto">{arrow_head}</marker>'
-    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}"><defs>{tip}</defs>'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *shapes, "</svg>", ""])
+            parts += labels(y + 1, language)
+    height = STEP_HEIGHT * (len(stations) // 2) + BOX_HEIGHT + 40
+    return picture(WIDTH, height, parts, {"en": "The flow of data", "zh": "数据的流向"}[language])
 
 
 def pictures() -> dict[str, str]:
-    """{file name: SVG} of all of them."""
+    """Return {file name: SVG} of all pictures."""
     import architecture
     import results
 
-    found = {}
+    drawings = {}
     for language in FLOW:
-        found[f"flow_{language}.svg"] = draw(language)
-        found[f"architecture_{language}.svg"] = architecture.svg(language)
+        drawings[f"flow_{language}.svg"] = flow(language)
+        drawings[f"architecture_{language}.svg"] = architecture.svg(language)
         for stage in ("pretrain", "SFT", "distill"):
-            found[f"{stage}_{language}.svg"] = results.svg(stage, language)
-    return found
+            drawings[f"{stage}_{language}.svg"] = results.svg(stage, language)
+    return drawings
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a model of each stage says, drawn from docs/demo.json: the words are those that the demo printed."""
+"""Draw answers of the model of each stage, from docs/demo.json: the texts that the demo printed."""
 
 import json
 from pathlib import Path
 
-from draw import BLUE, GREY, ORANGE, QUIET, box, picture, text, wrapped
+from draw import BLUE, GRAY, ORANGE, QUIET, box, picture, text, wrapped
 
 DEMO = Path(__file__).resolve().parents[1] / "demo.json"
 TITLES = {
@@ -22,17 +22,19 @@ TITLES = {
         "answer": "回答",
     },
 }
-WIDTH, MARGIN, SIZE = 760, 24, 15
+WIDTH = 760
+MARGIN = 24
+SIZE = 15
 
 
 def svg(stage: str, language: str) -> str:
-    """One card: each question on the right, what the model answered on the left."""
+    """Draw one card: each question on the right, the model's answer on the left."""
     words = TITLES[language]
     answers = json.loads(DEMO.read_text(encoding="utf-8"))["answers"][stage]
     parts, y = [text(MARGIN, 36, words[stage], size=17, anchor="start", bold=True)], 58.0
     for question, answer in answers.items():
         if stage == "pretrain":
-            y = _bubble(parts, y, [(question, "#24292f", True), (answer, "#24292f", False)], GREY, right=False)
+            y = _bubble(parts, y, [(question, "#24292f", True), (answer, "#24292f", False)], GRAY, right=False)
             continue
         y = _bubble(parts, y, [(question, "#24292f", False)], BLUE, right=True)
         pieces = []
@@ -40,7 +42,7 @@ def svg(stage: str, language: str) -> str:
             thought, answer = answer.split("</think>", 1)
             pieces.append((f"{words['thought']}: {_plain(thought)}", QUIET, False))
         pieces.append((_plain(answer), "#24292f", False))
-        y = _bubble(parts, y, pieces, ORANGE if len(pieces) > 1 else GREY, right=False)
+        y = _bubble(parts, y, pieces, ORANGE if len(pieces) > 1 else GRAY, right=False)
     return picture(WIDTH, y + 10, parts, words[stage])
 
 
@@ -51,12 +53,14 @@ def _plain(words: str) -> str:
 
 
 def _bubble(parts: list[str], y: float, pieces: list[tuple[str, str, bool]], fill: str, right: bool) -> float:
-    """Words in a rounded box on one side; the y below it."""
+    """Draw words in a rounded box on one side and return the y below it."""
     room = WIDTH * 0.74
-    lines = [(line, colour, bold) for words, colour, bold in pieces for line in wrapped(words, SIZE, room - 28)]
+    lines = []
+    for words, color, bold in pieces:
+        lines += [(line, color, bold) for line in wrapped(words, SIZE, room - 28)]
     height = 20 + 23 * len(lines)
     x = WIDTH - MARGIN - room if right else MARGIN
     parts.append(box(x, y, room, height, fill))
-    for number, (line, colour, bold) in enumerate(lines):
-        parts.append(text(x + 14, y + 27 + 23 * number, line, size=SIZE, anchor="start", colour=colour, bold=bold))
+    for number, (line, color, bold) in enumerate(lines):
+        parts.append(text(x + 14, y + 27 + 23 * number, line, size=SIZE, anchor="start", color=color, bold=bold))
     return y + height + 12
