@@ -1,1 +1,1 @@
-"""Where a run computes: device, processes, signals, peak."""
+"""Devices and processes of a run: dtype, ranks, signals, peak FLOP/s."""

@@ -1,4 +1,4 @@
-"""Model FLOPs, and the share of the hardware's peak that a run turns into them (MFU, arXiv:2204.02311, appendix B)."""
+"""Model FLOPs and model FLOPs utilization (MFU, arXiv:2204.02311, appendix B)."""
 
 import torch
 
@@ -9,15 +9,15 @@ from model import SpongeBob
 
 
 def flops_per_token(config: LLMConfig, parameters: int) -> float:
-    """Forward and backward of one token: 6 for each weight, 12 L C T for attention, half of it behind the diagonal.
+    """Return the FLOPs of one token, forward and backward: 6 per weight, and 12 L C T / 2 for causal attention.
 
-    T is the full row, as is usual; packed documents are shorter and cost less.
+    T is the length of the row, as is usual; packed documents are shorter and take less.
     """
     return 6 * parameters + 12 * config.n_layers * config.dim * config.max_seq_len / 2
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s of the device's half-precision units; None where nobody wrote it down, or others are used."""
+    """Return the peak FLOP/s of the device in half precision; None if it is unknown or the dtype is another."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     tflops = gpu_tflops(torch.cuda.get_device_name(device))
@@ -25,9 +25,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def model_flops_utilization(rt: Runtime, model: SpongeBob, tokens_per_second: float) -> float | None:
-    """MFU: the share of the peak of all devices that the model's own products reach; None without a known peak."""
-    of_device = peak_flops(rt.device, rt.dtype)
-    if of_device is None:
+    """Return the fraction of all devices' peak that the model's own FLOPs reach; None without a known peak."""
+    peak = peak_flops(rt.device, rt.dtype)
+    if peak is None:
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return tokens_per_second * flops_per_token(model.config, parameters) / (of_device * rt.world_size)
+    return tokens_per_second * flops_per_token(model.config, parameters) / (peak * rt.world_size)

@@ -1,4 +1,4 @@
-"""The GPU of a run: its data sheet, why there is none, and whether it is too old."""
+"""GPUs: peak FLOP/s by data sheet, reasons why none is found, and the check that torch supports one."""
 
 import os
 import re
@@ -14,7 +14,7 @@ GPU_TFLOPS = {
     "RTX 3090": 71, "RTX 3090 Ti": 80, "RTX 3080": 60, "RTX 3080 Ti": 68,
 }  # fmt: skip
 VENDOR_WORDS = {"NVIDIA", "TESLA", "GEFORCE"}
-FORM_FACTOR = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not make another chip of it
+FORM_FACTOR = re.compile(r"\d+GB|HBM\w*|SXM\d?|PCIE")  # words that do not name another chip
 
 
 def gpu_tflops(name: str) -> float | None:
@@ -33,28 +33,28 @@ def gpu_tflops(name: str) -> float | None:
 
 
 def why_no_cuda() -> str:
-    """Why torch sees no NVIDIA GPU, in words that say what to do."""
+    """Return the reason why torch finds no NVIDIA GPU, and what to do."""
     if torch.version.cuda is None:
         return "this torch was built without CUDA; requirements.txt says how to install one with it"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    said = driver_problem()
-    if "too old" in said:
-        return said
-    if visible is not None and "no nvidia driver" not in said.lower():
+    problem = driver_problem()
+    if "too old" in problem:
+        return problem
+    if visible is not None and "no nvidia driver" not in problem.lower():
         return f"CUDA_VISIBLE_DEVICES={visible!r} names none of the GPUs; unset it"
     return "no NVIDIA driver answers; install it, or start the container with its GPUs (docker run --gpus all)"
 
 
 def driver_problem() -> str:
-    """What torch says when it begins to use the GPU, in one line; empty when all is well."""
+    """Return in one line the error with which torch refuses the GPU; empty if there is none."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
         text = " ".join(str(error).split())
-        if found := re.search(r"driver .*too old \(found version (\d+)\)", text):
-            version = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
+        if match := re.search(r"driver .*too old \(found version (\d+)\)", text):
+            version = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
             return (
-                f"the NVIDIA driver is too old: it knows CUDA {version}, this torch needs {torch.version.cuda}; "
+                f"the NVIDIA driver is too old: it supports CUDA {version}, this torch needs {torch.version.cuda}; "
                 "install a newer driver, or a torch for this one (requirements.txt)"
             )
         return text
@@ -62,15 +62,18 @@ def driver_problem() -> str:
 
 
 def check_compute_capability(device: torch.device) -> None:
-    """ValueError for a card that the installed torch holds no kernels for: the first one would fail, far from here."""
-    major, minor = torch.cuda.get_device_capability(device)
-    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list()]
-    for kind, *of_kernel in (match.groups() for match in built if match):
-        older = tuple(map(int, of_kernel)) <= (major, minor)
-        if older and (kind == "compute" or int(of_kernel[0]) == major):  # compute: code that the driver translates
+    """Raise ValueError if the installed torch has no kernels for this GPU; else the first kernel would fail."""
+    capability = torch.cuda.get_device_capability(device)
+    built = {}
+    for arch in torch.cuda.get_arch_list():
+        if match := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch):
+            built[arch] = int(match[2]), int(match[3])
+    for arch, version in built.items():
+        # Code for "compute" is translated by the driver of any newer GPU.
+        if version <= capability and (arch.startswith("compute") or version[0] == capability[0]):
             return
-    least = min((f"{match[2]}.{match[3]}" for match in built if match), key=float, default="another")
+    oldest = "{}.{}".format(*min(built.values())) if built else "other GPUs"
     raise ValueError(
-        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is not served by torch "
-        f"{torch.__version__}, built for {least} and newer; install a torch built for it, or use --device cpu"
+        f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) is not supported "
+        f"by torch {torch.__version__}, built for {oldest} and newer; install a torch built for it, or use --device cpu"
     )

@@ -1,4 +1,4 @@
-"""The random generators of a process, saved and put back."""
+"""Save and restore the random generators of a process."""
 
 import random
 
@@ -7,8 +7,8 @@ import torch
 
 
 def random_states() -> dict:
-    """Every generator of this process, as plain values and tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is meant)
+    """Return the state of every generator as plain values and tensors, for set_random_states."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global generator is meant)
     states = {
         "python": list(random.getstate()[1]),
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],  # pyright: ignore[reportAttributeAccessIssue]
@@ -22,6 +22,7 @@ def random_states() -> dict:
 
 
 def set_random_states(states: dict) -> None:
+    """Restore the states that random_states returned; those of devices that are missing here are skipped."""
     random.setstate((3, tuple(states["python"]), None))
     keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Where a run computes: device, dtype, random seed, memory, processes and how they speak to each other."""
+"""Device, dtype, random seed and memory of a run, and the communication between its processes."""
 
 import ctypes
 import os
@@ -32,60 +32,65 @@ class Runtime:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process speaks and writes files."""
+        """Return whether this process prints and writes files."""
         return self.rank == 0
 
     def hardware(self) -> str:
-        """What it ran on, in words."""
+        """Describe the devices, the host and the dtype in one line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
-        cores = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-        return (
-            f"{self.world_size} x {name}, {cores}, torch {torch.__version__}, {str(self.dtype).removeprefix('torch.')}"
-        )
+        host = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.world_size} x {name}, {host}, torch {torch.__version__}, {dtype}"
 
     def autocast(self) -> torch.autocast:
-        """The weights stay fp32; matrix products run in the dtype that was asked for."""
+        """Return the context in which matrix products run in `dtype`; weights stay fp32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Only fp16 needs its gradients scaled up: bf16 has the range of fp32."""
+        """Return a gradient scaler, disabled unless the dtype is fp16: bf16 has the range of fp32."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was told, so that a clock can be read."""
+        """Wait for all kernels that are queued on the device; call it before reading a clock."""
         if self.device.type in ("cuda", "mps"):
             getattr(torch, self.device.type).synchronize()
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place."""
+        """Sum a tensor of any shape over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each of the numbers summed over ranks. They travel on the CPU, so nothing waits for the device."""
+        """Sum each number over ranks. They are sent from the CPU, so nothing waits for the device."""
         if self.world_size == 1:
             return list(values)
         return self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest number that any rank gives."""
-        box = torch.tensor(number)
+        """Return the largest number of all ranks."""
+        largest = torch.tensor(number)
         if self.world_size > 1:
-            dist.all_reduce(box, dist.ReduceOp.MAX)
-        return int(box)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def gather(self, value: object) -> list:
-        """Every rank's value, on every rank."""
+        """Return the values of all ranks, on every rank."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def broadcast_from_main(self, make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """Call `make` on the main process; return its result on every process, or raise its error.
+        """Call `make` on the main process and return its result on every process.
 
-        Files may change between two reads: every process must get the same answer. `group` waits in place of all.
+        Files may change between two reads; this way every process sees the same content.
+
+        Args:
+            make: Called on the main process only.
+            group: Processes that wait for the result (default: all, with torch's own time limit).
+        Raises:
+            ValueError, OSError: On the main process, if `make` raises them; the others exit with code 2.
         """
         result, error = None, None
         if self.is_main_process:
@@ -117,12 +122,17 @@ class Runtime:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda, else mps, else cpu. One that was named and is not there is an error."""
+    """Return the device of --device; `auto` is cuda, else mps, else cpu.
+
+    Raises:
+        ValueError: There is no such device here, or only the driver of the GPU is too old.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        if torch.version.cuda and not available["cuda"] and "too old" in (problem := gpu_specs.driver_problem()):
-            raise ValueError(f"{problem}; --device cpu goes on without the GPU")
-        name = next(kind for kind, there in available.items() if there)
+        problem = gpu_specs.driver_problem() if torch.version.cuda and not available["cuda"] else ""
+        if "too old" in problem:
+            raise ValueError(f"{problem}; --device cpu runs without the GPU")
+        name = next(device_type for device_type, is_available in available.items() if is_available)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -130,87 +140,104 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not available["cuda"]:
         raise ValueError(f"--device {name}: {gpu_specs.why_no_cuda()}")
     if not available.get(device.type, False):
-        raise ValueError(
-            f"--device {name}: not available here, but {', '.join(k for k, there in available.items() if there)}"
-        )
+        others = ", ".join(device_type for device_type, is_available in available.items() if is_available)
+        raise ValueError(f"--device {name} is not available here; expected {others}")
     return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it, fp16 on older CUDA cards, else fp32."""
-    if name != "auto" and name not in DTYPES:
+    """Return the dtype with this name; `auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
+
+    Raises:
+        ValueError: An unknown name, or bf16 on a GPU without units for it.
+    """
+    if name not in ("auto", *DTYPES):
         raise ValueError(f"{name}: expected auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
         if name == "bfloat16" and not has_bf16:
-            raise ValueError(
-                f"bfloat16: {torch.cuda.get_device_name(device)} has no bf16 units; use float16 or float32"
-            )
-        return getattr(torch, name) if name != "auto" else torch.bfloat16 if has_bf16 else torch.float16
-    if name != "auto":
-        return getattr(torch, name)
-    # Emulated bf16 is slower than fp32; torch says only in these private functions whether it is native.
-    native = device.type == "cpu" and any(
-        getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return torch.bfloat16 if native else torch.float32
+            gpu = torch.cuda.get_device_name(device)
+            raise ValueError(f"bfloat16: {gpu} has no bf16 units; use float16 or float32")
+        fastest = "bfloat16" if has_bf16 else "float16"
+    else:
+        # Emulated bf16 is slower than fp32. Only these private functions of torch know if the CPU has units for it.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        has_bf16 = device.type == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+        fastest = "bfloat16" if has_bf16 else "float32"
+    return getattr(torch, fastest if name == "auto" else name)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """(rank, world) as torchrun gives them. A RANK that a shell has left over would make a run silent and fileless."""
-    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    for name, value in given.items():
+    """Return rank and world size from torchrun's environment variables.
+
+    A stale RANK variable would make this process a non-main rank, which prints and saves nothing.
+
+    Raises:
+        ValueError: The variables are no numbers, or contradict each other.
+    """
+    values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for name, value in values.items():
         if value is not None and not value.isdecimal():
-            raise ValueError(
-                f"{name}={value!r} in the environment: expected a number; unset it, or start with torchrun"
-            )
-    rank, world_size = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
-    if rank >= world_size or (given["RANK"] is None and world_size > 1):
-        told = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+            raise ValueError(f"{name}={value!r} in the environment is no number; unset it, or start with torchrun")
+    rank, world_size = int(values["RANK"] or 0), int(values["WORLD_SIZE"] or 1)
+    if rank >= world_size or (values["RANK"] is None and world_size > 1):
+        present = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
         raise ValueError(
-            f"{told} in the environment: RANK is counted from 0 up to WORLD_SIZE, and both are needed; "
+            f"{present} in the environment: RANK must be below WORLD_SIZE, and both are needed; "
             "unset them, or start with torchrun"
         )
     return rank, world_size
 
 
 def start(machine: Performance | Device, seed: int) -> Runtime:
-    """Join the processes torchrun started (or be the only one), choose device and dtype, seed every generator."""
+    """Join the processes of torchrun, if any, choose device and dtype, and seed every generator.
+
+    Args:
+        machine: The user's flags.
+        seed: Of this process; ranks may pass different ones.
+    Raises:
+        ValueError: The environment, the device or the dtype cannot be used.
+    """
     rank, world_size = rank_and_world_size()
     if isinstance(machine, Performance):
         stopping.exit_on_ctrl_c()
-    chosen = resolve_device(machine.device)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
-        if chosen.index >= torch.cuda.device_count():
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            of = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
-            raise ValueError(f"{chosen}: there are {torch.cuda.device_count()} GPUs here{of}, counted from 0")
-        gpu_specs.check_compute_capability(chosen)
-        torch.cuda.set_device(chosen)
+    device = resolve_device(machine.device)
+    if device.type == "cuda":
+        device = _select_gpu(device)
     if world_size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = fresh_store(rank, world_size)
-        joined = {"store": store, "rank": rank, "world_size": world_size} if store else {}
-        dist.init_process_group(backend, **joined)
-    if chosen.type == "cpu":
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    if device.type == "cpu":
         keep_freed_memory()
     deterministic = isinstance(machine, Performance) and machine.deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is meant)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator is meant)
     torch.manual_seed(seed)
     dtype = machine.dtype if isinstance(machine, Precision) else "auto"
-    return Runtime(chosen, resolve_dtype(dtype, chosen), rank, world_size)
+    return Runtime(device, resolve_dtype(dtype, device), rank, world_size)
+
+
+def _select_gpu(device: torch.device) -> torch.device:
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+    num_gpus = torch.cuda.device_count()
+    if device.index >= num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        note = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
+        raise ValueError(f"{device}: there are {num_gpus} GPUs here{note}, counted from 0")
+    gpu_specs.check_compute_capability(device)
+    torch.cuda.set_device(device)
+    return device
 
 
 def keep_freed_memory() -> None:
-    """glibc only: large tensors that were freed stay with the process, for the next step's.
+    """Tell glibc to keep large tensors that were freed for the next step.
 
-    malloc gives them back to the system otherwise, which clears every page again before it lends it: more than a tenth
-    of a CPU step.
+    Otherwise malloc returns them to the system, which clears every page before it hands it out again: more than a
+    tenth of a CPU step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_max = -1, -4  # malloc.h
@@ -219,5 +246,6 @@ def keep_freed_memory() -> None:
 
 
 def finish() -> None:
+    """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -47,7 +47,7 @@ def test_what_compiling_lacks_is_said_instead_of_failing(a_card):
     a_card.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install triton" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
     a_card.setattr(torch.cuda, "get_device_capability", lambda device=None: (6, 1))
-    assert "does not serve this card" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
+    assert "does not support this GPU" in decide_compile(GPU, MIN_MICRO_BATCHES_TO_COMPILE).reason
 
 
 @pytest.mark.parametrize("words, value", [([], None), (["--compile"], True), (["--no-compile"], False)])

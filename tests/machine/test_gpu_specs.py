@@ -93,7 +93,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
         (NO_DRIVER, {}, "docker run --gpus all"),
         (NO_DRIVER, {"visible": "0"}, "docker run --gpus all"),
         ("No CUDA GPUs are available", {"visible": "3"}, "CUDA_VISIBLE_DEVICES='3' names none"),
-        (OLD_DRIVER, {}, "knows CUDA 12.2, this torch needs 13.0"),
+        (OLD_DRIVER, {}, "supports CUDA 12.2, this torch needs 13.0"),
     ],
 )
 def test_a_named_cuda_device_that_is_not_there_says_why_in_one_line(said, more, told, monkeypatch, capsys):
@@ -106,7 +106,7 @@ def test_a_named_cuda_device_that_is_not_there_says_why_in_one_line(said, more, 
 
 def test_auto_does_not_fall_back_to_the_cpu_when_only_the_driver_is_too_old(monkeypatch):
     no_card(monkeypatch, OLD_DRIVER)
-    with pytest.raises(ValueError, match="driver is too old.*--device cpu goes on without"):
+    with pytest.raises(ValueError, match="driver is too old.*--device cpu runs without"):
         runtime.resolve_device("auto")
 
 
