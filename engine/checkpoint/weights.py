@@ -77,7 +77,7 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
 
     Args:
         path: The .pth; its folder is created.
-        weights: State dict.
+        weights: The state dict.
         meta: Content of the .json.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def infer_config(weights: dict[str, Tensor], path: Path, n_heads: int | None, ro
     """Read width, depth, vocabulary, hidden size and key-value heads off the tensors, and print what is assumed.
 
     Args:
-        weights: State dict with Meta's names.
+        weights: A state dict with Meta's names.
         path: File of the weights, for messages.
         n_heads: Number of query heads, which no tensor shows (default: 8).
         rope_theta: Base of the rotary frequencies, which no tensor shows (default: 1e6).
@@ -198,7 +198,7 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
 
     Args:
         model: Receives the weights.
-        weights: State dict with Meta's names, in any floating-point dtype.
+        weights: A state dict with Meta's names, in any floating-point dtype.
         path: File of the weights, for messages.
     Raises:
         ValueError: A name or shape does not fit, or output.weight is not the embedding.
@@ -206,9 +206,8 @@ def load_weights(model: SpongeBob, weights: dict[str, Tensor], path: Path) -> No
     embedding = weights.get("tok_embeddings.weight")
     weights = {"output.weight": embedding, **weights} if embedding is not None else weights
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_names_and_shapes(
-        path, expected, {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    )
+    actual = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    check_names_and_shapes(path, expected, actual)
     assert embedding is not None  # or it would be missing
     if not torch.equal(weights["output.weight"], embedding):
         raise ValueError(f"{path}: output.weight differs from tok_embeddings.weight, but this model ties them")

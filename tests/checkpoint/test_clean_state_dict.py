@@ -75,7 +75,7 @@ def test_every_form_gives_the_same_weights_and_says_what_was_taken_off(form, con
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     said = capsys.readouterr().out
-    wrapped, named = "taken out of" in said, "taken off the names" in said
+    wrapped, named = "taken out of" in said, "removed from the names" in said
     assert wrapped == (form in ("wrapped", "Lightning", "wrapped DDP"))
     assert named == any(word in form for word in ("compiled", "DDP", "Lightning", "called model"))
 
@@ -97,8 +97,8 @@ def test_half_precision_and_the_old_container_are_read(dtype, weights, tmp_path)
         (lambda w: w | {"rope.freqs": freqs(1e4)}, r"not of rope_theta 1e\+06, but of about 1e\+04: see --rope_theta"),
         (lambda w: w | {"freqs_cis": turning(5e5)}, r"but of about 5e\+05"),
         (lambda w: w | {"rope.freqs": freqs(heads=2)}, "heads of 16 numbers: give --n_heads 2"),
-        (lambda w: w | {"steps": 7}, "steps is int, expected a tensor"),
-        (lambda w: {"model": {"model": w}}, "model is dict, expected a tensor"),
+        (lambda w: w | {"steps": 7}, "steps is int, expected a named tensor"),
+        (lambda w: {"model": {"model": w}}, "model is dict, expected a named tensor"),
         (lambda w: {f"model.layers.0.self_attn.{n}_proj.weight": w["norm.weight"] for n in "qk"}, "Hugging Face's"),
         (lambda w: w | {"output.weight": w["output.weight"] + 1}, "output.weight differs from tok_embeddings.weight"),
         (lambda w: {"conv.weight": w["norm.weight"]}, "Meta's names in it .*its names: conv.weight"),
