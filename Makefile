@@ -1,4 +1,4 @@
-# Everything here is also written as plain commands in README.md, for machines without make.
+# README.md and CONTRIBUTING.md have plain commands for machines without make.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -39,7 +39,7 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Triton is for CUDA machines: beside the CPU wheel it lies in a folder of its own, which only this target looks into.
+# Triton is for CUDA machines: with the CPU wheel it is installed into a separate folder, which only this target reads.
 .inductor/triton: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .inductor triton==3.7.1
 	touch $@
