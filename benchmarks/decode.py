@@ -43,7 +43,7 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
     from engine.generate.sampling import Sampling
 
     make, device = CompiledDecoder if compile else Decoder, torch.device(job["device"])
-    decoder = make.ready(load_model(Path(job["ckpt"]))[0], kind, device)
+    decoder = make.from_model(load_model(Path(job["ckpt"]))[0], kind, device)
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         slots = GenerationEngine(decoder, len(prompts), len(prompts[0]) + count)

@@ -1,9 +1,9 @@
-"""A step as one function of machine code (--compile): the mathematics of decoder.py, written for a compiler.
+"""A decoding step as one compiled function (--compile): the math of fast_decoder.py, written for torch.compile.
 
-Started operation by operation, a step spends half of its time between the products. Here torch.compile joins what
-stands between them; for one row, whose product with a matrix is a sum like others, the whole step is a single function.
+Run operation by operation, a step spends half of its time outside of matmuls. Here torch.compile fuses these parts. For
+one row a matmul is a sum like the others, and the whole step becomes a single function.
 
-Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S positions that are looked at
+Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S visible positions of the cache
 """
 
 import gc
@@ -14,107 +14,123 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.generate.fast_decoder import Cache, Decoder, LinearWeight
+from engine.generate.fast_decoder import Decoder, LinearWeight
 from engine.generate.kv_cache import KVCache
 from engine.machine.parallel import use_inductor_cache_per_cpu
 from model import SpongeBob, apply_rotary_emb, rope_cos_sin
 
 OPTIONS = {
-    # Of all that the function reads, only the number of rows and positions ever changes, and it may: to look at each
-    # weight again would take 0.2 ms a step.
+    # Only the number of rows and positions ever changes, and both are dynamic: checking every weight again would take
+    # 0.2 ms a step.
     "guard_filter_fn": lambda guards: [False] * len(guards),
-    "size_asserts": False,  # of what is compiled: 0.05 ms a step of the demo's shape
-    "compile_threads": 1,  # others would stay, as processes, while the server runs
-    "cpp.enable_floating_point_contract_flag": "fast",  # a product and its sum in one instruction, rounded once
+    "size_asserts": False,  # in compiled code: 0.05 ms a step of the demo's shape
+    "compile_threads": 1,  # more would stay as processes while the server runs
+    "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add, rounded once
 }
 
 
 def materialize(x: Tensor) -> Tensor:
-    """x, stored. Without it the compiler computes it anew for every row of the matrix that it is multiplied by."""
-    return x.as_strided(x.shape, x.stride())  # a view, and only what is stored can have one
+    """Make the compiler store x (any shape), instead of computing it again for every row of the next matrix."""
+    return x.as_strided(x.shape, x.stride())  # a view, which needs a stored tensor
 
 
 def matmul(matrix: LinearWeight, x: Tensor) -> Tensor:
-    """x (B, columns) -> (B, rows) in fp32."""
+    """Multiply x (B, I) float32 by a matrix (O, I) -> (B, O) float32."""
     x = materialize(x)
     return matrix.dot(x[0])[None] if len(x) == 1 else matrix(x).float()
 
 
 class CompiledDecoder(Decoder):
-    """A Decoder on a CPU whose steps were compiled when it was made.
+    """A Decoder on a CPU that compiles its steps when it is made.
 
-    Several rows of a model with large matrices are read as a Decoder reads them: the compiler cannot look into oneDNN's
-    layouts.
+    Several rows of a model with large matrices are computed by the Decoder's own step: torch.compile cannot fuse the
+    matmuls of oneDNN.
     """
 
-    def __init__(self, model: SpongeBob, kind: str | None = None):
-        super().__init__(model, kind)
+    def __init__(self, model: SpongeBob, weight_dtype: str | None = None):
+        super().__init__(model, weight_dtype)
         use_inductor_cache_per_cpu()
-        matrices = [part for layer in self.layers for part in (layer.wqkv, layer.wo, layer.w13, layer.w2)]
-        joins_rows = not any(matrix.uses_onednn for matrix in matrices)
-        self.step_single, self.step_batch = self._compiled(rows=1), self._compiled(rows=16) if joins_rows else None
-        # Or Python would look through all that the compiler made in the middle of an answer: 0.26 s. Before that the
-        # models that nobody needs any more are let go, which would stay for ever.
+        self.step_single = self._compile(rows=1)
+        layer = self.layers[0]
+        uses_onednn = any(matrix.uses_onednn for matrix in (layer.wqkv, layer.wo, layer.w13, layer.w2))
+        self.step_batch = None if uses_onednn else self._compile(rows=16)
+        # Freeze the compiler's objects: garbage collection would traverse them in the middle of an answer (0.26 s).
+        # Collect models that are no longer used first; frozen, they would stay in memory.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
 
-    def _compiled(self, rows: int) -> Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]:
-        """`_step`, compiled by a typical call: by its sizes is decided what is shared among cores."""
-        # Compiled code is found by the code object of a function, and without guards nothing would notice another
-        # model's: so each has an object of its own. Options, too: torch.compile takes things out of them.
-        own = FunctionType(CompiledDecoder._step.__code__.replace(), CompiledDecoder._step.__globals__)
-        step = torch.compile(MethodType(own, self), fullgraph=True, dynamic=False, options={**OPTIONS})  # pyright: ignore
-        # All sizes differ: what is equal here would be taken to be equal always. A place more than is looked at, too.
-        kept = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
+    def _compile(self, rows: int) -> Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]:
+        """Compile `_step` by a typical call: its sizes decide what is split among cores."""
+        # Dynamo finds compiled code by the code object of a function, and without guards one model would use another
+        # model's code: so each has a code object of its own. Copy OPTIONS, because torch.compile removes entries.
+        function = FunctionType(CompiledDecoder._step.__code__.replace(), CompiledDecoder._step.__globals__)
+        method = MethodType(function, self)
+        step = torch.compile(method, fullgraph=True, dynamic=False, options={**OPTIONS})  # pyright: ignore
+        # Use distinct example sizes: torch.compile would specialize on equal ones. The cache also has one unused
+        # position, for the same reason.
+        past = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
         ids, positions = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 100)
-        for part in (ids, positions, *kept) if rows > 1 else ():
-            torch._dynamo.mark_dynamic(part, 0)
-        for layer in kept:
+        for layer in past:
             torch._dynamo.mark_dynamic(layer, 1)
+        if rows > 1:
+            for tensor in (ids, positions, *past):
+                torch._dynamo.mark_dynamic(tensor, 0)
         with torch.inference_mode():
-            step(ids, positions, kept)
+            step(ids, positions, past)
         return step
 
-    def __call__(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Compute the logits of the next tokens, (B, V) float32, as Decoder does.
+
+        Args:
+            ids: Newest token of each of the cache's first B rows, (B,) int64.
+            positions: Their positions in their rows, (B,) int64.
+            cache: Keys and values of the tokens before.
+        """
         rows = len(ids)
-        kept = cache.kv[:, :rows, : cache.length].unbind()
+        past = cache.kv[:, :rows, : cache.length].unbind()
         if rows == 1:
-            logits, kv = self.step_single(ids, positions, kept)
+            logits, kv = self.step_single(ids, positions, past)
         elif self.step_batch:
-            x, kv = self.step_batch(ids.contiguous(), positions.contiguous(), kept)
+            x, kv = self.step_batch(ids.contiguous(), positions.contiguous(), past)
             logits = self.output(x).float()
         else:
             return super().__call__(ids, positions, cache)
         cache.kv.flatten(1, 2).index_copy_(1, cache.flat_positions(positions), kv)
         return logits
 
-    def _step(self, ids: Tensor, positions: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """For one row its logits (1, V), for more what the output matrix is multiplied by (B, C).
+    def _step(self, ids: Tensor, positions: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute a step without writing to the cache.
 
-        Also the keys and values of `ids` (B,), which stand at `positions` (B,): (L, B, 2, K, D). `kept`: those of each
-        layer (B, S, 2, K, D), with room for these.
+        Args:
+            ids: Newest token of each row, (B,) int64.
+            positions: Their positions, (B,) int64.
+            past: Keys and values of each layer, (B, S, 2, K, D), with unused positions for the new ones.
+        Returns:
+            For one row its logits (1, V), for more the input of the output matrix (B, C); and the keys and values of
+            `ids`, (L, B, 2, K, D).
         """
-        config, stored = self.config, []
-        heads, shared, rows = config.n_heads, config.n_kv_heads, len(ids)
-        places = torch.arange(kept[0].shape[1])
-        new = (places == positions[:, None])[..., None, None]  # (B, S, 1, 1)
-        is_future = (places > positions[:, None])[..., None, None]
+        config, rows = self.config, len(ids)
+        heads, kv_heads = config.n_heads, config.n_kv_heads
+        new_kv = []
+        cache_positions = torch.arange(past[0].shape[1])
+        is_new = (cache_positions == positions[:, None])[..., None, None]  # (B, S, 1, 1)
+        is_future = (cache_positions > positions[:, None])[..., None, None]
         cos, sin = (materialize(table) for table in rope_cos_sin(config, positions[:, None]))
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
-        for layer, past in zip(self.layers, kept, strict=True):
+        for layer, layer_past in zip(self.layers, past, strict=True):
             qkv = matmul(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
-            q, k = materialize(apply_rotary_emb(qkv[:, :, : heads + shared], cos, sin))[:, 0].split(
-                [heads, shared], dim=1
-            )
-            kv = materialize(torch.stack([k, qkv[:, 0, heads + shared :]], dim=1))  # (B, 2, K, D)
-            k, v = (torch.where(new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
-            q = materialize(q * config.head_dim**-0.5).view(rows, 1, shared, -1, config.head_dim)  # (B, 1, K, H/K, D)
+            qk = materialize(apply_rotary_emb(qkv[:, :, : heads + kv_heads], cos, sin))[:, 0]
+            q, k = qk.split([heads, kv_heads], dim=1)
+            kv = materialize(torch.stack([k, qkv[:, 0, heads + kv_heads :]], dim=1))  # (B, 2, K, D)
+            k, v = (torch.where(is_new, kv[:, None, part], layer_past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
+            q = materialize(q * config.head_dim**-0.5).view(rows, 1, kv_heads, -1, config.head_dim)  # (B, 1, K, H/K, D)
             scores = (q * k[:, :, :, None]).sum(-1).masked_fill(is_future, -torch.inf)  # (B, S, K, H/K)
             attn_out = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
             x = x + matmul(layer.wo, attn_out.view(rows, -1))
             gate, up = matmul(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
             x = x + matmul(layer.w2, F.silu(gate) * up)
-            stored.append(kv)
+            new_kv.append(kv)
         x = self._normed(x, self.norm)
-        return (matmul(self.output, x) if rows == 1 else x), torch.stack(stored)
+        return (matmul(self.output, x) if rows == 1 else x), torch.stack(new_kv)

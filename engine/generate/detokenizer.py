@@ -1,4 +1,4 @@
-"""Tokens of an answer -> its text, piece by piece: whole characters only, and nothing of a stop string."""
+"""Incremental detokenization: whole characters only, and no part of a stop string."""
 
 from collections.abc import Sequence
 
@@ -9,32 +9,44 @@ from engine.reasoning import partial_match_length
 
 
 class TextStream:
-    """The text of an answer that grows. What may turn out to be part of a stop string is held back until it is not."""
+    """Text of a growing answer. Text that may become a stop string is held back until it cannot.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        stop: Strings that end the answer and are no part of it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self.tokenizer, self.stop = tokenizer, stop
-        self.written = ""  # what may be shown
-        self.stopped = False  # by a stop string, which is left out
-        self._decoder, self._ids, self._decoded, self._held = DecodeStream(skip_special_tokens=False), [], 0, ""
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.written = ""  # text that is final
+        self.stopped = False  # by a stop string
+        self._decoder = DecodeStream(skip_special_tokens=False)
+        self._ids = []
+        self._decoded_chars = 0
+        self._held = ""
 
     def add(self, token: int) -> None:
-        """A character that is spread over tokens comes when its last byte is there."""
+        """Add a token. A character that is split over tokens is added with its last byte."""
         self._ids.append(token)
         if piece := self._decoder.step(self.tokenizer, token):
-            self._take(piece)
+            self._add_text(piece)
 
     def end(self) -> None:
-        """No token follows: show what was held back, and what is there of a character that was cut."""
+        """Release the text that was held back, and the bytes of an incomplete character as U+FFFD."""
         if not self.stopped:
-            self._take(self.tokenizer.decode(self._ids, skip_special_tokens=False)[self._decoded :])
+            self._add_text(self.tokenizer.decode(self._ids, skip_special_tokens=False)[self._decoded_chars :])
         self.written += self._held
         self._held = ""
 
-    def _take(self, piece: str) -> None:
-        self._decoded += len(piece)
+    def _add_text(self, piece: str) -> None:
+        self._decoded_chars += len(piece)
         text = self._held + piece
-        if found := [at for at in map(text.find, self.stop) if at >= 0]:
-            self.written, self._held, self.stopped = self.written + text[: min(found)], "", True
+        if stops := [text.index(stop) for stop in self.stop if stop in text]:
+            self.written += text[: min(stops)]
+            self._held = ""
+            self.stopped = True
             return
-        held = max((partial_match_length(text, word) for word in self.stop), default=0)
-        self.written, self._held = self.written + text[: len(text) - held], text[len(text) - held :]
+        released = len(text) - max((partial_match_length(text, stop) for stop in self.stop), default=0)
+        self.written += text[:released]
+        self._held = text[released:]

@@ -1,4 +1,4 @@
-"""One decoding engine: requests sit down in slots, get a token each at every step, and leave when they are done.
+"""Continuous batching: waiting requests are admitted to free slots, and every step adds one token to each running one.
 
     slots = GenerationEngine(Decoder(model), num_slots=4, max_seq_len=512)
     request = slots.add(Request(prompt_ids, max_new_tokens=64, end_ids=(2,)))
@@ -6,11 +6,11 @@
         slots.step()
     request.ids, request.finish_reason
 
-Prompts that join are read packed, one after the other in one row without padding (prefill); the others get their next
-token from the cache (decode). A slot is a row of the cache. The rows in use are always the first ones: when a request
-leaves, the last one moves into its place.
+New prompts are packed into one row without padding (prefill). The other requests get their next token from the cache
+(decode). A slot is a row of the cache. The rows in use are always the first ones: when a request finishes, the last one
+is moved to its slot.
 
-Shapes: B requests that sit, T tokens of the prompts that join, V vocabulary
+Shapes: B running requests, T tokens of the new prompts, V vocabulary
 """
 
 from collections import deque
@@ -28,11 +28,11 @@ from engine.generate.kv_cache import KVCache, PackedPrompts
 from engine.generate.sampling import Sampling, sample_next_tokens
 from model import SpongeBob, compute_dtype
 
-MAX_PREFILL_TOKENS = 4096  # tokens of prompts read in one step (one prompt may be longer): the others wait for them
+MAX_PREFILL_TOKENS = 4096  # of one step, for running requests wait for it; a single prompt may be longer
 
 
 class TokenLogprob(NamedTuple):
-    """Natural logarithms of probabilities, before temperature and all other sampling."""
+    """Natural logarithms of probabilities, before temperature and every other part of sampling."""
 
     logprob: float  # of the token that was sampled
     top_logprobs: list[tuple[int, float]]  # ids and log-probabilities of the most probable tokens
@@ -40,39 +40,39 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(eq=False)
 class Request:
-    """A prompt, how it is to be answered, and the answer so far."""
+    """A prompt, the settings of its answer, and the answer so far."""
 
     prompt: list[int]
     max_new_tokens: int
-    end_ids: tuple[int, ...] = ()  # end the answer and are no part of it
+    end_ids: tuple[int, ...] = ()  # tokens that end the answer and are no part of it
     sampling: Sampling = Sampling()
-    text: TextStream | None = None  # the answer as text, which a stop string may end
-    top_logprobs: int | None = None  # how many of the likeliest tokens to note with each token's own (None: nothing)
+    text: TextStream | None = None  # detokenizes the answer, and ends it at a stop string
+    top_logprobs: int | None = None  # number of candidates in `logprobs`; None: no logprobs at all
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: str = ""  # "stop": by itself or by a stop string; "length": cut; "cancelled"
+    finish_reason: str = ""  # "stop": an end token or stop string; "length"; "cancelled"; "": not finished
     _cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same on every device
+        self._generator = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same for every device
 
     @property
     def written(self) -> str:
-        """What may be shown of the answer."""
+        """Return the final part of the text."""
         return "" if self.text is None else self.text.written
 
     def cancel(self) -> None:
-        """Leave at the next step; any thread may say so."""
+        """Finish at the next step. May be called from any thread."""
         self._cancelled = True
 
     def uniform(self) -> float:
-        """A uniform random number of this request alone."""
+        """Draw a uniform random number in [0, 1) from this request's own generator."""
         return 0.0 if self.sampling.greedy else torch.rand((), generator=self._generator).item()
 
     def append_token(self, token: int, logprob: TokenLogprob | None) -> None:
-        """Add the next token; end the answer if it was the last."""
+        """Add the next token, and finish if it is the last one."""
         if token in self.end_ids:
-            self.end("stop")
+            self.finish("stop")
             return
         self.ids.append(token)
         if logprob is not None:
@@ -80,35 +80,47 @@ class Request:
         if self.text is not None:
             self.text.add(token)
         if self.text is not None and self.text.stopped:
-            self.end("stop")
+            self.finish("stop")
         elif len(self.ids) >= self.max_new_tokens:
-            self.end("length")
+            self.finish("length")
 
-    def end(self, why: str) -> None:
+    def finish(self, reason: str) -> None:
+        """Complete the text and set the finish reason."""
         if self.text is not None:
             self.text.end()
-        self.finish_reason = why  # last: another thread that sees it finds the whole text
+        self.finish_reason = reason  # last: another thread that sees it expects the whole text
 
 
 class GenerationEngine:
-    """Room for `count` requests at once, each of `capacity` tokens, prompt and answer together."""
+    """Slots for concurrent requests.
+
+    Args:
+        decoder: Decoder of the model.
+        num_slots: Number of requests that run at once.
+        max_seq_len: Limit of each request in tokens, prompt and answer together.
+    """
 
     def __init__(self, decoder: Decoder, num_slots: int, max_seq_len: int):
-        model, weight = decoder.model, decoder.model.tok_embeddings.weight
-        self.model, self.decoder, self.device = model, decoder, weight.device
-        self.num_slots, self.max_seq_len = num_slots, max_seq_len
-        self.cache = KVCache(model.config, num_slots, max_seq_len, weight.device, compute_dtype(weight))
+        weight = decoder.model.tok_embeddings.weight
+        self.model = decoder.model
+        self.decoder = decoder
+        self.device = weight.device
+        self.num_slots = num_slots
+        self.max_seq_len = max_seq_len
+        self.cache = KVCache(self.model.config, num_slots, max_seq_len, weight.device, compute_dtype(weight))
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # the request of each row of the cache that is in use
+        self.running: list[Request] = []  # by row of the cache
 
     @property
     def busy(self) -> bool:
+        """Return whether any request is waiting or running."""
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> Request:
-        """Let a request wait for a slot. Its answer is cut where the capacity ends.
+        """Queue a request. Its answer is limited to the length of a slot.
 
-        ValueError: the prompt is empty, or leaves no room for an answer.
+        Raises:
+            ValueError: The prompt is empty or leaves no room for an answer.
         """
         if not request.prompt:
             raise ValueError("a prompt needs at least one token")
@@ -124,25 +136,34 @@ class GenerationEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """One more token for every request that sits, after those that wait have sat down; returns all it concerned."""
+        """Admit waiting requests, and add one token to every running request.
+
+        Returns:
+            The requests that changed.
+        Raises:
+            ValueError: Logits are not finite.
+        """
         cancelled = self._abort_cancelled()
-        older = len(self.running)
-        self._admit()  # before anything is computed: where that fails, none of them is lost
+        num_running = len(self.running)
+        self._admit()  # before anything is computed: no request is lost if that fails
         if not self.running:
             return cancelled
-        parts = [self._decode(self.running[:older])] if older else []
-        parts += [self._prefill(self.running[older:], older)] if older < len(self.running) else []
-        # Chosen on the CPU: one wait per step in place of one per question, and the same words on every device.
-        logits = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()  # (B, V)
+        logits = []
+        if num_running:
+            logits.append(self._decode(self.running[:num_running]))
+        if num_running < len(self.running):
+            logits.append(self._prefill(self.running[num_running:], num_running))
+        # Sample on the CPU: one synchronization a step, and the same tokens on every device.
+        logits = (torch.cat(logits) if len(logits) > 1 else logits[0]).cpu()  # (B, V)
         logits[:, self.model.num_known_tokens :] = -torch.inf
-        for request, token, logprob in zip(self.running, *self._choose(logits), strict=True):
+        for request, token, logprob in zip(self.running, *self._sample(logits), strict=True):
             request.append_token(token, logprob)
-        concerned = [*cancelled, *self.running]
+        updated = [*cancelled, *self.running]
         self._release_finished()
-        return concerned
+        return updated
 
     def _admit(self) -> None:
-        """Let as many of the waiting sit down as there are slots for, within MAX_PREFILL_TOKENS tokens."""
+        """Move waiting requests to free slots, up to MAX_PREFILL_TOKENS of prompts."""
         first, tokens = len(self.running), 0
         while self.waiting and len(self.running) < self.num_slots:
             tokens += len(self.waiting[0].prompt)
@@ -150,65 +171,71 @@ class GenerationEngine:
                 break
             self.running.append(self.waiting.popleft())
 
-    def _prefill(self, joined: list[Request], first_row: int) -> Tensor:
-        """Prefill: the prompts packed in one row (1, T), stored from `first_row` on -> logits (joined, V)."""
-        begins = [0, *accumulate(len(request.prompt) for request in joined)]
-        ids = [token for request in joined for token in request.prompt]
-        rows = [row for row, request in enumerate(joined, first_row) for _ in request.prompt]
-        ids, rows = self._send(torch.tensor([ids, rows]))[:, None]  # (1, T) each
-        cu_seqlens = self._send(torch.tensor(begins, dtype=torch.int32))
+    def _prefill(self, admitted: list[Request], first_row: int) -> Tensor:
+        """Compute the prompts, packed into one row (1, T), and store them from `first_row` on -> logits (B', V)."""
+        starts = [0, *accumulate(len(request.prompt) for request in admitted)]
+        ids, rows = [], []
+        for row, request in enumerate(admitted, first_row):
+            ids += request.prompt
+            rows += [row] * len(request.prompt)
+        ids, rows = self._to_device(torch.tensor([ids, rows]))[:, None]  # (1, T) each
+        cu_seqlens = self._to_device(torch.tensor(starts, dtype=torch.int32))
         hidden = self.model.hidden_states(ids, cu_seqlens, cache=PackedPrompts(self.cache, rows))
         return self.model.output(hidden[0, cu_seqlens[1:] - 1]).float()
 
-    def _decode(self, older: list[Request]) -> Tensor:
-        """Decode: the newest token of every request that sat before -> logits (older, V)."""
-        places = [len(request.prompt) + len(request.ids) - 1 for request in older]
-        newest = [request.ids[-1] for request in older]
-        self.cache.length = max(places) + 1
-        ids, positions = self._send(torch.tensor([newest, places]))
+    def _decode(self, requests: list[Request]) -> Tensor:
+        """Compute the newest token of requests that were running before -> logits (B', V)."""
+        positions = [len(request.prompt) + len(request.ids) - 1 for request in requests]
+        newest = [request.ids[-1] for request in requests]
+        self.cache.length = max(positions) + 1
+        ids, positions = self._to_device(torch.tensor([newest, positions]))
         return self.decoder(ids, positions, self.cache)
 
-    def _send(self, numbers: Tensor) -> Tensor:
-        """To the device, which nothing waits for."""
+    def _to_device(self, numbers: Tensor) -> Tensor:
+        """Copy a tensor of any shape to the device, without a synchronization."""
         if self.device.type != "cuda":
             return numbers.to(self.device)
         return numbers.pin_memory().to(self.device, non_blocking=True)
 
-    def _choose(self, logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
-        """The next token of every request that sits, and its log-probability where it is wanted."""
-        settings, said = [request.sampling for request in self.running], None
-        if any(one.has_penalties for one in settings):
-            said = torch.zeros_like(logits, dtype=torch.bool)
+    def _sample(self, logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
+        """Sample the next token of every running request from logits (B, V), with its log-probability if requested."""
+        settings = [request.sampling for request in self.running]
+        generated_mask = None
+        if any(sampling.has_penalties for sampling in settings):
+            generated_mask = torch.zeros_like(logits, dtype=torch.bool)
             for row, request in enumerate(self.running):
-                said[row, request.ids] = True
-        chances = torch.tensor([[request.uniform()] for request in self.running])
-        chosen = sample_next_tokens(logits, settings, chances, said).tolist()
-        logprobs: list[TokenLogprob | None] = [None] * len(chosen)
-        for row, request in enumerate(self.running):
-            if request.top_logprobs is not None:
-                nats = logits[row].log_softmax(-1)
-                best = nats.topk(request.top_logprobs)
-                top_logprobs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-                logprobs[row] = TokenLogprob(nats[chosen[row]].item(), top_logprobs)
-        return chosen, logprobs
+                generated_mask[row, request.ids] = True
+        uniforms = torch.tensor([[request.uniform()] for request in self.running])
+        tokens = sample_next_tokens(logits, settings, uniforms, generated_mask).tolist()
+        return tokens, [_token_logprob(*row) for row in zip(self.running, logits, tokens, strict=True)]
 
     def _abort_cancelled(self) -> list[Request]:
+        """Finish the cancelled requests and return them."""
         cancelled = [request for request in (*self.running, *self.waiting) if request._cancelled]
         for request in cancelled:
-            request.end("cancelled")
+            request.finish("cancelled")
             if request in self.waiting:
                 self.waiting.remove(request)
         self._release_finished()
         return cancelled
 
     def _release_finished(self) -> None:
-        """Free the slots of those that ended; the last one moves into a place that became free."""
+        """Free the slots of finished requests; the last running request is moved to a slot that became free."""
         for row in reversed(range(len(self.running))):
             if self.running[row].finish_reason:
                 last = self.running.pop()
                 if row < len(self.running):
                     self.cache.move(len(self.running), row, len(last.prompt) + len(last.ids))
                     self.running[row] = last
+
+
+def _token_logprob(request: Request, logits: Tensor, token: int) -> TokenLogprob | None:
+    """Return the log-probabilities of a token and of the most probable ones from logits (V,), if requested."""
+    if request.top_logprobs is None:
+        return None
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(request.top_logprobs)
+    return TokenLogprob(logprobs[token].item(), list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
 
 
 def complete(
@@ -219,19 +246,29 @@ def complete(
     end_id: int | None,
     **sampling: Any,
 ) -> list[list[int]]:
-    """The answers, a list of ids a prompt; `max_new_tokens` is one number or one a prompt, `sampling` as in Sampling.
+    """Generate answers to several prompts at once.
 
-    An answer ends before `end_id` (None: only at its length). It depends on its prompt and the seed, not on the prompts
-    beside it.
+    An answer depends on its prompt and the seed alone, not on the other prompts.
+
+    Args:
+        model: Model that answers.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Limit of every answer in tokens, or one limit per prompt.
+        end_id: Token that ends an answer and is no part of it (None: answers end at their limit).
+        sampling: Fields of Sampling.
+    Returns:
+        Token ids of each answer.
+    Raises:
+        ValueError: A prompt is empty or too long, a setting is out of range, or logits are not finite.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-    capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-    ends = () if end_id is None else (end_id,)
-    slots = GenerationEngine(Decoder(model), len(prompts), capacity)
-    requests = [
-        slots.add(Request(list(prompt), limit, ends, Sampling(**sampling)))
-        for prompt, limit in zip(prompts, limits, strict=True)
-    ]
+    max_seq_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    end_ids = () if end_id is None else (end_id,)
+    slots = GenerationEngine(Decoder(model), len(prompts), max_seq_len)
+    settings = Sampling(**sampling)
+    requests = [Request(list(prompt), limit, end_ids, settings) for prompt, limit in zip(prompts, limits, strict=True)]
+    for request in requests:
+        slots.add(request)
     while slots.busy:
         slots.step()
     return [request.ids for request in requests]

@@ -13,13 +13,22 @@ from engine.machine.parallel import is_sharded
 from model import SpongeBob
 
 
-def choose_prompt(documents: TokenCache, held_out: np.ndarray, longest: int) -> list[int]:
-    """The beginning of the first held-out document that leaves something to say within `longest` tokens."""
+def choose_prompt(documents: TokenCache, held_out: np.ndarray, max_tokens: int) -> list[int]:
+    """Return the beginning of the first held-out document that has a label within `max_tokens` tokens.
+
+    Args:
+        documents: All documents.
+        held_out: Indices of the held-out ones, (N,) int64.
+        max_tokens: Limit of the prompt in tokens.
+    Returns:
+        Token ids up to the first label, at least 16 where the document has them; [] if no document fits.
+    """
     for document in held_out:
-        begin, end = documents.offsets[document], documents.offsets[document + 1]
-        first = int(np.argmax(documents.classes[begin:end] != NO_LOSS))  # that is learned; always one is
-        if first <= longest:
-            return documents.ids[begin : begin + min(max(16, first), end - begin - 1, longest)].tolist()
+        start, end = documents.offsets[document], documents.offsets[document + 1]
+        first_label = int(np.argmax(documents.classes[start:end] != NO_LOSS))  # every document has one
+        if first_label <= max_tokens:
+            length = min(max(16, first_label), end - start - 1, max_tokens)
+            return documents.ids[start : start + length].tolist()
     return []
 
 

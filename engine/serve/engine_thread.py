@@ -98,7 +98,7 @@ class EngineThread:
             for request in concerned:
                 if not request.finish_reason:
                     self._jobs[request].error = self._jobs[request].error or first_line(error)
-                    request.end("error")
+                    request.finish("error")
         for request in concerned:
             job = self._jobs[request]
             if request.finish_reason:

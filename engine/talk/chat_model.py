@@ -49,7 +49,7 @@ class Weights(Flags):
             from engine.generate.compiled_decoder import CompiledDecoder as make  # takes a second
 
             warn("--compile: half a minute the first time, then seconds ...")
-        return make.ready(model, kind, device)
+        return make.from_model(model, kind, device)
 
     def on(self, device: torch.device) -> str:
         """What is meant on this device."""

@@ -34,7 +34,7 @@ def some_ids(rows: int, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.inference_mode()
 def test_what_is_compiled_gives_the_logits_of_the_full_forward(shape, kind, rows, as_written):
-    decoder, ids = CompiledDecoder.ready(tiny(3, **shape), kind, CPU), some_ids(rows, 9)
+    decoder, ids = CompiledDecoder.from_model(tiny(3, **shape), kind, CPU), some_ids(rows, 9)
     limit = 1e-5 if rows == 1 and kind != "int8" else EXACT[kind]  # the vectors of a single row stay in fp32
     torch.testing.assert_close(step_by_step(decoder, ids), decoder.model(ids).logits, atol=limit, rtol=0)
 
@@ -48,7 +48,7 @@ def test_rows_stand_at_places_of_their_own(as_written):
 @torch.inference_mode()
 def test_many_rows_of_large_matrices_are_read_as_without_the_flag(kind, as_written, monkeypatch):
     monkeypatch.setattr(decoder_module, "ONEDNN_MIN_NUMEL", 64)
-    plain, compiled = (make.ready(tiny(3), kind, CPU) for make in (Decoder, CompiledDecoder))
+    plain, compiled = (make.from_model(tiny(3), kind, CPU) for make in (Decoder, CompiledDecoder))
     assert (compiled.step_batch is None) is plain.layers[0].wqkv.uses_onednn
     torch.testing.assert_close(
         step_by_step(compiled, some_ids(6, 5)), step_by_step(plain, some_ids(6, 5)), atol=EXACT[kind], rtol=0
@@ -60,7 +60,7 @@ def test_many_rows_of_large_matrices_are_read_as_without_the_flag(kind, as_writt
 @torch.inference_mode()
 def test_every_model_has_compiled_code_of_its_own_for_any_number_of_rows_and_positions():
     models = [tiny(3), tiny(3, rope_theta=100.0, n_heads=4, n_kv_heads=1)]
-    decoders = [CompiledDecoder.ready(model, "float32", CPU) for model in models]
+    decoders = [CompiledDecoder.from_model(model, "float32", CPU) for model in models]
     made = counters["stats"]["unique_graphs"]
     for ids in (some_ids(1, 9), some_ids(5, 9)):
         for decoder in decoders:
@@ -72,7 +72,12 @@ def test_every_model_has_compiled_code_of_its_own_for_any_number_of_rows_and_pos
 @pytest.mark.runtimes
 @needs_compiler
 def test_a_model_that_is_compiled_while_another_one_answers_keeps_to_its_own_code():
-    first, last, ids, failed = CompiledDecoder.ready(tiny(0), "float32", CPU), threading.Event(), some_ids(3, 30), []
+    first, last, ids, failed = (
+        CompiledDecoder.from_model(tiny(0), "float32", CPU),
+        threading.Event(),
+        some_ids(3, 30),
+        [],
+    )
 
     @torch.inference_mode()
     def steps(decoder: Decoder) -> list[torch.Tensor]:
@@ -88,7 +93,7 @@ def test_a_model_that_is_compiled_while_another_one_answers_keeps_to_its_own_cod
     thread = threading.Thread(target=answer)
     thread.start()
     try:
-        others = [CompiledDecoder.ready(tiny(seed), "float32", CPU) for seed in range(1, 6)]
+        others = [CompiledDecoder.from_model(tiny(seed), "float32", CPU) for seed in range(1, 6)]
     finally:
         last.set()
         thread.join()
@@ -111,4 +116,4 @@ def test_the_flag_compiles_what_answers(as_written):
 
 def test_a_gpu_is_told_to_go_without():
     with pytest.raises(ValueError, match="--compile is for answers on a CPU; on meta"):
-        Weights(weights="float32", compile=True).decoder(tiny(), torch.device("meta"))
+        Weights(weight_dtype="float32", compile=True).decoder(tiny(), torch.device("meta"))

@@ -38,7 +38,7 @@ def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weights(shape, kind, rows):
     model = tiny(3, **shape)
-    decoder = Decoder.ready(model, kind, CPU)
+    decoder = Decoder.from_model(model, kind, CPU)
     ids = torch.randint(3, 300, (rows, 12), generator=torch.Generator().manual_seed(rows))
     expected = model(ids).logits
     assert expected.abs().max() > 0.5
@@ -74,7 +74,7 @@ def test_weights_that_do_not_fit_are_refused_by_name():
     model = tiny()
     model.layers[0].attention.wo.weight.data[0, 0] = 1e6
     with pytest.raises(ValueError, match="float16: layers.0.attention.wo.weight .* choose another"):
-        Decoder.ready(model, "float16", CPU)
+        Decoder.from_model(model, "float16", CPU)
 
 
 def add_q_norm(monkeypatch) -> None:
@@ -91,7 +91,7 @@ def add_q_norm(monkeypatch) -> None:
 def test_decoder_refuses_a_parameter_that_it_does_not_compute(monkeypatch):
     add_q_norm(monkeypatch)
     with pytest.raises(ValueError, match=r"fast_decoder.py does not compute layers.N.attention.q_norm.weight;"):
-        Decoder.ready(tiny(), "float32", CPU)
+        Decoder.from_model(tiny(), "float32", CPU)
 
 
 def test_eval_model_refuses_a_checkpoint_with_an_unknown_parameter(monkeypatch, tmp_path):
