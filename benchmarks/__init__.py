@@ -1,1 +1,1 @@
-"""What the claims about speed are measured with, against programs from PyPI: python -m benchmarks.train --help."""
+"""Measurements behind the claims about speed, against programs from PyPI: python -m benchmarks.train --help."""

@@ -1,7 +1,7 @@
-"""Contenders in turn, A B A B, each in a process of its own, and what comes of it as a table.
+"""Run contenders in turn, A B A B, each in a process of its own, and compare them in a table.
 
-A machine's speed drifts by more than what is to be shown, so only figures of the same round are divided by each other;
-the median and the range of these ratios are what counts.
+A machine's speed drifts by more than the differences to be shown, so only figures of the same round are divided by each
+other; read the median and the range of these ratios.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Jobs = dict[str, tuple[str, dict]]  # contender -> (module with main(job) -> fig
 
 
 def run(module: str, job: dict) -> dict:
-    """The figures of `module`.main(job) in a fresh process, or {"failed": why}. job["folder"] is a folder to write in.
+    """Return the figures of `module`.main(job) in a new process, or {"failed": why}; it may write in job["folder"].
 
     `threads` in the job (0: as it comes) limits its threads.
     """
@@ -44,23 +44,14 @@ def run(module: str, job: dict) -> dict:
         if job.get("threads"):
             environment["OMP_NUM_THREADS"] = str(job["threads"])
         command = [sys.executable, "-m", module, str(request), str(answer)]
-        process = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
         if process.returncode or not answer.is_file():
-            said = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-            return {"failed": said[-1] if said else f"exit code {process.returncode}"}
+            return {"failed": (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1].strip()}
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def work(main: Callable[[dict], dict]) -> None:
-    """The other side of `run`: read the job, do it, write its figures and the peak of memory."""
+    """Read the job that `run` wrote, do it, write its figures and the peak of memory."""
     request, answer = map(Path, sys.argv[1:])
     try:
         figures = main(json.loads(request.read_text(encoding="utf-8")))
@@ -70,7 +61,7 @@ def work(main: Callable[[dict], dict]) -> None:
 
 
 def entry(main: Callable[[], None], worker: Callable[[dict], dict]) -> None:
-    """A program that is its own contender: `worker` when `run` started it with a job, else the command line."""
+    """Start a program that is its own contender: `worker` if `run` gave it a job, else the command line."""
     if sys.argv[1:2] and Path(sys.argv[1]).name == "job.json":
         work(worker)
     else:
@@ -78,7 +69,7 @@ def entry(main: Callable[[], None], worker: Callable[[dict], dict]) -> None:
 
 
 def peak_memory() -> dict:
-    """{"memory": MiB}: of the GPU where one was used, else of this process."""
+    """Return {"memory": MiB}: of the GPU where one was used, else of this process."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return {"memory": torch.cuda.max_memory_allocated() / 2**20}
@@ -93,48 +84,55 @@ def peak_memory() -> dict:
 
 
 def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
-    """{contender: its figures of every round}; `jobs` gives the round's jobs, all of them run one after another."""
+    """Run the jobs of every round one after another; return {contender: its figures of every round}."""
     results: dict[str, list[dict]] = {}
     for number in range(rounds):
         for name, (module, job) in jobs(number).items():
             figures = run(module, job)
             results.setdefault(name, []).append(figures)
-            print(f"round {number + 1} of {rounds}: {name}: {_said(figures)}", flush=True)
+            print(f"round {number + 1} of {rounds}: {name}: {_summary(figures)}", flush=True)
     return results
 
 
 def side_by_side(jobs: list[tuple[str, dict]], module: str, alone: bool = False) -> dict[str, list[dict]]:
-    """{name: its figures} of jobs of which as many go on at once as there are cores, one thread each.
+    """Run as many jobs at once as there are cores, one thread each; return {name: their figures}.
 
-    That is no timing; `alone` they are: one at a time, with all cores.
+    Their times are no measure unless `alone`: one at a time, with all cores.
     """
-    found: dict[str, list[dict]] = {}
+    results: dict[str, list[dict]] = {}
     with ThreadPoolExecutor(1 if alone else os.cpu_count()) as pool:
         runs = pool.map(lambda job: run(module, job[1] | {"threads": 0 if alone else 1}), jobs)
         for number, ((name, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
-            found.setdefault(name, []).append(figures)
-            print(f"{number} of {len(jobs)}: {name}: {_said(figures)}", flush=True)
-    return found
+            results.setdefault(name, []).append(figures)
+            print(f"{number} of {len(jobs)}: {name}: {_summary(figures)}", flush=True)
+    return results
 
 
-def _said(figures: dict) -> str:
+def _summary(figures: dict) -> str:
     shown = {key: value for key, value in figures.items() if isinstance(value, (int, float, str))}
-    last = [f"at the end {figures['history'][-1]}"] if figures.get("history") else []
-    return ", ".join([f"{key} {_short(value)}" for key, value in shown.items()] + last)
+    parts = [f"{key} {_short(value)}" for key, value in shown.items()]
+    if figures.get("history"):
+        parts.append(f"at the end {figures['history'][-1]}")
+    return ", ".join(parts)
+
+
+def failure(figures: list[dict]) -> str | None:
+    """Return why a contender has no figures, if one of its runs failed."""
+    return next((f"not measured: {run['failed']}" for run in figures if "failed" in run), None)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A benchmark's command line; --help shows the defaults."""
+    """Make the parser of a benchmark; --help shows the defaults."""
     return argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
 
 
 def select(args: argparse.Namespace, *names: str) -> dict:
-    """Some of the flags, by name."""
+    """Select some of the flags, by name."""
     return {name: getattr(args, name) for name in names}
 
 
 def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_heads: int) -> None:
-    """The flags of what is trained, and of where its files lie."""
+    """Add the flags of the model that is trained, and of its files."""
     add = parser.add_argument
     add("--dim", type=int, default=dim, help="width")
     add("--n_layers", type=int, default=n_layers, help="blocks")
@@ -157,17 +155,15 @@ def _short(value: object) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """`median (smallest to largest)`, or a dash without values."""
-    values = list(values)
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return _short(float(values[0]))
-    return f"{_short(float(statistics.median(values)))} ({_short(float(min(values)))} to {_short(float(max(values)))})"
+    """Format values as `median (smallest to largest)`, or as a dash without values."""
+    values = sorted(map(float, values))
+    if len(values) < 2:
+        return _short(values[0]) if values else "-"
+    return f"{_short(statistics.median(values))} ({_short(values[0])} to {_short(values[-1])})"
 
 
 def mean(values: list[float], form: str) -> str:
-    """`mean ± standard deviation`, each written in `form`."""
+    """Format values as `mean ± standard deviation`, each written in `form`."""
     deviation = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
     return form.format(statistics.mean(values)) + deviation
 
@@ -177,21 +173,21 @@ def figures_of(results: list[dict], key: str) -> list[float]:
 
 
 def ratios(ours: list[dict], peer: list[dict], key: str) -> list[float]:
-    """ours / peer, round by round; rounds in which one of them has no figure are left out."""
-    pairs = [(mine.get(key), theirs.get(key)) for mine, theirs in zip(ours, peer, strict=True)]
-    return [mine / theirs for mine, theirs in pairs if mine is not None and theirs]
+    """Divide ours by the peer, round by round; rounds in which one of them has no figure are skipped."""
+    pairs = [(a.get(key), b.get(key)) for a, b in zip(ours, peer, strict=True)]
+    return [a / b for a, b in pairs if a is not None and b]
 
 
 def compared(results: dict[str, list[dict]], columns: dict[str, str], key: str) -> list[str]:
-    """One line a contender: its `columns` (title -> figure), then how many times its `key` the first contender has.
+    """Make a line for each contender: its `columns` (title -> figure), then the ratio of the first contender's `key`.
 
-    Contenders that gave no figure say why.
+    Contenders without figures say why.
     """
     first = next(iter(results))
     lines = [["", *columns, f"{first} / this, of {key.replace('_', ' ')}"]]
     for name, figures in results.items():
-        if failed := next((one["failed"] for one in figures if "failed" in one), None):
-            lines.append([name, *["-"] * len(columns), f"not measured: {failed}"])
+        if failed := failure(figures):
+            lines.append([name, *["-"] * len(columns), failed])
             continue
         times = spread(ratios(results[first], figures, key)) if name != first else "1"
         lines.append([name, *(spread(figures_of(figures, column)) for column in columns.values()), times])
@@ -199,7 +195,7 @@ def compared(results: dict[str, list[dict]], columns: dict[str, str], key: str) 
 
 
 def table(lines: list[list[str]]) -> list[str]:
-    """Markdown lines of equal width; the first one is the heading."""
+    """Format lines of equal width as Markdown; the first one is the heading."""
     lines = [[cell.replace("|", "/") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     heading, *body = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
@@ -210,7 +206,7 @@ def table(lines: list[list[str]]) -> list[str]:
 
 
 def machine(device: str = "cpu") -> str:
-    """One line: where and with what a figure was measured. Call it before: the load should be that of others."""
+    """Describe the machine and the packages in one line. Call it first: the load should be that of others."""
     gpu = ""
     if device == "cuda":
         import torch
@@ -239,10 +235,11 @@ def commit() -> str:
         return "unknown"
 
 
-def publish(title: str, module: str, argv: list[str], lines: list[str], path: Path, before: str) -> None:
+def publish(title: str, module: str, argv: list[str] | None, lines: list[str], path: Path, before: str) -> None:
     """Print the lines and append them to `path`, under the command, the commit and `before` (see `machine`)."""
     print("\n".join(["", *lines]))
-    # Names of files, not where they lie.
+    argv = sys.argv[1:] if argv is None else argv
+    # Names of files without their folders.
     command = " ".join(shlex.quote(Path(part).name if Path(part).is_absolute() else part) for part in argv)
     if not path.exists():
         path.write_text("# Measured\n", encoding="utf-8")

@@ -30,7 +30,7 @@ from engine.tokenizer import load_tokenizer
 
 
 def ours(job: dict, out: Path) -> None:
-    """The stages' own first step; afterwards the ids lie in the cache folder."""
+    """The stages' own first step; afterwards the ids are in the cache folder."""
     tokenizer = load_tokenizer(job["tokenizer_dir"])
     cache = open_or_build([job["path"]], PretrainDataset, tokenizer, cache_dir=out.parent, num_workers=job["workers"])
     os.replace(cache.folder / "ids.bin", out)
@@ -63,7 +63,8 @@ CONTENDERS = {"ours": ours, "plain loop": loop, "transformers, batches": transfo
 
 def work(job: dict) -> dict:
     """In a contender's process: megabytes of text a second, and of processor time."""
-    out, began, processor = Path(job["folder"], "ids"), time.perf_counter(), os.times()
+    out = Path(job["folder"], "ids")
+    began, processor = time.perf_counter(), os.times()
     CONTENDERS[job["contender"]](job, out)
     seconds, after = time.perf_counter() - began, os.times()
     spent = sum(after[:4]) - sum(processor[:4])  # of this process and of its finished children
@@ -80,25 +81,25 @@ def text_bytes(path: Path) -> int:
 
 
 def enlarge(path: Path, size: int, out: Path) -> None:
-    """`size` bytes of JSONL: the file's rows again and again, each numbered so that no two are equal."""
+    """Write `size` bytes of JSONL: the file's rows again and again, each numbered so that no two are equal."""
     with open(path, encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     written = number = 0
     with open(out, "w", encoding="utf-8") as file:
         while written < size:
-            row = {"text": f"{number} {texts[number % len(texts)]}"}
-            written += len((line := json.dumps(row, ensure_ascii=False) + "\n").encode())
+            line = json.dumps({"text": f"{number} {texts[number % len(texts)]}"}, ensure_ascii=False) + "\n"
+            written += len(line.encode())
             file.write(line)
             number += 1
 
 
 def tree_memory(pid: int) -> float:
-    """MiB of a process and its children, shared pages counted once (the sum of their proportional set sizes)."""
+    """Sum the MiB of a process and its children, shared pages counted once (proportional set sizes)."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
     kib = 0
-    for one in pids:
+    for member in pids:
         try:
-            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         kib += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
@@ -118,7 +119,7 @@ print(len(cache), compare.peak_memory()["memory"] - before)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> list[str]:
-    """Builds the cache of a big file, then opens it in a fresh process. Pages of files are not counted."""
+    """Build the cache of a big file, then open it in a new process. Pages of files are not counted."""
     if not Path("/proc/self/smaps_rollup").is_file():
         raise ValueError("--memory_gb reads /proc, which only Linux has")
     big, curve = folder / "big.jsonl", []
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--data_path", default=SAMPLE / "pretrain.jsonl", help='JSONL file with "text" rows')
     add("--rounds", type=int, default=3, help="times each contender is run")
-    add("--num_workers", type=int, default=os.cpu_count() or 1, help="tokenising processes of ours")
+    add("--num_workers", type=int, default=os.cpu_count() or 1, help="tokenizing processes of ours")
     add("--memory_gb", type=float, default=0, help="instead: memory while the cache of so large a file is built")
     add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
     add("--results", default=compare.RESULTS, help="file the table is appended to")
@@ -191,8 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         same = "the same" if len(set(ids.values())) == 1 else f"NOT the same: {ids}"
         lines += ["", f"{mb:.1f} MB of text; the ids of all are {same}."]
     title = f"{'memory of the token cache' if args.memory_gb else 'encoding'}, {path.name}"
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(title, "benchmarks.encode", words, lines, Path(args.results), before)
+    compare.publish(title, "benchmarks.encode", argv, lines, Path(args.results), before)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What the full corpus asks for: tokens, disk, memory, and hours on named machines, before anything is downloaded.
+"""Estimate tokens, disk, memory and hours of the full corpus on named machines, before anything is downloaded.
 
     python -m benchmarks.estimate
     python -m benchmarks.estimate --gb 4 1 1 0.2 --dim 768 --n_layers 17 --n_heads 12 --n_kv_heads 4
 
-hours = tokens x FLOPs per token (engine/machine/flops.py) / FLOPs per second. What is known of the last factor stands
-in each row: a speed that RESULTS.md has, or a share of the maker's peak. The last table tries the formula on the demo's
-own times.
+hours = tokens x FLOPs per token (engine/machine/flops.py) / FLOPs per second. Each row says what is known of
+the last factor: a speed that RESULTS.md has, or a share of the maker's peak. The last table tries the formula on the
+demo's own times.
 """
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -106,9 +107,9 @@ def demo_shape() -> dict[str, int]:
 
 
 def demo_times() -> dict[str, tuple[float, float]]:
-    """{stage: minutes calculated, minutes measured} of docs/demo.json.
+    """Return {stage: (minutes calculated, minutes measured)} of docs/demo.json.
 
-    At one rate for the stages that had all cores, and one for those that ran beside each other.
+    At one rate for the stages that had all cores, and one for those that ran at the same time.
     """
     shape = demo_shape()
     measured = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))["stage_minutes"]
@@ -116,9 +117,9 @@ def demo_times() -> dict[str, tuple[float, float]]:
     for name, (_, _, steps, _, rows) in demo.STAGES.items():
         length = LENGTH.get(name, 1024)
         flops[name] = work(shape, length, steps * rows * length).flops
-    beside = {name for branch in demo.BRANCHES for name in branch}
+    parallel = {*itertools.chain(*demo.BRANCHES)}
     times = {}
-    for names in (flops.keys() - beside, flops.keys() & beside):
+    for names in (flops.keys() - parallel, flops.keys() & parallel):
         rate = sum(flops[name] for name in names) / sum(measured[name] - STARTING for name in names)
         times |= {name: (STARTING + flops[name] / rate, measured[name]) for name in names}
     return {name: times[name] for name in flops}
@@ -142,10 +143,10 @@ def report(shape: dict, gb: dict[str, float], share: float) -> list[str]:
         lines.append(f"| {name} | {rounded(on_gpu(stages, name, share))} | {known} |")
     lines += ["", "the same formula on the demo's times (docs/demo.json), minutes:", ""]
     lines += ["| stage | calculated | measured |", "|---|---|---|"]
-    return lines + [f"| {name} | {said:.2f} | {was:.2f} |" for name, (said, was) in demo_times().items()]
+    return lines + [f"| {name} | {expected:.2f} | {actual:.2f} |" for name, (expected, actual) in demo_times().items()]
 
 
-def options(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
     files = ("pretrain.jsonl", "sft_512.jsonl", "sft_1024.jsonl", "r1_1024.jsonl")
     made.add_argument(
@@ -158,7 +159,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = options(argv)
+    args = parse_args(argv)
     if min(args.gb) < 0 or not 0 < args.share <= 1:
         raise ValueError("--gb must not be negative, --share must be above 0 and at most 1")
     shape = {name: getattr(args, name) for name in PRESETS["26M"]}

@@ -5,7 +5,7 @@ build for a device guard and for hooks, which the CPU wheel has not. GUARD gives
 torch, so programs call `load_guard` first and run in a process of their own. Wants Linux, g++ and torch's CPU wheel.
 
 What it finds: code that fails on CUDA (a device or dtype that does not match), waits for the GPU, breaks the compiled
-graph, compiles anew, or moves more bytes or holds more memory than it did. Not: wrong numbers, slow kernels.
+graph, compiles again, or moves more bytes or holds more memory than it did. Not: wrong numbers, slow kernels.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Hooks);
 
 
 class Card(NamedTuple):
-    """What programs ask of a card."""
+    """The properties of a card that programs ask for."""
 
     name: str
     capability: tuple[int, int]
@@ -74,7 +74,7 @@ T4 = Card("Tesla T4", (7, 5), 15, 40, 1024, 64)
 
 
 def missing() -> str | None:
-    """Why there can be no fake card here; None when there can."""
+    """Return the reason why there can be no fake card here; None when there can."""
     if sys.platform != "linux" or not which("g++"):
         return "the fake card wants Linux and g++"
     if "+cpu" not in importlib.metadata.version("torch"):
@@ -105,8 +105,17 @@ def load_guard() -> None:
     ctypes.CDLL(str(library))
 
 
+def always(value):
+    """Return a new function that always returns `value`; Dynamo keeps a rule for each function."""
+
+    def answer(*args, **kwargs):
+        return value
+
+    return answer
+
+
 def pretend(card: Card) -> None:
-    """What torch answers when it is asked for the card."""
+    """Let torch answer as if it had the card."""
     import torch
 
     properties = types.SimpleNamespace(
@@ -126,30 +135,33 @@ def pretend(card: Card) -> None:
         gcnArchName="",
         uuid="fake",
     )
-    cuda = torch.cuda
-    cuda.get_device_capability = lambda device=None: card.capability
-    cuda.get_device_name = lambda device=None: card.name
-    cuda.get_device_properties = lambda device=None: properties
-    cuda.device_count = lambda: 1
-    cuda.current_device = lambda: 0
-    cuda.synchronize = lambda device=None: None  # each a function of its own: Dynamo keeps rules for them
-    cuda.set_device = lambda device=None: None
-    cuda.is_bf16_supported = lambda including_emulation=True: True
-    cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.backends.cuda.is_flash_attention_available = lambda: True
-    torch._C._ensureCUDADeviceGuardSet = lambda: None  # ours is there
+    answers = {
+        "get_device_capability": card.capability,
+        "get_device_name": card.name,
+        "get_device_properties": properties,
+        "device_count": 1,
+        "current_device": 0,
+        "synchronize": None,
+        "set_device": None,
+        "is_bf16_supported": True,
+    }
+    for name, value in answers.items():
+        setattr(torch.cuda, name, always(value))
+    torch.cuda.amp.common.amp_definitely_not_available = always(False)
+    torch.backends.cuda.is_flash_attention_available = always(True)
+    torch._C._ensureCUDADeviceGuardSet = always(None)  # GUARD is loaded
     torch.Tensor.pin_memory = pin
 
 
 def pin(tensor):
-    """In place of pin_memory, which fake tensors cannot: it leaves a mark."""
+    """Mark a tensor as pinned; fake tensors have no pin_memory."""
     tensor.pinned = True
     return tensor
 
 
 @contextlib.contextmanager
 def tensors() -> Iterator:
-    """In here tensors are fake, also those on "cuda"."""
+    """Make all tensors fake, also those on "cuda"."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -158,7 +170,7 @@ def tensors() -> Iterator:
 
 
 def watch(keep: str = ""):
-    """A mode that counts every operator on the GPU, every wait for it, and the memory it would hold.
+    """Return a mode that counts every operator on the GPU, every wait for it, and the memory it would hold.
 
     waits: [place, reason]; kernels and bytes: of operators that are no views; peak: bytes; calls: [name, arguments] of
     the operators whose name has `keep` in it (their tensors live on).
@@ -179,14 +191,16 @@ def watch(keep: str = ""):
     class Watch(TorchDispatchMode):
         def __init__(self):
             super().__init__()
-            self.waits, self.calls, self.names = [], [], set()
+            self.waits, self.calls = [], []
+            self.names, self.storages = set(), set()
             self.kernels = self.bytes = self.now = self.peak = 0
-            self.storages = set()
 
         def wait(self, why: str) -> None:
             frames = [frame for frame in traceback.extract_stack() if "site-packages" not in frame.filename]
-            ours = [one for one in frames if ROOT in Path(one.filename).parents and one.filename != __file__]
-            place = f"{Path(ours[-1].filename).relative_to(ROOT).as_posix()}:{ours[-1].name}" if ours else "?"
+            place = "?"
+            for frame in frames:
+                if ROOT in Path(frame.filename).parents and frame.filename != __file__:
+                    place = f"{Path(frame.filename).relative_to(ROOT).as_posix()}:{frame.name}"
             self.waits.append([place, why])
 
         def hold(self, tensor: torch.Tensor) -> None:
@@ -209,7 +223,9 @@ def watch(keep: str = ""):
             if func is aten._local_scalar_dense.default and unknown:
                 if read:  # on the CPU there is nothing to wait for
                     self.wait("reads a number")
-                return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+                if args[0].dtype == torch.bool:
+                    return True
+                return 1.0 if args[0].is_floating_point() else 1
             if func in needs_values and read:
                 self.wait(f"needs the values of {func}")
             out = func(*args, **kwargs)
@@ -236,26 +252,27 @@ def watch(keep: str = ""):
 
 
 def no_streams() -> None:
-    """Streams and events that do nothing: what FSDP asks for beside the tensors."""
+    """Give FSDP streams and events that do nothing."""
     import torch
 
     class Stream:
-        device_type, device_index, stream_id = 1, 0, 0
+        device_index = stream_id = 0
+        device_type = 1
         device = torch.device("cuda", 0)
 
         def __init__(self, *_, **__):
             pass
 
-        def nothing(self, *_, **__) -> None:
-            pass
+        def itself(self, *_):
+            return self
 
-        wait = wait_stream = wait_event = synchronize = record = __exit__ = nothing
-        record_event = __enter__ = query = lambda self, *_: self
+        wait = wait_stream = wait_event = synchronize = record = __exit__ = always(None)
+        record_event = __enter__ = query = itself
 
-    one = Stream()
+    stream = Stream()
     for name in ("current_stream", "default_stream", "stream"):
-        setattr(torch.cuda, name, lambda *_: one)
+        setattr(torch.cuda, name, always(stream))
     torch.cuda.Stream = torch.cuda.Event = torch.Event = Stream
-    torch.cuda.is_initialized = lambda: True
-    torch.cuda.device_count = lambda: 8
-    torch.Tensor.record_stream = lambda self, stream: None
+    torch.cuda.is_initialized = always(True)
+    torch.cuda.device_count = always(8)
+    torch.Tensor.record_stream = always(None)

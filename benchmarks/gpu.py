@@ -1,10 +1,10 @@
-"""What a stranger with an NVIDIA card runs, once, in under five minutes: is it right there, and how fast?
+"""Check correctness and speed on one NVIDIA GPU, in under five minutes.
 
     python -m benchmarks.gpu                # appends one block to benchmarks/RESULTS.md
     python -m benchmarks.gpu --dry_run      # on a fake card: every part that needs no numbers, no measurement
 
-First what must be equal, then training against the peers, decoding, and memory by batch. Send the block it writes as an
-issue or a pull request: nobody here has all cards.
+First what must be equal, then training against the peers, decoding, and memory by batch. Please send the block it
+writes as an issue or a pull request: most cards have not been measured.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,7 +32,7 @@ RUNS = {  # the part -> its command; each appends its own table to --results
 
 
 def fresh(**shape):
-    """A loss module on the card, with weights that are large enough to make a difference."""
+    """Return a loss module on the card, with weights that are large enough to make a difference."""
     import torch
 
     from Config import LLMConfig
@@ -48,25 +49,31 @@ def fresh(**shape):
 
 
 def rows(padded: bool = False, times: int = 1):
-    """Documents of LENGTHS, packed into full rows, or each in a row of its own."""
+    """Return documents of LENGTHS, packed into full rows, or each in a row of its own."""
     import torch
 
     from engine.packing import Batch
 
-    length, ids, kinds, starts = SHAPE["max_seq_len"], [], [], [0]
+    ids, loss_weights = [], []
+    starts = [0]
+    length = SHAPE["max_seq_len"]
     for number, size in enumerate(LENGTHS * times):
         document = torch.arange(size) * (number % 7 + 1) % 6000 + 10
         space = length - size if padded else 0
         ids.append(torch.cat([document, torch.zeros(space, dtype=torch.long)]))
-        kinds.append(torch.cat([torch.ones(size - 1), torch.zeros(1 + space)]))  # the last token predicts nothing
-        starts += [starts[-1] + size, *([starts[-1] + length] if space else [])]
-    ids, kinds = torch.cat(ids).view(-1, length), torch.cat(kinds).view(-1, length)
-    table = torch.tensor(starts, dtype=torch.int32)
-    return Batch(ids, ids.roll(-1, 1) * (kinds > 0), kinds.to(torch.uint8), kinds, table).to(torch.device(DEVICE))
+        loss_weights.append(
+            torch.cat([torch.ones(size - 1), torch.zeros(1 + space)])
+        )  # the last token predicts nothing
+        starts.append(starts[-1] + size)
+        if space:
+            starts.append(starts[-1] + space)
+    ids, loss_weights = (torch.cat(parts).view(-1, length) for parts in (ids, loss_weights))
+    labels, cu_seqlens = ids.roll(-1, 1) * (loss_weights > 0), torch.tensor(starts, dtype=torch.int32)
+    return Batch(ids, labels, loss_weights.to(torch.uint8), loss_weights, cu_seqlens).to(torch.device(DEVICE))
 
 
 def figures(loss, batch):
-    """The sums of a micro-batch and its gradients' norm, in bf16."""
+    """Return the first sum of a micro-batch and its gradients' norm, in bf16."""
     import torch
 
     loss.zero_grad(set_to_none=True)
@@ -84,7 +91,7 @@ def packed_and_padded():
 def kernel_and_mask():
     loss = fresh()
     with_kernel = figures(loss, rows())
-    with patch("model.can_attend_by_document", lambda *_: False):
+    with patch("model.supports_varlen_attention", lambda *_: False):
         return with_kernel, figures(loss, rows())
 
 
@@ -96,7 +103,7 @@ def compiled_and_eager(backend: str = "inductor"):
 
 
 def cached_and_full():
-    """Greedy ids: step by step with the cache, and the whole row again for every token; in fp32."""
+    """Return greedy ids in fp32: step by step with the cache, and the whole row again for every token."""
     import torch
 
     from engine.generate.engine import GenerationEngine, Request
@@ -105,33 +112,33 @@ def cached_and_full():
 
     model, ids = fresh().model.eval(), [5, 6, 7, 8]
     with torch.no_grad():  # fake tensors know no inference mode, which step's decorator brings
-        slots = GenerationEngine(Decoder(model), 1, 32)
-        request = slots.add(Request(ids, 16, sampling=Sampling(temperature=0)))
-        while slots.busy:
-            GenerationEngine.step.__wrapped__(slots)
+        engine = GenerationEngine(Decoder(model), 1, 32)
+        request = engine.add(Request(ids, 16, sampling=Sampling(temperature=0)))
+        while engine.busy:
+            GenerationEngine.step.__wrapped__(engine)
         for _ in range(16):
             ids = [*ids, int(model(torch.tensor([ids]).to(DEVICE)).logits[0, -1].argmax())]
     return torch.tensor(request.ids), torch.tensor(ids[4:])
 
 
 def whole_and_resumed():
-    """The weights of a --deterministic run, and of one that was stopped after its first step and resumed."""
+    """Return the weights of a --deterministic run, and of one that was stopped after its first step and resumed."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        words = [
+        argv = [
             *f"pretrain.py --data_path {SAMPLE}/pretrain.jsonl --save_dir {folder} --cache_dir {folder} --max_steps 6 "
             "--batch_size 8 --accumulation_steps 1 --dim 256 --n_layers 4 --device cuda --deterministic".split()
         ]
         for more in (["--name", "a"], ["--name", "b", "--max_minutes", "1e-9"], ["--name", "b", "--resume"]):
-            done = subprocess.run([sys.executable, *words, *more], cwd=fake_cuda.ROOT, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, *argv, *more], cwd=fake_cuda.ROOT, capture_output=True, text=True)
             if done.returncode not in (0, 75):
                 raise ValueError(done.stderr.strip().splitlines()[-1])
-        a, b = (torch.load(f"{folder}/{name}.pth", weights_only=True) for name in "ab")
-        return tuple(torch.cat([one[name].flatten() for name in sorted(one)]) for one in (a, b))
+        states = [torch.load(f"{folder}/{name}.pth", weights_only=True) for name in "ab"]
+        return tuple(torch.cat([state[name].flatten() for name in sorted(state)]) for state in states)
 
 
-# The part -> (what makes the two, how far apart they may be; 0: every bit).
+# The part -> (the function that returns the two, their largest relative difference; 0: bitwise equal).
 EQUAL = {
     "packed = padded": (packed_and_padded, 0.01),
     "kernel = mask": (kernel_and_mask, 0.01),
@@ -144,19 +151,19 @@ EQUAL = {
 def compared(pair: Callable, tolerance: float, dry: bool) -> str:
     try:
         with fake_cuda.watch() if dry else contextlib.nullcontext():  # it answers what a fake tensor cannot
-            one, other = pair()
+            actual, expected = pair()
     except (RuntimeError, ValueError, ImportError) as error:
         return f"failed: {str(error).splitlines()[0]}"
-    if one.shape != other.shape:
-        return f"NOT equal: {tuple(one.shape)} and {tuple(other.shape)}"
+    if actual.shape != expected.shape:
+        return f"NOT equal: {tuple(actual.shape)} and {tuple(expected.shape)}"
     if dry:
         return "ran; on a fake card there are no numbers"
-    apart = ((one - other).abs() / other.abs().clamp(min=1e-9)).max().item()
+    apart = ((actual - expected).abs() / expected.abs().clamp(min=1e-9)).max().item()
     return f"equal, {apart:.1e} apart" if apart <= tolerance else f"NOT equal: {apart:.1e} apart"
 
 
 def memory(dry: bool) -> list[str]:
-    """Peak memory of a micro-batch of the default shape by its rows, and what was calculated for it."""
+    """Report the peak memory of a micro-batch of the default shape by its rows, and the calculated one."""
     import torch
 
     from Config import LLMConfig
@@ -183,14 +190,13 @@ def memory(dry: bool) -> list[str]:
     return lines
 
 
-def measured(name: str, module: str, words: list[str], results: Path) -> str:
-    """Run a benchmark that appends its own table; how it ended."""
-    command = [sys.executable, "-m", module, *words, "--device", "cuda", "--results", str(results)]
+def measured(name: str, module: str, argv: list[str], results: Path) -> str:
+    """Run a benchmark that appends its own table, and report how it ended."""
+    command = [sys.executable, "-m", module, *argv, "--device", "cuda", "--results", str(results)]
     done = subprocess.run(command, cwd=fake_cuda.ROOT, capture_output=True, text=True)
     if not done.returncode:
         return f"{name}: the table above"
-    said = done.stderr.strip().splitlines()
-    return f"{name}: not measured: {said[-1] if said else done.returncode}"
+    return f"{name}: not measured: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -219,22 +225,21 @@ def main(argv: list[str] | None = None) -> int:
 def report(dry: bool, results: Path | None) -> int:
     import torch
 
-    lines, wrong = [], 0
+    lines, failures = [], 0
     for name, (pair, tolerance) in EQUAL.items():
         if dry and pair is whole_and_resumed:
             lines.append(f"* {name}: not run: the stage is a process of its own")
             continue
         if dry and pair is compiled_and_eager:
-            pair = lambda: compiled_and_eager("aot_eager")
-        said = compared(pair, tolerance, dry)
-        wrong += said.startswith(("NOT", "failed"))
-        lines.append(f"* {name}: {said}")
+            pair = partial(compiled_and_eager, "aot_eager")
+        outcome = compared(pair, tolerance, dry)
+        failures += outcome.startswith(("NOT", "failed"))
+        lines.append(f"* {name}: {outcome}")
         print(lines[-1], flush=True)
     lines += [f"* memory, {line}" for line in memory(dry)]
-    for name, (module, *words) in RUNS.items():
-        lines.append(
-            f"* {name}: would run python -m {module}" if dry else f"* {measured(name, module, words, results)}"
-        )
+    for name, (module, *argv) in RUNS.items():
+        outcome = f"{name}: would run python -m {module}" if dry else measured(name, module, argv, results)
+        lines.append(f"* {outcome}")
     heading = f"## One GPU: {torch.cuda.get_device_name()}, torch {torch.__version__}"
     block = "\n".join(["", heading, "", *lines, ""])
     print(block)
@@ -242,7 +247,7 @@ def report(dry: bool, results: Path | None) -> int:
         with open(results, "a", encoding="utf-8") as file:
             file.write(block)
         print(f"appended to {os.path.relpath(results)}: send it as an issue or a pull request, whatever it says")
-    return 1 if wrong else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How speed and memory of ours grow with width, depth, row length, batch and threads: a table and a picture."""
+"""Measure how speed and memory grow with width, depth, row length, batch and threads: a table and a picture."""
 
 import argparse
 import os
@@ -10,25 +10,25 @@ HEAD = 64  # size of a head at every width; four query heads share a key-value h
 
 
 def variants(job: dict) -> list[tuple[str, int, dict]]:
-    """(what grows, its value, the job): one thing at a time, the rest as the flags say."""
-    cores, found = os.cpu_count() or 1, []
+    """Return (the setting that grows, its value, the change of the job), one setting at a time."""
+    cores, changes = os.cpu_count() or 1, []
     for dim in (256, 512, 768, 1024):
-        heads = dim // HEAD
-        found.append(("width", dim, {"shape": job["shape"] | {"dim": dim, "n_heads": heads, "n_kv_heads": heads // 4}}))
+        shape = {"dim": dim, "n_heads": dim // HEAD, "n_kv_heads": dim // HEAD // 4}
+        changes.append(("width", dim, {"shape": job["shape"] | shape}))
     for layers in (2, 4, 8, 16):
-        found.append(("depth", layers, {"shape": job["shape"] | {"n_layers": layers}}))
+        changes.append(("depth", layers, {"shape": job["shape"] | {"n_layers": layers}}))
     tokens = job["max_seq_len"] * job["batch_size"]
     for length in (128, 512, 1024, 2048):  # the same number of tokens in a step
-        found.append(("row length", length, {"max_seq_len": length, "batch_size": max(1, tokens // length)}))
+        changes.append(("row length", length, {"max_seq_len": length, "batch_size": max(1, tokens // length)}))
     for batch in (1, 4, 16, 32):
-        found.append(("batch", batch, {"batch_size": batch}))
+        changes.append(("batch", batch, {"batch_size": batch}))
     for threads in sorted({1, 2, cores // 2, cores} & set(range(1, cores + 1))):
-        found.append(("threads", threads, {"threads": threads}))
-    return found
+        changes.append(("threads", threads, {"threads": threads}))
+    return changes
 
 
 def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
-    """The table's lines; the picture is written beside --results."""
+    """Return the table's lines; the picture is written next to --results."""
     if "parent" in job:
         raise ValueError('--grow makes fresh models: --data_path must hold rows with "text"')
     job |= {"flags": args.ours[0], "steps": steps if job["device"] == "cpu" else 20 * steps}
@@ -37,7 +37,7 @@ def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
         name = f"{what} {value}"
         results = compare.in_turn(lambda _, n=name, c=change: {n: ("benchmarks.ours", job | c)}, args.rounds)[name]
         speeds, memory = (compare.figures_of(results, key) for key in ("tokens_per_second", "memory"))
-        failed = next((f"not measured: {one['failed']}" for one in results if "failed" in one), None)
+        failed = compare.failure(results)
         table.append([what, str(value), failed or compare.spread(speeds), compare.spread(memory)])
         if not failed:
             points.append((what, value, sorted(speeds)[len(speeds) // 2], max(memory)))
@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
 
 
 def draw(points: list[tuple[str, int, float, float]], path: Path) -> None:
-    """One panel for each thing that grows: tokens a second on the left axis, memory on the right."""
+    """Draw a panel for each setting: tokens a second on the left axis, memory on the right."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -16,9 +16,8 @@ from Config import LLMConfig
 from dataset import NO_LOSS
 from engine.checkpoint.weights import full_state_dict, load_model
 from engine.corpus.token_cache import TokenCache
-from engine.export.hugging_face import hf_config, hf_name, to_hf_state_dict
+from engine.export.hugging_face import from_hf_state_dict, hf_config, to_hf_state_dict
 from engine.tokenizer import load_tokenizer
-from model import SpongeBob
 
 
 class Collator:
@@ -37,11 +36,13 @@ class Collator:
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of step `warm` on, which stand still while `score` is taken, twenty times a run."""
+    """Seconds from the end of step `warm` on, stopped while `score` is taken, twenty times a run."""
 
     def __init__(self, collator: Collator, warm: int, seconds: float, score=None):
-        self.collator, self.warm, self.budget, self.score = collator, warm, seconds, score
-        self.seconds, self.began, self.history, self.step = 0.0, 0.0, [], 0
+        self.collator, self.score = collator, score
+        self.warm, self.budget = warm, seconds
+        self.seconds = self.began = 0.0
+        self.history, self.step = [], 0
 
     def tokens(self) -> int:
         # By number: the loader is a batch ahead of the model.
@@ -68,14 +69,14 @@ class Clock(TrainerCallback):
 
 
 def tensors(cache: TokenCache, documents: np.ndarray, max_seq_len: int) -> list[dict[str, Tensor]]:
-    """The rows, tokenised beforehand and cut to max_seq_len, as datasets.map would leave them."""
-    found = []
+    """Return the rows, tokenized beforehand and truncated to max_seq_len, as by datasets.map."""
+    examples = []
     for begin, end in zip(cache.offsets[documents], cache.offsets[documents + 1], strict=True):
         piece = slice(begin, min(end, begin + max_seq_len))
         ids = torch.from_numpy(cache.ids[piece].astype(np.int64))
-        learned = torch.from_numpy(cache.classes[piece] != NO_LOSS)
-        found.append({"input_ids": ids, "labels": torch.where(learned, ids, -100)})
-    return found
+        has_loss = torch.from_numpy(cache.classes[piece] != NO_LOSS)
+        examples.append({"input_ids": ids, "labels": torch.where(has_loss, ids, -100)})
+    return examples
 
 
 def main(job: dict) -> dict:
@@ -93,7 +94,8 @@ def main(job: dict) -> dict:
     model = LlamaForCausalLM._from_config(hf_config(config), attn_implementation="sdpa")
     if "parent" in job:
         model.load_state_dict(to_hf_state_dict(full_state_dict(load_model(Path(job["parent"]))[0]), config))
-    warm, score = 0 if job["seconds"] or "out" in job else min(2, steps - 1), None
+    warm = 0 if job["seconds"] or "out" in job else min(2, steps - 1)
+    score = None
     if job["seconds"] and "out" not in job:
         score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
     collator = Collator()
@@ -126,13 +128,6 @@ def main(job: dict) -> dict:
     figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": clock.history}
     a_step = job["batch_size"] * float(np.mean([len(row["input_ids"]) - 1 for row in data]))  # steps differ
     return figures | {"step_seconds": seconds / (clock.step - warm), "step_tokens": a_step}
-
-
-def from_hf_state_dict(theirs: dict[str, Tensor], config: LLMConfig) -> dict[str, Tensor]:
-    """The inverse of hugging_face.hf_weights: what it makes of the numbers of the rows says where each row has gone."""
-    numbers = {name: torch.arange(len(weight))[:, None] for name, weight in SpongeBob(config).state_dict().items()}
-    moved = to_hf_state_dict(numbers, config)
-    return {name: theirs[hf_name(name)][moved[hf_name(name)].flatten().argsort()] for name in numbers}
 
 
 if __name__ == "__main__":

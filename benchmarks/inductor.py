@@ -10,6 +10,8 @@ bytes and memory are counted. Nothing is measured.
 
 import argparse
 import collections
+import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -35,12 +37,17 @@ class Launch(types.SimpleNamespace):
 def bytes_of(tensor) -> int:
     size = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        size *= length if stride else 1
+        if stride:
+            size *= length
     return size
 
 
+def unchanged(value):
+    return value
+
+
 def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
-    """Triton and Inductor for a card that is not there -> (compiled kernels, launches, memory), filled as it goes."""
+    """Prepare Triton and Inductor for a card that is not there; return (kernels, launches, memory), filled later."""
     import torch
     import torch._dynamo.device_interface as devices
     import torch._inductor.config as config
@@ -50,7 +57,7 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
     from triton.runtime import driver
 
     gpu, number = torch.device("cuda", 0), card.capability[0] * 10 + card.capability[1]
-    torch._C._cuda_getCurrentRawStream = lambda device=0: 0
+    torch._C._cuda_getCurrentRawStream = fake_cuda.always(0)
     answers = {
         "is_available": True,
         "get_device_properties": torch.cuda.get_device_properties(),
@@ -65,31 +72,33 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
         "maybe_exchange_device": 0,
     }
     for name, value in answers.items():
-        setattr(devices.CudaInterface, name, staticmethod(lambda *_, value=value: value))
+        setattr(devices.CudaInterface, name, staticmethod(fake_cuda.always(value)))
     for name in ("get_device_properties", "current_device", "set_device"):
-        setattr(devices.CudaInterface.Worker, name, staticmethod(lambda *_, value=answers[name]: value))
-    quiet = {name: lambda self, *_: None for name in ("set_current_device", "get_benchmarker")}
-    now = {
+        setattr(devices.CudaInterface.Worker, name, staticmethod(fake_cuda.always(answers[name])))
+    answers = {
+        "set_current_device": None,
+        "get_benchmarker": None,
         "get_current_device": 0,
         "get_current_stream": 0,
         "get_active_torch_device": gpu,
         "is_active": True,
         "get_current_target": GPUTarget("cuda", number, 32),
     }
-    quiet |= {name: lambda self, *_, value=value: value for name, value in now.items()}
-    quiet["map_python_to_cpp_type"] = lambda self, kind: kind
-    driver.set_active(type("Driver", (), quiet)())
-    triton_helpers.set_driver_to_gpu = lambda: None
+    methods = {name: fake_cuda.always(value) for name, value in answers.items()}
+    driver.set_active(type("Driver", (), methods | {"map_python_to_cpp_type": staticmethod(unchanged)})())
+    triton_helpers.set_driver_to_gpu = fake_cuda.always(None)
 
     config.joint_graph_constant_folding = config.use_static_triton_launcher = config.fx_graph_cache = False
     config.compile_threads, config.force_disable_caches = 1, True
     torch._functorch.config.enable_autograd_cache = False
 
-    compiled, launches, memory = [], [], types.SimpleNamespace(now=0, peak=0)
+    compiled, launches = [], []
+    memory = types.SimpleNamespace(now=0, peak=0)
 
     def precompile(self, *_, **__):
         self._precompile_worker()
-        compiled.extend((self.inductor_meta.get("kernel_name"), one.kernel.asm) for one in self.compile_results)
+        name = self.inductor_meta.get("kernel_name")
+        compiled.extend((name, result.kernel.asm) for result in self.compile_results)
 
     def launch(self, *args, **_):
         changed = self.inductor_meta.get("mutated_arg_names", [])
@@ -109,11 +118,11 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
         return tensor
 
     guards = torch._C._dynamo.guards
-    guards.assert_size_stride = guards.assert_alignment = lambda *_: None
-    guards.copy_if_misaligned = lambda tensor: tensor
+    guards.assert_size_stride = guards.assert_alignment = fake_cuda.always(None)
+    guards.copy_if_misaligned = unchanged
     guards._empty_strided_cuda = empty
-    guards._reinterpret_tensor = lambda tensor, *where: torch.as_strided(tensor, *where)
-    torch.cuda._DeviceGuard = NoGuard
+    guards._reinterpret_tensor = torch.as_strided
+    torch.cuda._DeviceGuard = fake_cuda.always(contextlib.nullcontext())
 
     def product(*_, out=None, **__):
         launches.append(Launch(kind="product"))
@@ -127,19 +136,8 @@ def install(card: fake_cuda.Card) -> tuple[list, list, types.SimpleNamespace]:
     return compiled, launches, memory
 
 
-class NoGuard:
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-
 def a_step(rows: int, length: int, half: str):
-    """Two compiled micro-batches of the default shape and their steps -> number of parameters."""
+    """Yield after each of two compiled micro-batches of the default shape, then the number of parameters."""
     import torch
 
     from Config import PRESETS, LLMConfig
@@ -179,12 +177,13 @@ def a_step(rows: int, length: int, half: str):
     ids = torch.ones(rows, length, dtype=torch.long)
     tables = torch.arange(0, rows * length + 1, 200, dtype=torch.int32)
     batch = Batch(ids, ids, ids.to(torch.uint8), torch.ones(rows, length), tables).to(gpu)
-    yield from (loop.add_gradients(run, [batch], 1.0) for _ in range(2))
+    for _ in range(2):
+        yield loop.add_gradients(run, [batch], 1.0)
     yield sum(parameter.numel() for parameter in model.parameters())
 
 
-def one_card(name: str, rows: int, length: int) -> str:
-    """Compile everything for one card; a line of the table. Runs in a process of its own."""
+def measure_card(name: str, rows: int, length: int) -> str:
+    """Compile everything for one card and return a line of the table. Runs in a process of its own."""
     fake_cuda.load_guard()
     fake_cuda.pretend(CARDS[name])
     compiled, launches, memory = install(CARDS[name])
@@ -224,13 +223,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cards", nargs="+", choices=CARDS, default=list(CARDS), help="for which cards")
     parser.add_argument("--rows", type=int, default=32, help="rows of 512 tokens of the micro-batch")
     args = parser.parse_args(argv)
-    if reason := fake_cuda.missing() or (None if importlib_has("triton") else "triton is missing: make test-inductor"):
+    if reason := fake_cuda.missing() or missing_triton():
         print(f"not run: {reason}")
         return 0
     if len(args.cards) == 1:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"] = f"{folder}/i", f"{folder}/t"
-            print(one_card(args.cards[0], args.rows, 512))
+            print(measure_card(args.cards[0], args.rows, 512))
         return 0
     print("| card | | dtype | kernels | cubins | Triton launches | products | outside products | memory |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -245,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def importlib_has(name: str) -> bool:
-    return fake_cuda.importlib.util.find_spec(name) is not None
+def missing_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton is missing: make test-inductor"
 
 
 if __name__ == "__main__":

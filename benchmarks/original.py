@@ -1,8 +1,8 @@
-"""The method of the original scripts, written anew and short: what training this model cost before the engine.
+"""The method of the original scripts, rewritten and short: what training this model cost before the engine.
 
-Rows are tokenised in __getitem__ and padded to max_seq_len, attention multiplies out every score and adds a full mask,
+Rows are tokenized in __getitem__ and padded to max_seq_len, attention multiplies out every score and adds a full mask,
 everything is fp32, eight micro-batches make a step, AdamW 5e-4 with a cosine. Rotary positions are complex numbers. In
-distillation whatever is a piece of a tag weighs ten times as much, wherever it stands. Weights have Meta's names.
+distillation whatever is a piece of a tag weighs ten times as much, wherever it is. Weights have Meta's names.
 
 Shapes: B rows, T positions of a row, H query heads, K key-value heads, D size of a head
 """
@@ -34,8 +34,9 @@ class Rows(Dataset):
 
     def __init__(self, texts: list[str], tokenizer_dir: str, max_seq_len: int, stage: str):
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-        self.texts, self.length, self.stage = texts, max_seq_len + 1, stage
-        self.tags = {piece for tag in TAGS for piece in self.tokenizer(tag, add_special_tokens=False).input_ids}
+        self.texts, self.stage = texts, stage
+        self.length = max_seq_len + 1
+        self.tags = {*itertools.chain(*self.tokenizer(list(TAGS), add_special_tokens=False).input_ids)}
         self.begin = self.tokenizer(f"{BOS}assistant\n", add_special_tokens=False).input_ids
         self.end = self.tokenizer.convert_tokens_to_ids(EOS)
 
@@ -46,13 +47,13 @@ class Rows(Dataset):
         ids = self.tokenizer(self.texts[index], add_special_tokens=False).input_ids[: self.length]
         weights = [1] * len(ids) if self.stage == "pretrain" else self.answers(ids)
         if self.stage == "distill":
-            weights = [w * TAG_WEIGHT if one in self.tags else w for one, w in zip(ids, weights, strict=True)]
+            weights = [w * TAG_WEIGHT if token in self.tags else w for token, w in zip(ids, weights, strict=True)]
         padding = [0] * (self.length - len(ids))
         ids, weights = torch.tensor(ids + padding), torch.tensor(weights + padding)
         return ids[:-1], ids[1:], weights[1:]
 
     def answers(self, ids: list[int]) -> list[int]:
-        """1 from behind each `<s>assistant` line to its end mark."""
+        """Return a mask, 1 from after each `<s>assistant` line to its end."""
         mask, at = [0] * len(ids), 0
         while at < len(ids):
             if ids[at : at + len(self.begin)] != self.begin:
@@ -77,7 +78,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: LLMConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.heads, self.kv_heads = config.n_heads, config.n_kv_heads
+        self.head_dim = config.head_dim
         self.wq = nn.Linear(config.dim, config.dim, bias=False)
         self.wk = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=False)
@@ -172,8 +174,9 @@ def main(job: dict) -> dict:
 
 
 def train(model: Decoder, optimizer, batches: Iterator, job: dict, score: HeldOut | None) -> dict:
-    """The training loop; the clock stands still while `score` is taken, twenty times a run."""
-    seconds, tokens, history = 0.0, 0, []
+    """The training loop; the clock is stopped while `score` is taken, twenty times a run."""
+    seconds, tokens = 0.0, 0
+    history = []
     budget = job["seconds"] or job["tokens"]
     warm = 0 if budget else 1
     for number, (inputs, labels, weights) in enumerate(batches):

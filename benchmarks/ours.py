@@ -21,7 +21,7 @@ STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 def main(job: dict) -> dict:
     """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
     folder = Path(job["folder"])
-    argv = {
+    flags = {
         "data_path": job["cache"],
         "save_dir": folder,
         "tokenizer_dir": job["tokenizer_dir"],
@@ -37,23 +37,26 @@ def main(job: dict) -> dict:
         "eval_step": job["eval_step"],
         "save_step": 0,
     }
-    argv |= {"max_steps": job["steps"]} if job["steps"] else {"epochs": job["epochs"]}
-    argv |= {"init_from": job["parent"]} if "parent" in job else job["shape"]
-    words = [str(word) for name, value in argv.items() for word in (f"--{name}", value)]
-    STAGES[job["stage"]].main([*words, *shlex.split(job["flags"])])
+    flags["max_steps" if job["steps"] else "epochs"] = job["steps"] or job["epochs"]
+    flags.update({"init_from": job["parent"]} if "parent" in job else job["shape"])
+    STAGES[job["stage"]].main([*argv_of(flags), *shlex.split(job["flags"])])
     if "out" in job:
         for suffix in (".pth", ".json"):
             shutil.copyfile(folder / f"{job['stage']}{suffix}", Path(job["out"]).with_suffix(suffix))
     return figures(next(folder.glob("*.metrics.jsonl")))
 
 
+def argv_of(flags: dict) -> list[str]:
+    argv = []
+    for name, value in flags.items():
+        argv += [f"--{name}", str(value)]
+    return argv
+
+
 def figures(log: Path) -> dict:
     rows = read_log(log)
-    history = [
-        [row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]]
-        for row in rows
-        if "val_bits_per_byte" in row
-    ]
+    validated = [row for row in rows if "val_bits_per_byte" in row]
+    history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]] for row in validated]
     timed = [row for row in rows if "tokens_per_second" in row]
     if len(timed) < 2:
         raise ValueError(f"only {len(timed)} rows in the log, the first warms up: more --rows, or fewer a batch")
@@ -72,8 +75,8 @@ def figures(log: Path) -> dict:
 
 
 def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
-    """A checkpoint of that shape after one step on the bundled sample, for what cares only for its size."""
-    words = shape | {
+    """Train a checkpoint of a shape for one step on the bundled sample, for benchmarks that need only its size."""
+    flags = shape | {
         "save_dir": folder,
         "cache_dir": folder / "cache",
         "tokenizer_dir": tokenizer_dir,
@@ -85,8 +88,8 @@ def one_step(shape: dict, tokenizer_dir: str, folder: Path) -> Path:
         "accumulation_steps": 1,
         "val_fraction": 0,
     }
-    argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
-    done = subprocess.run([sys.executable, "pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "pretrain.py", *argv_of(flags)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"pretrain.py: {done.stderr.strip().splitlines()[-1]}")
     return folder / "pretrain.pth"

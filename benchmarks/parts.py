@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how far its matmuls are from plain ones of the same sizes."""
+"""Profile a training step by its parts, and compare its matmuls with plain ones of the same sizes."""
 
 import argparse
 import time
@@ -60,14 +60,14 @@ def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
     for row in figures["matmuls"][:12]:
         ms, alone = (row[key] * 1e3 / row["calls"] for key in ("measured", "plain"))
         sizes.append([row["sizes"], str(row["calls"]), f"{ms:.3f}", f"{alone:.3f}", f"{alone / ms:.2f}"])
-    told = "No matmul was seen by its size: they are inside compiled code."
+    summary = "No matmul was seen by its size: they are inside compiled code."
     if measured:
-        told = (
+        summary = (
             f"Plain matmuls of the same sizes, timed alone, take {plain / measured:.1%} of what they take in training; "
             f"a step of nothing but them would take {plain / total:.1%} of the time."
         )
     optimizers = f"The optimizers' steps, their matmuls included, take {figures['optimizers'] / total:.1%}."
-    return [*compare.table(lines), "", optimizers, "", *compare.table(sizes), "", told]
+    return [*compare.table(lines), "", optimizers, "", *compare.table(sizes), "", summary]
 
 
 def main(job: dict) -> dict:
@@ -81,14 +81,14 @@ def main(job: dict) -> dict:
     profiler, trial = profile(activities=activities, record_shapes=True), plan.trial
 
     def trial_then_start(*args) -> str:
-        said = trial(*args)
+        estimate = trial(*args)
         profiler.start()
-        return said
+        return estimate
 
     with unittest.mock.patch.object(plan, "trial", trial_then_start):
         ours.main(job)
     profiler.stop()
-    found: dict[str, float] = defaultdict(float)
+    parts: dict[str, float] = defaultdict(float)
     optimizers = 0.0
     for event in profiler.key_averages():
         if event.key.startswith("Optimizer.step#"):
@@ -97,7 +97,7 @@ def main(job: dict) -> dict:
         is_operator = "::" in event.key or "fused" in event.key
         is_kernel = event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
         if seconds and (is_kernel if cuda else is_operator) and not any(word in event.key for word in SETUP):
-            found[part_of(event.key)] += seconds
+            parts[part_of(event.key)] += seconds
     matmuls = []
     for event in profiler.key_averages(group_by_input_shape=True):
         shapes = [shape for shape in event.input_shapes if shape][:2]  # behind them, where the result goes
@@ -108,15 +108,16 @@ def main(job: dict) -> dict:
             row = {"sizes": sizes, "calls": event.count, "measured": seconds, "plain": plain * event.count}
             matmuls.append(row)
     matmuls.sort(key=lambda row: -row["measured"])
-    return {"parts": found, "optimizers": optimizers, "matmuls": matmuls}
+    return {"parts": parts, "optimizers": optimizers, "matmuls": matmuls}
 
 
 def alone(left: list[int], right: list[int], device: str, dtype: torch.dtype, times: int = 5) -> float:
     """Seconds of one product of such matrices, the median of `times` (on CUDA of a hundred)."""
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in (left, right))
     out, taken = torch.matmul(a, b), []
+    repeats = 100 if device == "cuda" else 1
     for _ in range(times):
-        began, repeats = time.perf_counter(), 100 if device == "cuda" else 1
+        began = time.perf_counter()
         for _ in range(repeats):
             torch.matmul(a, b, out=out)
         if device == "cuda":

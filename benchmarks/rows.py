@@ -19,14 +19,14 @@ DATASETS = {"pretrain": PretrainDataset, "SFT": SFTDataset, "distill": SFTDatase
 
 
 def stage_of(path: Path) -> str:
-    """pretrain or SFT, as the first row of a JSONL file or a token cache says."""
+    """Return "pretrain" or "SFT", by the first row of a JSONL file or by a token cache."""
     if (path / "meta.json").is_file():
         dataset = json.loads((path / "meta.json").read_text(encoding="utf-8"))["dataset"]
-        return next(stage for stage, one in DATASETS.items() if one.__name__ == dataset)
-    first = next((line for block in blocks(source_files([path])[0]) for _, line in lines(*block)), None)
-    if first is None:
-        raise ValueError(f"{path}: no rows")
-    return "SFT" if SFTDataset.holds(parse_line(first)) else "pretrain"
+        return next(stage for stage, dataset_class in DATASETS.items() if dataset_class.__name__ == dataset)
+    for block in blocks(source_files([path])[0]):
+        for _, line in lines(*block):
+            return "SFT" if SFTDataset.holds(parse_line(line)) else "pretrain"
+    raise ValueError(f"{path}: no rows")
 
 
 def open_rows(path: Path, tokenizer: Tokenizer, cache_dir: Path, num_workers: int) -> TokenCache:
@@ -42,7 +42,7 @@ def reopen(job: dict, tokenizer: Tokenizer) -> tuple[TokenCache, np.ndarray, np.
 
 
 def spread_by_length(cache: TokenCache, documents: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the documents, drawn evenly over all lengths and shuffled, so that a few stand for the file."""
+    """`count` of the documents, drawn evenly over all lengths and shuffled, so that a few represent the file."""
     if count >= len(documents):
         return documents
     generator = np.random.default_rng(seed)
@@ -74,7 +74,7 @@ def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
 
 
 def texts(cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The documents as text with their control tokens, as programs see them that tokenise while they train."""
+    """The documents as text with their special tokens, for programs that tokenize while they train."""
     ids = [cache.ids[cache.offsets[document] : cache.offsets[document + 1]].tolist() for document in documents]
     return tokenizer.decode_batch(ids, skip_special_tokens=False)
 

@@ -7,6 +7,7 @@ Each client asks one question after another (/v1/completions of the openai packa
 The table counts the tokens of all answers a second, and how long one took from its question to its end.
 """
 
+import itertools
 import socket
 import statistics
 import subprocess
@@ -34,34 +35,23 @@ def serve_py(job: dict, weights: str) -> list[str]:
 
 
 def transformers_serve(job: dict, dtype: str, *more: str) -> list[str]:
-    return [
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        job["exported"],
-        "--device",
-        job["device"],
-        "--dtype",
-        dtype,
-        *more,
-    ]
+    program = ["-m", "transformers.cli.transformers", "serve", job["exported"]]
+    return [*program, "--device", job["device"], "--dtype", dtype, *more]
 
 
-# name: the command that starts it, but for the port
+# name: (function that gives the command, but for the port; its arguments after the job)
 CONTENDERS = {
-    "ours float32": lambda job: serve_py(job, "float32"),
-    "ours auto": lambda job: serve_py(job, "auto"),
-    "transformers float32": lambda job: transformers_serve(job, "float32"),
-    "transformers bfloat16": lambda job: transformers_serve(job, "bfloat16"),
-    "transformers float32, continuous batching": lambda job: transformers_serve(
-        job, "float32", "--continuous-batching"
-    ),
+    "ours float32": (serve_py, "float32"),
+    "ours auto": (serve_py, "auto"),
+    "transformers float32": (transformers_serve, "float32"),
+    "transformers bfloat16": (transformers_serve, "bfloat16"),
+    "transformers float32, continuous batching": (transformers_serve, "float32", "--continuous-batching"),
 }
 
 
 @contextmanager
 def served(command: list[str]) -> Iterator[str]:
-    """The address of a server that has started."""
+    """Start a server and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + STARTS_WITHIN
@@ -90,31 +80,30 @@ def work(job: dict) -> dict:
     """In a contender's process: start the server, ask, and count what comes."""
     import openai
 
-    with served(CONTENDERS[job["contender"]](job)) as address:
+    command, *options = CONTENDERS[job["contender"]]
+    with served(command(job, *options)) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=600)
         name: Any = client.models.list().data[0].id if "ours" in job["contender"] else job["exported"]
 
         def ask(prompt: str, stream: bool) -> tuple[int, float]:
-            """How many tokens came, and after how many seconds the last one."""
+            """Return the number of tokens of the answer and its seconds."""
             began = time.perf_counter()
-            asked: Any = {"model": name, "prompt": prompt, "max_tokens": job["new_tokens"], "temperature": 0}
+            request: Any = {"model": name, "prompt": prompt, "max_tokens": job["new_tokens"], "temperature": 0}
             if stream:
-                asked |= {"stream": True, "stream_options": {"include_usage": True}}
-                usage = [part.usage for part in client.completions.create(**asked) if part.usage][-1]
+                request |= {"stream": True, "stream_options": {"include_usage": True}}
+                usage = [part.usage for part in client.completions.create(**request) if part.usage][-1]
             else:
-                usage = client.completions.create(**asked).usage
+                usage = client.completions.create(**request).usage
             return usage.completion_tokens, time.perf_counter() - began
 
         def client_of(number: int) -> list[tuple[int, float]]:
-            return [
-                ask(f"第{number}号问题的第{turn}次：{decode.TEXT}", stream=turn % 2 == 1)
-                for turn in range(job["requests"])
-            ]
+            prompts = [f"第{number}号问题的第{turn}次：{decode.TEXT}" for turn in range(job["requests"])]
+            return [ask(prompt, stream=turn % 2 == 1) for turn, prompt in enumerate(prompts)]
 
         ask(decode.TEXT, False)  # warms up
         began = time.perf_counter()
         with ThreadPoolExecutor(job["clients"]) as pool:
-            came = [one for answered in pool.map(client_of, range(job["clients"])) for one in answered]
+            came = list(itertools.chain(*pool.map(client_of, range(job["clients"]))))
         taken = time.perf_counter() - began
     return {
         "tokens_per_second": sum(count for count, _ in came) / taken,
@@ -139,9 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     before = compare.machine(device)
     with tempfile.TemporaryDirectory() as folder:
         job = compare.select(args, "clients", "requests", "new_tokens") | decode.prepare(args, Path(folder))
-        jobs: compare.Jobs = {
-            name: ("benchmarks.serving", job | {"contender": name, "device": device}) for name in CONTENDERS
-        }
+        job |= {"device": device}
+        jobs: compare.Jobs = {name: ("benchmarks.serving", job | {"contender": name}) for name in CONTENDERS}
         results = compare.in_turn(lambda _: jobs, args.rounds)
     columns = {
         "tokens/s": "tokens_per_second",
@@ -151,8 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     lines = compare.compared(results, columns, "tokens_per_second")
     title = f"serving, {decode.shape_of(args)}, on {device}, {args.clients} clients"
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(title, "benchmarks.serving", words, lines, Path(args.results), before)
+    compare.publish(title, "benchmarks.serving", argv, lines, Path(args.results), before)
 
 
 if __name__ == "__main__":

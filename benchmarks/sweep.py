@@ -3,7 +3,7 @@
     python -m benchmarks.sweep --data_path pretrain.jsonl --steps 150 \\
         --ours="--learning_rate 1e-3" --ours="--learning_rate 3e-3" --ours="--optimizer muon --learning_rate 6e-3"
 
-Not a timing: as many runs as there are cores go on at once, one thread each. What is read is the same for every way, so
+Not a timing: as many runs as there are cores run at once, one thread each. What is read is the same for every way, so
 --batch_size in --ours changes the number of steps, not that of tokens. One line a way, the best first.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import os
 import shlex
 import statistics
-import sys
 from pathlib import Path
 
 from benchmarks import compare, rows
@@ -20,7 +19,7 @@ from engine.options import SAMPLE
 from engine.tokenizer import load_tokenizer
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
     add("--data_path", default=SAMPLE / "pretrain.jsonl", help="a pretraining JSONL file, or its cache")
@@ -32,11 +31,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict:
-    """One run of one way, for benchmarks.ours."""
+def job_of(args: argparse.Namespace, cache: Path, flags: str, seed: int) -> dict:
+    """Return the job of one run with some flags, for benchmarks.ours."""
     batch_size = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     batch_size.add_argument("--batch_size", type=int, default=args.batch_size)
-    batch = batch_size.parse_known_args(shlex.split(words))[0].batch_size
+    batch = batch_size.parse_known_args(shlex.split(flags))[0].batch_size
     steps = args.steps * args.batch_size // batch
     return compare.select(args, "max_seq_len", "val_fraction") | {
         "cache": str(cache.resolve()),
@@ -52,36 +51,37 @@ def job_of(args: argparse.Namespace, cache: Path, words: str, seed: int) -> dict
         "epochs": 1,
         "log_step": max(1, steps // 2),
         "eval_step": 0,
-        "flags": words,
+        "flags": flags,
     }
 
 
-def table(found: dict[str, list[dict]]) -> list[str]:
-    """Best mean first; a way of which a run failed says why."""
+def table(results: dict[str, list[dict]]) -> list[str]:
+    """Sort by the mean, the best first; flags of which a run failed say why."""
     lines = []
-    for words, figures in found.items():
-        if failed := next((one["failed"] for one in figures if "failed" in one), None):
-            lines.append((float("inf"), [words, f"not measured: {failed}", "", ""]))
+    for flags, figures in results.items():
+        if failed := compare.failure(figures):
+            lines.append((float("inf"), [flags, failed, "", ""]))
             continue
-        last = [one["history"][-1][2] for one in figures]
+        last = [run["history"][-1][2] for run in figures]
         deviation = f"{statistics.stdev(last):.3f}" if len(last) > 1 else "-"
         each = ", ".join(f"{bits:.3f}" for bits in last)
-        lines.append((statistics.mean(last), [words, f"{statistics.mean(last):.3f}", deviation, each]))
+        lines.append((statistics.mean(last), [flags, f"{statistics.mean(last):.3f}", deviation, each]))
     lines = [line for _, line in sorted(lines, key=lambda line: line[0])]
     return compare.table([["flags", "held-out bits/byte, mean", "standard deviation", "each seed"], *lines])
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_args(argv)
     path, tokenizer = Path(args.data_path), load_tokenizer(args.tokenizer_dir)
     cache = rows.open_rows(path, tokenizer, Path(args.cache_dir), os.cpu_count() or 1)
     before = compare.machine()
-    jobs = [(words, job_of(args, cache.folder, words, 42 + seed)) for words in args.ours for seed in range(args.seeds)]
-    found = compare.side_by_side(jobs, "benchmarks.ours")
+    jobs = []
+    for flags in args.ours:
+        jobs += [(flags, job_of(args, cache.folder, flags, 42 + seed)) for seed in range(args.seeds)]
+    results = compare.side_by_side(jobs, "benchmarks.ours")
     tokens = args.steps * args.batch_size * args.max_seq_len
     heading = f"sweep, {path.name}, {args.n_layers} layers x {args.dim}, {tokens:,} tokens"
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(heading, "benchmarks.sweep", words, table(found), Path(args.results), before)
+    compare.publish(heading, "benchmarks.sweep", argv, table(results), Path(args.results), before)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ with rows grouped by length, and `original`: the method of the original scripts 
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -33,7 +32,7 @@ PEERS = ("original", "trainer", "trainer_grouped")
 MODULES = {"original": "benchmarks.original", "trainer": "benchmarks.hf_trainer"}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = compare.parser(__doc__)
     add = parser.add_argument
     add("--data_path", default=SAMPLE / "pretrain.jsonl", help="one JSONL file, or a token cache folder")
@@ -41,12 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="of ours and of Trainer; original is fp32")
     add("--batch_size", type=int, default=0, help="rows in a step, for everybody (0: 8, on cuda 128)")
     add("--rounds", type=int, default=0, help="times each contender is run (0: 3; 2 on cuda; 1 with --seconds)")
-    add(
-        "--rows",
-        type=int,
-        default=0,
-        help="documents a round trains on (0: 50 batches, the most Trainer groups lengths in)",
-    )
+    add("--rows", type=int, default=0, help="documents of a round (0: 50 batches, the most Trainer groups lengths in)")
     add("--peers", nargs="*", choices=PEERS, help="default: all; with --seconds only original")
     add("--ours", action="append", help="flags for our stage, as --ours='--a 1 --b'; once for each way")
     add("--seconds", type=float, default=0, help="train this long and compare held-out bits per byte (0: speed only)")
@@ -56,12 +50,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--grow", action="store_true", help="how speed and memory of ours grow; table and benchmarks/growth.png")
     add("--profile", action="store_true", help="where the time of ours goes")
     add("--seed", type=int, default=42, help="of weights and rows; each round adds its number")
-    add("--num_workers", type=int, default=0, help="tokenising processes (0: one a core)")
+    add("--num_workers", type=int, default=0, help="tokenizing processes (0: one a core)")
     compare.add_model(parser, dim=512, n_layers=8, n_heads=8)
     args = parser.parse_args(argv)
     cuda = runtime.resolve_device(args.device).type == "cuda"
     args.batch_size = args.batch_size or (128 if cuda else 8)
-    args.rounds = args.rounds or (1 if args.seconds else 2 if cuda else 3)
+    speed_rounds = 2 if cuda else 3
+    args.rounds = args.rounds or (1 if args.seconds else speed_rounds)
     args.rows = args.rows or 50 * args.batch_size
     args.ours = args.ours or ["--compile" if cuda else ""]
     if args.peers is None:
@@ -70,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
-    """What every contender is told."""
+    """Return the part of a job that is the same for every contender."""
     device = runtime.resolve_device(args.device)
     return compare.select(args, "max_seq_len", "batch_size", "threads", "seconds", "seed") | {
         "cache": str(cache.folder.resolve()),
@@ -92,13 +87,13 @@ def base_job(args: argparse.Namespace, cache: TokenCache, stage: str) -> dict:
 
 
 def contenders(args: argparse.Namespace, job: dict) -> compare.Jobs:
-    """A round's jobs; ours first."""
+    """Return the jobs of a round; ours first."""
     jobs: compare.Jobs = {}
     cuda = job["device"] == "cuda"
-    for words in args.ours:
+    for flags in args.ours:
         # A GPU is so fast that one epoch of the rows is no time, and so far ahead of Python that a log row holds it up.
         gpu = {"epochs": 10, "log_step": 5} if cuda and not args.seconds else {}
-        jobs[f"ours {words}".strip()] = "benchmarks.ours", job | gpu | {"flags": words}
+        jobs[f"ours {flags}".strip()] = "benchmarks.ours", job | gpu | {"flags": flags}
     for peer in args.peers:
         more = {"learning_rate": args.peer_learning_rate, "grouped": peer == "trainer_grouped"}
         if peer == "original":
@@ -111,7 +106,7 @@ def contenders(args: argparse.Namespace, job: dict) -> compare.Jobs:
 
 
 def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) -> list[str]:
-    """The table of real tokens a second; each round has rows of its own."""
+    """Return the table of real tokens a second; each round has rows of its own."""
 
     def round_jobs(number: int) -> compare.Jobs:
         documents = rows.spread_by_length(cache, cache.split(0)[0], args.rows, args.seed + number)
@@ -127,7 +122,7 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
 
 
 def planned(module: str, job: dict, log_rows: int) -> dict:
-    """The job with as many steps as its seconds or tokens will do, by a short run before.
+    """Return the job with as many steps as fit into its seconds or tokens, by a short run before.
 
     `original` goes by the clock, or counts, itself.
     """
@@ -144,7 +139,7 @@ def planned(module: str, job: dict, log_rows: int) -> dict:
 
 
 def race(args: argparse.Namespace, job: dict) -> list[str]:
-    """The table of held-out bits per byte after --seconds."""
+    """Return the table of held-out bits per byte after --seconds."""
     if job["stage"] != "pretrain":
         raise ValueError('--seconds compares bits per byte of text: --data_path must hold rows with "text"')
     if not args.peers:
@@ -152,9 +147,9 @@ def race(args: argparse.Namespace, job: dict) -> list[str]:
 
     def round_jobs(number: int) -> compare.Jobs:
         jobs = contenders(args, job | {"seed": args.seed + number})
-        for name, (module, one) in jobs.items():
-            one = planned(module, one, log_rows=20)
-            jobs[name] = module, one | {"eval_step": one["log_step"], "val_fraction": args.val_fraction}
+        for name, (module, unplanned) in jobs.items():
+            plan = planned(module, unplanned, log_rows=20)
+            jobs[name] = module, plan | {"eval_step": plan["log_step"], "val_fraction": args.val_fraction}
         return jobs
 
     results = compare.in_turn(round_jobs, args.rounds)
@@ -162,14 +157,14 @@ def race(args: argparse.Namespace, job: dict) -> list[str]:
 
 
 def race_table(results: dict[str, list[dict]], budget: float, target: float) -> list[str]:
-    """Judged by what was reached within `budget` seconds, 2 % over included; without a target, by the last peer."""
-    for figures in (one for several in results.values() for one in several if "failed" not in one):
-        within = [point for point in figures["history"] if point[0] <= 1.02 * budget] or figures["history"][:1]
-        figures["used"], figures["read"], figures["bpb"] = within[-1]
-    peers = list(results.values())[-1]
-    for number in range(len(peers)):
-        goal = target or peers[number].get("bpb", 0.0)
-        for figures in (several[number] for several in results.values() if "failed" not in several[number]):
+    """Compare what was reached within `budget` seconds, 2 % over included; without a target, by the last peer."""
+    for round_figures in zip(*results.values(), strict=True):
+        succeeded = [figures for figures in round_figures if "failed" not in figures]
+        for figures in succeeded:
+            within = [point for point in figures["history"] if point[0] <= 1.02 * budget] or figures["history"][:1]
+            figures["used"], figures["read"], figures["bpb"] = within[-1]
+        goal = target or round_figures[-1].get("bpb", 0.0)
+        for figures in succeeded:
             figures["reached"] = next((seconds for seconds, _, bpb in figures["history"] if bpb <= goal), None)
     columns = {"held-out bits/byte": "bpb", "at second": "used", "real tokens read": "read"}
     columns |= {"peak memory, MiB": "memory", f"seconds to {target or 'the last row'}": "reached"}
@@ -177,7 +172,7 @@ def race_table(results: dict[str, list[dict]], budget: float, target: float) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_args(argv)
     tokenizer = load_tokenizer(args.tokenizer_dir)
     path, workers = Path(args.data_path), args.num_workers or os.cpu_count()
     cache, stage = rows.open_rows(path, tokenizer, Path(args.cache_dir), workers), rows.stage_of(path)
@@ -196,8 +191,7 @@ def main(argv: list[str] | None = None) -> None:
             title, lines = "training speed", speed(args, cache, job, Path(folder))
     shape = f"{job['dtype']} on {job['device']}, {args.n_layers} layers x {args.dim}, rows of {args.max_seq_len}"
     heading = f"{title}, {path.name}, {shape}, batch {args.batch_size}"
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(heading, "benchmarks.train", words, lines, Path(args.results), before)
+    compare.publish(heading, "benchmarks.train", argv, lines, Path(args.results), before)
 
 
 if __name__ == "__main__":

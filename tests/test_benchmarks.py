@@ -219,7 +219,7 @@ def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypa
 
 
 def test_a_sweep_reads_the_same_tokens_whatever_the_batch_and_names_the_best_first():
-    args = sweep.parse(["--ours", "--a 1", "--steps", "80", "--batch_size", "4"])
+    args = sweep.parse_args(["--ours", "--a 1", "--steps", "80", "--batch_size", "4"])
     jobs = [sweep.job_of(args, Path("cache"), words, 7) for words in ("--a 1", "--batch_size=2 --a 1")]
     assert [(job["steps"], job["batch_size"], job["seed"]) for job in jobs] == [(80, 4, 7), (160, 2, 7)]
     runs = {
