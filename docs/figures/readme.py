@@ -58,7 +58,7 @@ REQUIREMENTS = {
 }
 EXAMPLE = {
     "en": """\
-This is the unedited output of the demo's last model ({weights} parameters). In Arabic numerals and English:
+This is the unedited output of the demo's distilled model ({weights} parameters). In Arabic numerals and English:
 
 ```
 {translation}
@@ -66,7 +66,7 @@ This is the unedited output of the demo's last model ({weights} parameters). In 
 
 On unseen two-step problems, training on reasoning traces gives {taught} correct; training on the same answers without them, {without} (three seeds, earlier sample).""",
     "zh": """\
-这是演示中最后一个模型（{weights}参数）的原始输出。换成阿拉伯数字，更容易看清：
+这是演示中蒸馏后的模型（{weights}参数）的原始输出。换成阿拉伯数字，更容易看清：
 
 ```
 {translation}
