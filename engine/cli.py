@@ -1,4 +1,4 @@
-"""Running a script's main(): its exit code, and one line in place of a traceback for a user's mistake."""
+"""Run a script's main(): exit codes, and one line in place of a traceback for a user's mistake."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from engine.console import guard_streams
 from engine.machine import runtime, stopping
 
-# torch has no class of its own for these. What its words contain -> what to do.
+# Text in a RuntimeError of torch, which has no classes for these -> advice.
 ADVICE = {
     "Failed to find C compiler": "--compile needs one, to start Triton: install gcc or clang, or use --no-compile",
     "Cannot find a working triton": "pip install triton (Windows: triton-windows), or use --no-compile",
@@ -19,9 +19,9 @@ ADVICE = {
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 stopped by Ctrl-C."""
+    """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 Ctrl-C."""
     guard_streams()
-    if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10, and nothing else says so)
+    if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10 without a complaint)
         sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
     stopping.exit_on_signals(*stopping.STOP_SIGNALS)
     try:
@@ -33,12 +33,12 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        said = ((line, words) for line in str(error).splitlines() for words in ADVICE if words in line)
-        line, words = next(said, ("", None))
-        if words is None:
-            raise
-        print(f"error: {line.strip()}; {ADVICE[words]}", file=sys.stderr)
-        sys.exit(2)
+        for line in str(error).splitlines():
+            for text, advice in ADVICE.items():
+                if text in line:
+                    print(f"error: {line.strip()}; {advice}", file=sys.stderr)
+                    sys.exit(2)
+        raise
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

@@ -1,6 +1,6 @@
-"""Speaking: `say` to stdout, `warn` to stderr, both only in the main process and above a progress bar that is shown.
+"""Print to stdout, warn on stderr: only in the main process, and above a visible progress bar.
 
-The terminal is a courtesy: a reader that has gone away or a disk that is full makes a run silent and never ends it.
+Console output is best effort: a closed pipe or a full disk silences it but never stops training.
 """
 
 import os
@@ -11,53 +11,56 @@ from contextlib import suppress
 from tqdm import tqdm
 
 
-def is_main() -> bool:
-    """Whether this is the one process of a run that speaks (torchrun numbers them in RANK)."""
+def is_main_process() -> bool:
+    """Return whether this process prints (torchrun numbers the processes of a run in RANK)."""
     return os.environ.get("RANK", "0").strip() in ("", "0")
 
 
-def print0(words: object = "") -> None:
-    if is_main():
-        tqdm.write(str(words), file=sys.stdout)
+def print0(message: object = "") -> None:
+    """Print a result to stdout."""
+    if is_main_process():
+        tqdm.write(str(message), file=sys.stdout)
         sys.stdout.flush()
 
 
-def warn(words: object) -> None:
-    """A line that is no result: what was left out, what failed and is tried again."""
-    if is_main():
-        tqdm.write(str(words), file=sys.stderr)
+def warn(message: object) -> None:
+    """Print a line that is no result to stderr: skipped input, a failure, progress."""
+    if is_main_process():
+        tqdm.write(str(message), file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """Without the control characters and half surrogates that a terminal would obey or refuse."""
+    """Escape control characters and lone surrogates, which a terminal would obey or refuse."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def write_stderr(words: str) -> None:
-    """To stderr from a signal handler: it may have interrupted a print, so Python's own buffer is not touched."""
+def write_stderr(message: str) -> None:
+    """Write to stderr from a signal handler, past Python's buffer: the signal may have interrupted a print."""
     with suppress(OSError, ValueError, AttributeError):
-        os.write(sys.stderr.fileno(), words.encode("ascii", "backslashreplace"))
+        os.write(sys.stderr.fileno(), message.encode("ascii", "backslashreplace"))
 
 
 class BestEffortStream:
-    """A stream that never raises. After its first failed write all it is given goes to the null device.
+    """A stream that never raises: after its first failed write it writes to the null device.
 
-    So does what Python holds back and would write when it exits: a closed pipe would turn code 0 into 120 there.
+    Python's buffer is written there, too, when it exits; a closed pipe would turn exit code 0 into 120.
     """
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write `text` if that is possible; return its length in either case."""
         self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream if that is possible."""
         self._try(self._stream.flush)
 
-    def _try(self, do: Callable, *words: str) -> None:
+    def _try(self, method: Callable, *args: str) -> None:
         try:
-            do(*words)
+            method(*args)
         except (OSError, ValueError):  # ValueError: closed
             with suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -69,18 +72,18 @@ class BestEffortStream:
 
 
 def guard_streams() -> None:
-    """Make stdout and stderr courtesies, also where they are closed or cannot write every letter."""
+    """Make stdout and stderr best effort, also if they are closed or cannot encode every character."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # a file that is opened later would get this number, and what is said would land in it
+        except OSError:  # a file that is opened later would get this number, and receive the output
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, BestEffortStream):
             continue
         if stream is None:
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ascii terminal, a name that is not UTF-8
         setattr(sys, name, BestEffortStream(stream))

@@ -35,5 +35,5 @@ def check_weights_finite(model: nn.Module, runtime: Runtime, step: int) -> None:
     """
     shards = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
     is_finite = torch.stack([torch.isfinite(shard.detach()).all() for shard in shards]).all()
-    if runtime.all_reduce_max(int(not is_finite)):
+    if any(runtime.sum([float(not is_finite)])):
         raise ValueError(NOT_FINITE_AFTER_STEP.format(step, "weights are"))

@@ -67,13 +67,6 @@ class Runtime:
             return list(values)
         return self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
-    def all_reduce_max(self, number: int) -> int:
-        """Return the largest number of all ranks."""
-        largest = torch.tensor(number)
-        if self.world_size > 1:
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest)
-
     def gather(self, value: object) -> list:
         """Return the values of all ranks, on every rank."""
         values = [value] * self.world_size

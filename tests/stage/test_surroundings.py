@@ -183,7 +183,7 @@ def test_a_rank_left_in_the_environment_is_named(given, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="in the environment"):
         runtime.rank_and_world_size()
-    assert console.is_main() in (True, False)  # the error itself can be told
+    assert console.is_main_process() in (True, False)  # the error itself can be told
 
 
 def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
