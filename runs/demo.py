@@ -1,10 +1,10 @@
-"""The whole road on the bundled sample with a small model: every stage, its scores, and what it can do now.
+"""Train and score all stages on the bundled sample with a small model, and show their answers.
 
     python runs/demo.py                 # writes demo/, in a quarter to half an hour on two CPU cores
     python runs/demo.py --seed 1 --save_dir demo1
 
-It runs the scripts as you would type them; each command is shown before it starts. What does not need each other
-runs beside each other, on half of the cores each. At its end it asks every stage the same questions and leaves
+It runs the scripts as you would type them; each command is shown before it starts. Independent stages run
+at the same time, on half of the cores each. At its end it asks every stage the same questions and leaves
 demo/report.html (all figures), demo/demo.json (the same as data) and demo/play.html (three of the models in one page).
 """
 
@@ -31,9 +31,9 @@ STAGES = {  # name: script, data, steps, rate, rows per step
     "distill": ("distill.py", "r1_1024.jsonl", 2600, 7e-4, 1),
     "distill_long": ("distill.py --long", "r1_1024.jsonl", 2400, 7e-4, 1),
 }
-BRANCHES = [["distill"], ["SFT_long", "distill_long"]]  # from SFT on, beside each other
+BRANCHES = [["distill"], ["SFT_long", "distill_long"]]  # after SFT, at the same time
 PARENTS = {"SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT", "distill_long": "SFT_long"}
-# Each checkpoint's mode, and the held-out rows it is scored on: of what it teaches, and of what was taught before it.
+# Each checkpoint's mode, and the held-out rows it is scored on: of its own stage and of the stages before it.
 SCORES = {
     "pretrain": ("--model_mode 0", ["pretrain_heldout"]),
     "SFT": ("--model_mode 1", ["pretrain_heldout", "facts", "everyday_heldout"]),
@@ -51,62 +51,54 @@ QUESTIONS = ["你好！", "你是谁？", "请问，林小满的家在哪里？"
 BEGINNINGS = ["贝壳湾", "林小满的家在", "灯塔立在"]  # a pretrained model continues texts
 
 
-def run(words: str, *more: str, label: str = "") -> str:
-    """A script with its flags, shown and run; what it says. One with a label runs beside another: its lines begin with
-    the label, and it takes half of the cores.
+def run(flags: str, *more: str, label: str = "") -> str:
+    """Show and run a script with its flags, and return its output.
+
+    One with a label runs at the same time as another: its lines begin with the label, and it takes half of the cores.
     """
-    command = [*words.split(), *more]
+    command = [*flags.split(), *more]
     label = label and f"{label:12} | "
     print(f"\n{label}$ python {' '.join(command)}", flush=True)
-    # Threads that spin at each other's barriers starve when another program runs beside them; a short spin keeps most
-    # of the speed alone, and much more of it in company. GNU's OpenMP reads this before torch is loaded.
-    environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1"}
-    if label:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
-    done = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment | os.environ,
-        text=True,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    )
-    said = []
-    for line in done.stdout or ():
-        said.append(line)
+    # Threads that spin at each other's barriers starve when another program runs at the same time; a short spin keeps
+    # most of the speed alone, and much more of it in company. GNU's OpenMP reads this before torch is loaded.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))} if label else {}
+    environment = {"GOMP_SPINCOUNT": "3000", "PYTHONUTF8": "1"} | threads | os.environ
+    options: Any = {"text": True, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **options)
+    output = ""
+    for line in process.stdout or ():
+        output += line
         print(label + line, end="", flush=True)
-    if done.wait():
-        sys.exit(f"error: python {' '.join(command)} ended with code {done.returncode}")
-    return "".join(said)
+    if process.wait():
+        sys.exit(f"error: python {' '.join(command)} ended with code {process.returncode}")
+    return output
 
 
 def two_at_a_time(do: Callable[[Any], Any], items: Iterable) -> list:
-    """[do(item), ...]. With matrices as small as these, two programs of one core each do more than one of two cores."""
+    """Return [do(item), ...]. With matrices so small, two programs of one core each do more than one of two cores."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(do, items))
 
 
 def write_facts(folder: Path) -> None:
-    """The held-out questions about facts that pretraining tells and no training conversation asks about."""
+    """Write the held-out questions about facts that pretraining tells and no training conversation asks about."""
     rows = (ROOT / SAMPLE / "sft_512_heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if json.loads(row)["task"] == "fact"]
-    (folder / "facts.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    facts = [row for row in rows if json.loads(row)["task"] == "fact"]
+    (folder / "facts.jsonl").write_text("\n".join(facts) + "\n", encoding="utf-8")
 
 
 def figures_of(folder: Path, name: str) -> dict:
-    """{file: its main figure after the stage and before it} and the validation loss, from what the scripts left."""
+    """Read each file's main figure before and after the stage, and the validation loss."""
     scores = json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))
     meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    found = {
-        "validation": {"before": meta["initial_validation"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}
-    }
+    validation = {"before": meta["initial_validation"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}
+    figures = {"validation": validation}
     for file, result in scores.items():
         stem = file.split(".")[0]
         for key in {MAIN.get(stem, "exact"), *({"well_formed"} & result["figures"].keys())}:
             figure = result["figures"][key]
             before = result.get("baseline", {}).get("figures", {}).get(key, {})
-            found[f"{stem} {key}"] = {
+            figures[f"{stem} {key}"] = {
                 "before": before.get("before"),
                 "after": figure["value"],
                 "n": figure["n"],
@@ -114,11 +106,11 @@ def figures_of(folder: Path, name: str) -> dict:
                 "high": figure["high"],
                 "p": before.get("p"),
             }
-    return dict(sorted(found.items()))
+    return dict(sorted(figures.items()))
 
 
 def train(name: str, out: str, seed: int, dtype: str, label: str = "") -> float:
-    """One stage; the minutes it took."""
+    """Train a stage and return the minutes it took."""
     script, data, steps, rate, batch = STAGES[name]
     began = time.time()
     run(
@@ -131,25 +123,22 @@ def train(name: str, out: str, seed: int, dtype: str, label: str = "") -> float:
 
 
 def score(name: str, out: str) -> None:
-    """Every held-out file of a stage, compared with the checkpoint it started from."""
+    """Score a stage on every held-out file, compared with the checkpoint it started from."""
     mode, files = SCORES[name]
     baseline = f" --baseline {out}/{PARENTS[name]}.pth" if name in PARENTS else ""
     for file in files:
-        path = f"{out}/facts.jsonl" if file == "facts" else f"{SAMPLE}/{file}.jsonl"
+        path = f"{out if file == 'facts' else SAMPLE}/{file}.jsonl"
         rows = 24 if file == "sft_1024_heldout" else 0  # 17 answers in each of them
         flags = f"--score {path} --max_eval_rows {rows} --max_new_tokens 160{baseline}"
         run(f"eval_model.py {mode} --save_dir {out} {flags}", label=name)
 
 
 def ask(name: str, out: str) -> dict[str, str]:
-    """What a stage says to the same questions, greedily."""
-    asked = BEGINNINGS if name == "pretrain" else QUESTIONS
-    said = run(
-        f"eval_model.py {SCORES[name][0]} --save_dir {out} --temperature 0 --max_new_tokens 120 --prompt", *asked
-    )
-    return {
-        question: part.split("\n", 1)[1].strip() for question, part in zip(asked, said.split("> ")[1:], strict=True)
-    }
+    """Return a stage's greedy answers to the same questions."""
+    questions = BEGINNINGS if name == "pretrain" else QUESTIONS
+    flags = f"{SCORES[name][0]} --save_dir {out} --temperature 0 --max_new_tokens 120 --prompt"
+    answers = [part.split("\n", 1)[1].strip() for part in run(f"eval_model.py {flags}", *questions).split("> ")[1:]]
+    return dict(zip(questions, answers, strict=True))
 
 
 def main() -> None:
@@ -157,32 +146,39 @@ def main() -> None:
     parser.add_argument("--save_dir", default="demo", help="folder of everything it leaves (default: demo)")
     parser.add_argument("--seed", type=int, default=42, help="random seed of every stage (default: 42)")
     parser.add_argument("--dtype", default="auto", help="dtype of matrix products (default: auto)")
-    chosen = parser.parse_args()
-    began, out = time.time(), chosen.save_dir
+    args = parser.parse_args()
+    began, out = time.time(), args.save_dir
     folder = ROOT / out
     folder.mkdir(exist_ok=True)
     write_facts(folder)
 
-    minutes = {name: train(name, out, chosen.seed, chosen.dtype) for name in ("pretrain", "SFT")}
-    branch = lambda names: [train(name, out, chosen.seed, chosen.dtype, label=name) for name in names]
-    for names, taken in zip(BRANCHES, two_at_a_time(branch, BRANCHES), strict=True):
-        minutes |= zip(names, taken, strict=True)
+    minutes = {name: train(name, out, args.seed, args.dtype) for name in ("pretrain", "SFT")}
+
+    def train_branch(names: list[str]) -> dict[str, float]:
+        return {name: train(name, out, args.seed, args.dtype, label=name) for name in names}
+
+    for taken in two_at_a_time(train_branch, BRANCHES):
+        minutes |= taken
     two_at_a_time(lambda name: score(name, out), STAGES)
     run(f"eval_model.py --save_dir {out} --report")
-    (ROOT / out / "play.html").unlink(missing_ok=True)  # of an earlier demo
+    (folder / "play.html").unlink(missing_ok=True)  # of an earlier demo
     run(f"export.py --format page {out}/play.html --save_dir {out} --stages pretrain SFT distill")
     answers = {name: ask(name, out) for name in STAGES}
 
-    found = {name: figures_of(folder, name) for name in STAGES}
+    figures = {name: figures_of(folder, name) for name in STAGES}
     total = round((time.time() - began) / 60, 1)
-    minutes = {name: minutes[name] for name in STAGES}
-    about = {"minutes": total, "stage_minutes": minutes, "cores": os.cpu_count(), "seed": chosen.seed}
-    text = json.dumps(about | {"figures": found, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
+    run_metadata = {
+        "minutes": total,
+        "stage_minutes": {name: minutes[name] for name in STAGES},
+        "cores": os.cpu_count(),
+        "seed": args.seed,
+    }
+    text = json.dumps(run_metadata | {"figures": figures, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
     (folder / "demo.json").write_text(text, encoding="utf-8")
 
     print(f"\n{'=' * 70}\nHeld-out figures of every stage, before and after it")
-    for name, figures in found.items():
-        for what, figure in figures.items():
+    for name, of_stage in figures.items():
+        for what, figure in of_stage.items():
             before = "" if figure["before"] is None else f"{figure['before']:.3f}"
             print(f"  {name:14}{what:32}{before:>9} -> {figure['after']:.3f}")
     print(f"\n{'=' * 70}\nWhat each stage can do now (greedy answers)")

@@ -22,7 +22,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def wants_cpu_build() -> bool:
-    """Whether torch's usual build for this system brings CUDA, and there is no NVIDIA driver to use it."""
+    """Return whether torch's usual build for this system brings CUDA, and there is no NVIDIA driver to use it."""
     return (
         platform.system() == "Linux"
         and platform.machine() == "x86_64"
