@@ -1,9 +1,9 @@
-"""Recipe 2, supervised fine-tuning: the pretrained model learns to answer. Only the assistant's words cost loss.
+"""Recipe 2, supervised fine-tuning: the pretrained model learns to answer. Only the assistant's words have a loss.
 
     python SFT.py              # results/pretrain.pth -> results/SFT.pth,      rows of 512 tokens
     python SFT.py --long       # results/SFT.pth      -> results/SFT_long.pth, rows of 1,024 tokens
 
-distill.py starts from what this leaves.
+distill.py starts from these weights.
 """
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
@@ -12,7 +12,8 @@ from engine.flags import Args
 from engine.machine import runtime
 from engine.options import InitFrom
 from engine.packing import truncate_conversations
-from engine.stage import train as stage
+from engine.stage.prepare import load_parent, open_documents, pack
+from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 
 # The defaults of this stage, by the flag of the same name. LONG_OVERRIDES replaces some of them with --long,
@@ -47,19 +48,19 @@ def main(argv: list[str] | None = None) -> int:
     rt = runtime.start(args.performance, args.training.seed)  # device, dtype, seed, processes
     tokenizer = load_tokenizer(args.data.tokenizer_dir)
 
-    # 1. Where it starts from: the model of the stage before.
-    model, parent = stage.load_parent(args, tokenizer)
+    # 1. Start from the model of the stage before.
+    model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbours.
-    documents = stage.open_documents(SFTDataset, tokenizer, args.data, rt)
-    rows = stage.pack(documents, truncate_conversations, args, rt, model)
+    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbors.
+    documents = open_documents(SFTDataset, tokenizer, args.data, rt)
+    rows = pack(documents, truncate_conversations, args, rt, model)
 
-    # 3. What a token costs, by its class: the assistant's words as much as any other, the rest nothing.
+    # 3. Loss weight by label class: the assistant's tokens count the same, all others nothing.
     loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
 
     # 4. Train (engine/loop.py); leaves results/SFT.pth, .json, .state/, .metrics.jsonl, .png.
-    return stage.train(model, rows, loss_weights, args, rt, tokenizer, stage="SFT", parent=parent)
+    return train(model, rows.sources(loss_weights), args, rt, tokenizer, stage="SFT", parent=parent)
 
 
 if __name__ == "__main__":

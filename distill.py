@@ -3,8 +3,8 @@
     python distill.py --use_wandb    # results/SFT.pth      -> results/distill.pth
     python distill.py --long         # results/SFT_long.pth -> results/distill_long.pth
 
-The same as SFT.py except for one thing. Each of <think> </think> <answer> </answer> is spelt with four or five tokens,
-so the form is hard to learn. Each of those tokens therefore costs --tag_weight times as much as another of the answer.
+The same as SFT.py except for one thing. Each of <think> </think> <answer> </answer> takes four or five tokens,
+so the form is hard to learn. Each of those tokens therefore has --tag_weight times the loss weight of other tokens.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from engine.flags import Args, Flags, flag
 from engine.machine import runtime
 from engine.options import InitFrom
 from engine.packing import truncate_conversations
-from engine.stage import train as stage
+from engine.stage.prepare import load_parent, open_documents, pack
+from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 
 # The defaults of this stage, by the flag of the same name. LONG_OVERRIDES replaces some of them with --long,
@@ -37,7 +38,9 @@ SAMPLE_OVERRIDES = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3
 class TagLoss(Flags):
     """chain of thought"""
 
-    tag_weight: float = flag(10.0, "what each token of a tag costs, where another token of the answer costs 1", ge=0)
+    tag_weight: float = flag(
+        10.0, "loss weight of each token of a tag; other tokens of the answer have 1", ge=0, bound_by="loss_weights"
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
@@ -51,19 +54,19 @@ def main(argv: list[str] | None = None) -> int:
     rt = runtime.start(args.performance, args.training.seed)  # device, dtype, seed, processes
     tokenizer = load_tokenizer(args.data.tokenizer_dir)
 
-    # 1. Where it starts from: the model of the stage before.
-    model, parent = stage.load_parent(args, tokenizer)
+    # 1. Start from the model of the stage before.
+    model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbours.
-    documents = stage.open_documents(SFTDataset, tokenizer, args.data, rt)
-    rows = stage.pack(documents, truncate_conversations, args, rt, model)
+    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbors.
+    documents = open_documents(SFTDataset, tokenizer, args.data, rt)
+    rows = pack(documents, truncate_conversations, args, rt, model)
 
-    # 3. What a label costs, by its class: the tags' weight is all that distillation adds to SFT.
+    # 3. Loss weight by label class. This line is all that distillation adds to SFT.
     loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: args.tag_loss.tag_weight}
 
     # 4. Train (engine/loop.py); leaves results/distill.pth, .json, .state/, .metrics.jsonl, .png.
-    return stage.train(model, rows, loss_weights, args, rt, tokenizer, stage="distill", parent=parent)
+    return train(model, rows.sources(loss_weights), args, rt, tokenizer, stage="distill", parent=parent)
 
 
 if __name__ == "__main__":

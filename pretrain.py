@@ -8,6 +8,7 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from Config import PRESETS, LLMConfig, scale_rope
 from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset
@@ -15,7 +16,8 @@ from engine import cli, options
 from engine.flags import Args, Flags, flag
 from engine.machine import runtime
 from engine.packing import split_documents
-from engine.stage import train as stage
+from engine.stage.prepare import open_documents, pack
+from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
@@ -32,18 +34,23 @@ DEFAULTS = {
 SAMPLE_OVERRIDES = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
 
 
+shape_flag = partial(flag, bound_by="config")
+
+
 @dataclass(frozen=True)
 class Shape(Flags):
     """model"""
 
-    preset: str | None = flag(None, "a shape by name; the other flags of this group change it", choices=tuple(PRESETS))
-    dim: int = flag(512, "width of the residual stream", gt=0)
-    n_layers: int = flag(8, "blocks", gt=0)
-    n_heads: int = flag(8, "query heads", gt=0)
-    n_kv_heads: int = flag(2, "key-value heads", gt=0)
-    hidden_dim: int | None = flag(None, "inner width of SwiGLU; default: 8/3 x dim, rounded up to 64", gt=0)
-    rope_theta: float = flag(1e6, "base of the rotary wavelengths", gt=0)
-    dropout: float = flag(0.0, "share of each block's output dropped in training (0: none)", ge=0)
+    preset: str | None = shape_flag(
+        None, "a shape by name; the other flags of this group change it", choices=tuple(PRESETS)
+    )
+    dim: int = shape_flag(512, "width of the residual stream", gt=0)
+    n_layers: int = shape_flag(8, "blocks", gt=0)
+    n_heads: int = shape_flag(8, "query heads", gt=0)
+    n_kv_heads: int = shape_flag(2, "key-value heads", gt=0)
+    hidden_dim: int | None = shape_flag(None, "inner width of SwiGLU; default: 8/3 x dim, rounded up to 64", gt=0)
+    rope_theta: float = shape_flag(1e6, "base of the rotary wavelengths", gt=0)
+    dropout: float = shape_flag(0.0, "share of each block's output dropped in training (0: none)", ge=0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Texts(Flags):
     """texts"""
 
     split_on_special_tokens: bool = flag(
-        False, "<s> and </s> written in the texts are borders of documents, not letters"
+        False, "<s> and </s> in the texts separate documents instead of being text", bound_by="dataset"
     )
 
 
@@ -66,24 +73,24 @@ def main(argv: list[str] | None = None) -> int:
     rt = runtime.start(args.performance, args.training.seed)  # device, dtype, seed, processes
     tokenizer = load_tokenizer(args.data.tokenizer_dir)
 
-    # 1. Where it starts from: fresh weights.
+    # 1. Start from fresh weights.
     shape = {name: value for name, value in vars(args.shape).items() if name != "preset"}
     config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=args.data.max_seq_len)
-    if factor := args.data.rope_scaling:  # of rows that are `factor` times as long as those it would be made for
+    if factor := args.data.rope_scaling:  # as if made for rows `factor` times shorter
         config.rope_parameters = scale_rope(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
     model = SpongeBob(config)
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
-    #    (engine/packing.py). A longer one goes on in another row; none sees its neighbours.
+    #    (engine/packing.py). A longer one continues in another row; none sees its neighbors.
     dataset_class = BorderedDataset if args.texts.split_on_special_tokens else PretrainDataset
-    documents = stage.open_documents(dataset_class, tokenizer, args.data, rt)
-    rows = stage.pack(documents, split_documents, args, rt, model)
+    documents = open_documents(dataset_class, tokenizer, args.data, rt)
+    rows = pack(documents, split_documents, args, rt, model)
 
-    # 3. What a token costs, by its class: every token of a text as much as any other.
+    # 3. Loss weight by label class: every token of a text counts the same.
     loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
 
     # 4. Train (engine/loop.py); leaves results/pretrain.pth, .json, .state/, .metrics.jsonl, .png.
-    return stage.train(model, rows, loss_weights, args, rt, tokenizer, stage="pretrain", parent=None)
+    return train(model, rows.sources(loss_weights), args, rt, tokenizer, stage="pretrain", parent=None)
 
 
 if __name__ == "__main__":

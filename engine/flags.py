@@ -8,7 +8,8 @@ import math
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -35,67 +36,99 @@ def flag(
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
-    **words: Any,
+    free: bool = False,
+    bound_by: str = "",
+    **argparse_kwargs: Any,
 ) -> Any:
-    """A field that is a flag. The three bound its value; the other words go to add_argument as they are."""
-    bounds = {"ge": ge, "gt": gt, "le": le}
-    return field(default=default, metadata={"help": help, "words": words} | bounds)
+    """Make a dataclass field that is a flag.
+
+    A training run is resumed only with an equal value, unless `free` or `bound_by` says otherwise.
+
+    Args:
+        default: Value of a flag that is not typed.
+        help: Noun phrase with the unit and the value that switches it off.
+        ge, gt, le: Bounds: at least, more than, at most.
+        free: A resumed run may have another value.
+        bound_by: Key of the resume key whose value is derived from this flag and must be equal instead.
+        argparse_kwargs: Passed to add_argument.
+    """
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "free": free, "bound_by": bound_by}
+    return field(default=default, metadata=metadata | {"argparse": argparse_kwargs})
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The base of every group; a value outside its bounds is refused by name."""
+    """Base of every group. A value out of its bounds is a ValueError that names the flag."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            ge, gt, le = (one.metadata.get(bound) for bound in ("ge", "gt", "le"))
+        for flag_field in flag_fields(type(self)):
+            value = getattr(self, flag_field.name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
+            ge, gt, le = (flag_field.metadata[bound] for bound in ("ge", "gt", "le"))
+            problem = ""
             if not math.isfinite(value):
-                raise ValueError(f"--{one.name} {value} must be a finite number")
-            if ge is not None and value < ge:
-                bound = "must not be negative" if ge == 0 else f"must be at least {ge}"
-                raise ValueError(f"--{one.name} {value} {bound}")
-            if gt is not None and value <= gt:
-                raise ValueError(f"--{one.name} {value} must be more than {gt}")
-            if le is not None and value > le:
-                raise ValueError(f"--{one.name} {value} must be at most {le}")
+                problem = "must be a finite number"
+            elif ge is not None and value < ge:
+                problem = "must not be negative" if ge == 0 else f"must be at least {ge}"
+            elif gt is not None and value <= gt:
+                problem = f"must be more than {gt}"
+            elif le is not None and value > le:
+                problem = f"must be at most {le}"
+            if problem:
+                raise ValueError(f"--{flag_field.name} {value} {problem}")
+
+
+def flag_fields(group: type[Flags]) -> list[Field]:
+    """Return the fields of a group that are flags."""
+    return [flag_field for flag_field in fields(group) if "help" in flag_field.metadata]
 
 
 def flag_names(*groups: type[Flags]) -> list[str]:
-    """The flags of some groups."""
-    return [one.name for group in groups for one in fields(group) if "help" in one.metadata]
+    """Return the names of the flags of some groups."""
+    return [flag_field.name for flag_field in chain.from_iterable(map(flag_fields, groups))]
 
 
 def add_flags(parser: argparse.ArgumentParser, group: type[Flags], defaults: Mapping[str, Any]) -> None:
-    """The flags of a class under its heading, those it inherits under theirs."""
-    for part in [part for part in group.__mro__ if issubclass(part, Flags) and part is not Flags]:
-        add = parser.add_argument_group(part.__doc__).add_argument
-        for one in fields(part):
-            if "help" not in one.metadata or one.name not in part.__annotations__:
+    """Add the flags of a class under its heading, those it inherits under theirs.
+
+    Args:
+        parser: Parser to add to.
+        group: The class.
+        defaults: {flag: default} instead of the fields' own.
+    """
+    for part in group.__mro__:
+        if not issubclass(part, Flags) or part is Flags:
+            continue
+        argparse_group = parser.add_argument_group(part.__doc__)
+        for flag_field in flag_fields(part):
+            if flag_field.name not in part.__annotations__:  # inherited
                 continue
-            words = {"help": one.metadata["help"], "default": defaults.get(one.name, one.default)}
-            words |= one.metadata["words"]
-            kind = get_type_hints(part)[one.name]
-            if kind is bool:
-                words.setdefault("action", "store_true")
-            elif kind == bool | None:  # None: decided later; --name and --no-name
-                words.setdefault("action", argparse.BooleanOptionalAction)
+            kwargs = {"help": flag_field.metadata["help"]}
+            kwargs["default"] = defaults.get(flag_field.name, flag_field.default)
+            kwargs |= flag_field.metadata["argparse"]
+            annotation = get_type_hints(part)[flag_field.name]
+            if annotation is bool:
+                kwargs.setdefault("action", "store_true")
+            elif annotation == bool | None:  # None: decided later; --name and --no-name
+                kwargs.setdefault("action", argparse.BooleanOptionalAction)
             else:  # `int | None` is read by int
-                words.setdefault("type", next(one for one in (*get_args(kind), kind) if one is not NoneType))
-            add(words.pop("called", f"--{one.name}"), **words)
+                types = [part for part in (*get_args(annotation), annotation) if part is not NoneType]
+                kwargs.setdefault("type", types[0])
+            argparse_group.add_argument(kwargs.pop("called", f"--{flag_field.name}"), **kwargs)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults that say something: not None, False or an empty text."""
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if any(action.default is untold for untold in (None, False, "", argparse.SUPPRESS)):
+        if any(action.default is silent for silent in (None, False, "", argparse.SUPPRESS)):
             return action.help
         return f"{action.help} (default: {shown(action.default)})"
 
 
 def shown(value: Any) -> Any:
-    """A value as --help and the .json name it: paths of this repository without the place where it lies."""
+    """Return a value as --help and the .json name it: paths in this repository are relative to it."""
     if isinstance(value, (list, tuple)):
         return [shown(part) for part in value]
     if isinstance(value, Path):
@@ -104,50 +137,95 @@ def shown(value: Any) -> Any:
 
 
 class Args(SimpleNamespace):
-    """What a user chose: an attribute for each group, named like its class, and the flags that were typed."""
+    """A parsed command line: an attribute for each group, named like its class, and the flags that were typed."""
 
     explicit: frozenset[str]
 
+    @property
+    def groups(self) -> list[Flags]:
+        """The groups, in the order in which they were given."""
+        return [group for group in vars(self).values() if isinstance(group, Flags)]
+
     def values(self) -> dict[str, Any]:
-        """Every flag and its value."""
-        groups = [group for group in vars(self).values() if isinstance(group, Flags)]
-        return {name: shown(getattr(group, name)) for group in groups for name in flag_names(type(group))}
+        """Return every flag and its value."""
+        values = {}
+        for group in self.groups:
+            values |= {name: shown(getattr(group, name)) for name in flag_names(type(group))}
+        return values
+
+
+def make_parser(
+    doc: str | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """Make the parser of a script.
+
+    Args:
+        doc: Description in --help.
+        groups: Its flags.
+        defaults: {flag: default} instead of the fields' own.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
+    for group in groups:
+        add_flags(parser, group, defaults or {})
+    return parser
 
 
 def parse_explicit(
     doc: str | None, argv: Sequence[str] | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """{flag: value} of what stands on the command line, and nothing else."""
+    """Return {flag: value} of the flags that were typed, and no others.
+
+    Args:
+        doc: Description in --help.
+        argv: Command line; None: that of the process.
+        groups: The script's flags.
+        defaults: Shown in --help.
+    Raises:
+        ValueError: A flag has another name now.
+    """
     names = flag_names(*groups)
-    for argument in sys.argv[1:] if argv is None else argv:
+    arguments = sys.argv[1:] if argv is None else argv
+    for argument in arguments:
         old = argument.partition("=")[0]
         new = RENAMED_FLAGS.get(old, "--")
         if not new.startswith("--") or new.removeprefix("--") in names:
             raise ValueError(f"{old} is now {new}")
-    parser = argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
-    for group in groups:
-        add_flags(parser, group, defaults)
-    untyped = object()
-    found = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, untyped)))
-    return {name: value for name, value in vars(found).items() if value is not untyped}
+    absent = object()
+    namespace = argparse.Namespace(**dict.fromkeys(names, absent))
+    parsed = make_parser(doc, groups, defaults).parse_args(argv, namespace)
+    return {name: value for name, value in vars(parsed).items() if value is not absent}
 
 
 def build_groups(groups: Sequence[type[Flags]], defaults: Mapping[str, Any], explicit: Mapping[str, Any]) -> Args:
-    """One object for each group: what was typed, else the default given here, else the field's own."""
-    values, made = {**defaults, **explicit}, {}
+    """Make one object for each group.
+
+    Args:
+        groups: The classes.
+        defaults: {field: value} instead of the fields' own defaults.
+        explicit: {flag: value} of what was typed, which comes first.
+    """
+    values, objects = {**defaults, **explicit}, {}
     for group in groups:
-        known = [one.name for one in fields(group) if one.name in values]
-        made[re.sub(r"(?<!^)(?=[A-Z])", "_", group.__name__).lower()] = group(**{name: values[name] for name in known})
-    return Args(**made, explicit=frozenset(explicit))
+        attribute = re.sub(r"(?<!^)(?=[A-Z])", "_", group.__name__).lower()
+        objects[attribute] = group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+    return Args(**objects, explicit=frozenset(explicit))
 
 
 def parse(doc: str | None, argv: Sequence[str] | None, *groups: type[Flags]) -> Args:
-    """The command line as one object for each group."""
+    """Parse the command line into one object for each group; `doc` is the description in --help."""
     return build_groups(groups, {}, parse_explicit(doc, argv, groups, {}))
 
 
 def check_flags_used(explicit: Collection[str], mode: str, reads: Mapping[str, Collection[str]]) -> None:
-    """ValueError for a typed flag that `mode` does not read, naming the modes that do; `reads` is {mode: flags}."""
+    """Refuse a typed flag that a mode does not read.
+
+    Args:
+        explicit: The flags that were typed.
+        mode: The mode that was chosen.
+        reads: {mode: flags it reads}.
+    Raises:
+        ValueError: Names the flag and the modes that read it.
+    """
     for name in sorted(set(explicit) - set(reads[mode])):
         others = [other for other, names in reads.items() if name in names]
         raise ValueError(f"--{name} is not read by {mode}, only by {' and '.join(others)}")

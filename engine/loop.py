@@ -1,12 +1,15 @@
 """The only training loop: train_step, validate, train.
-Run is what a step needs, Progress what it changes beside the weights. train_step is a step, train what is around it.
+
+Run holds everything a step needs, Progress everything it changes except for the weights. train_step is a step, train
+everything around it: when to log, to validate, to save and to stop.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -15,84 +18,123 @@ from torch import Tensor, nn
 from engine import optim
 from engine.generate.sample_text import sample
 from engine.log.tracker import Tracker
-from engine.loss import LOSS_NAMES, Counts, count
+from engine.loss import LOSS_NAMES, Counts, count_tokens
 from engine.machine import flops, nan_checks
 from engine.machine.parallel import CompileDecision, full_tensor, gradient_sync, reshard
 from engine.machine.runtime import Runtime
 from engine.machine.stopping import StopRequest
 from engine.options import Output, Training
-from engine.packing import Batch, Batches, prefetch
+from engine.packing import Batch, Source, prefetch
+from engine.tokenizer import EOS, token_bytes
 from model import SpongeBob
 
 
 @dataclass(frozen=True)
 class Run:
-    """What training needs and does not change, except for the weights."""
+    """Everything that training needs and, except for the weights, does not change.
+
+    Args:
+        runtime: Device, dtype and ranks.
+        model: The decoder.
+        loss: Module that sums the losses of a micro-batch, wrapped for compile and several processes.
+        optimizers: Together they update every parameter once.
+        lr: step -> learning rate.
+        batches: Source of the micro-batches.
+        tokenizer: Decodes the sample in the log.
+        steps: Optimizer steps in all.
+        training, output: The user's flags.
+        validation: Source of held-out micro-batches; None: no validation.
+        prompt: Ids of the beginning of a held-out document, continued in the log.
+        rows_per_step: Rows of max_seq_len tokens in an optimizer step, over all ranks.
+        warmup: Steps of warm-up.
+        compiling: Whether torch.compile is used, and why.
+    """
 
     runtime: Runtime
     model: SpongeBob
-    loss: nn.Module  # model -> sums, wrapped for compile and several processes
+    loss: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    scaler: torch.amp.GradScaler
     lr: Callable[[int], float]
-    batches: Batches
-    validation: Batches | None
+    batches: Source
     tokenizer: Tokenizer
-    token_bytes: Tensor  # (V,) bytes of text a token stands for
-    prompt: list[int]  # the beginning of a held-out document, to be continued
-    end_id: int
     steps: int
-    warmup: int
-    compiling: CompileDecision
     training: Training
     output: Output
+    validation: Source | None = None
+    prompt: list[int] = field(default_factory=list)
+    rows_per_step: int = 0
+    warmup: int = 0
+    compiling: CompileDecision = CompileDecision(False, "")
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaler of fp16; switched off for other dtypes."""
+        return self.runtime.scaler()
+
+    @cached_property
+    def token_bytes(self) -> Tensor:
+        """Bytes of text of each token, (V,) int32."""
+        return torch.from_numpy(token_bytes(self.tokenizer))
+
+    @property
+    def end_id(self) -> int:
+        """Id of </s>."""
+        return cast(int, self.tokenizer.token_to_id(EOS))
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all of it is saved, so a resumed run goes on as if nothing had happened."""
+    """Position of a run. All of it is saved, so that a resumed run continues as if it had not been stopped."""
 
     step: int = 0  # optimizer steps done
     tokens: int = 0  # real tokens read
     seconds: float = 0.0  # spent training, not validating or saving
-    initial_validation: dict = field(default_factory=dict)  # validation before the first step
+    initial_validation: dict = field(default_factory=dict)  # before the first step
     validation: dict = field(default_factory=dict)  # the newest
-    last_validation_step: int = 0  # the step it is of
+    last_validation_step: int = 0  # the step of the newest
     skipped: int = 0  # steps that fp16's scaler kept from the weights
     consecutive_skips: int = 0  # the newest of them
-    # Since the last row of the log:
+    # Since the last log row:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(LOSS_NAMES)))
     window_counts: Counts = field(default_factory=Counts)
     window_seconds: float = 0.0
-    window_data_wait: float = 0.0  # of them for the next batch
+    window_data_wait: float = 0.0  # the part of them in which the step waited for its batches
 
 
 class StepResult(NamedTuple):
-    """What a step leaves beside the weights, all on the device: nothing waits for it, except for fp16's scaler."""
+    """Outcome of a step, all on the device: nothing waits for it, except for fp16's scaler."""
 
-    sums: Tensor  # (4,) of this rank, see SUMS
-    norm: Tensor  # of the gradient before clipping
-    finite: Tensor  # whether loss and gradient were
+    sums: Tensor  # (4,) of this rank, in the order of LOSS_NAMES
+    norm: Tensor  # of the gradient before clipping, ()
+    finite: Tensor  # whether loss and gradient were, () bool
     skipped: bool  # by fp16's scaler
 
 
-def train_step(run: Run, batches: list[Batch], loss_weights: float) -> StepResult:
-    """One optimizer step on this rank's micro-batches; `cost` is that of all their labels on all ranks."""
-    sums = add_gradients(run, batches, loss_weights)
+def train_step(run: Run, batches: list[Batch], weight_sum: float) -> StepResult:
+    """Take one optimizer step.
+
+    Args:
+        run: The run.
+        batches: This rank's micro-batches.
+        weight_sum: Sum of the loss weights of all labels of the step, over all ranks.
+    """
+    sums = add_gradients(run, batches, weight_sum)
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
-    loss_finite, norm_finite = torch.isfinite(sums[0]), torch.isfinite(norm)
+    is_finite = torch.isfinite(norm)
+    take_step = True
     if run.scaler.is_enabled():
         # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
-        take_step, is_finite = bool(norm_finite), loss_finite
+        take_step = bool(is_finite)
+        is_finite = torch.isfinite(sums[0])
     else:
-        # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
-        take_step, is_finite = True, norm_finite if run.runtime.world_size > 1 else norm_finite & loss_finite
-        spoilt = ~is_finite
-        for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
-            gradient.masked_fill_(spoilt, 0.0)
+        if run.runtime.world_size == 1:  # ranks share one norm, but each has a loss of its own: there the norm decides
+            is_finite = is_finite & torch.isfinite(sums[0])
+        is_bad = ~is_finite
+        for parameter in parameters:
+            cast(Tensor, parameter.grad).masked_fill_(is_bad, 0.0)
     for optimizer in run.optimizers:
         if take_step:
             run.scaler.step(optimizer)
@@ -101,64 +143,78 @@ def train_step(run: Run, batches: list[Batch], loss_weights: float) -> StepResul
     return StepResult(sums, norm, is_finite, skipped=not take_step)
 
 
-def add_gradients(run: Run, batches: list[Batch], loss_weights: float) -> Tensor:
-    """Forward and backward of every micro-batch; the summed losses (4,) of this rank."""
+def add_gradients(run: Run, batches: list[Batch], weight_sum: float) -> Tensor:
+    """Run forward and backward of every micro-batch and return the summed losses of this rank, (4,) float32.
+
+    Args:
+        run: The run.
+        batches: This rank's micro-batches.
+        weight_sum: As in `train_step`.
+    """
     sums = torch.zeros(len(LOSS_NAMES), device=run.runtime.device)
     for number, batch in enumerate(batches, 1):
         with gradient_sync(run.loss, last=number == len(batches)):
             with run.runtime.autocast():
-                part = run.loss(*batch)
-            # DDP and FSDP average over ranks; the sum is wanted.
-            run.scaler.scale(part[0] * (run.runtime.world_size / loss_weights)).backward()
-        sums += part.detach()
+                losses = run.loss(*batch)
+            # DDP and FSDP average over ranks; multiply by world_size to get the sum.
+            run.scaler.scale(losses[0] * (run.runtime.world_size / weight_sum)).backward()
+        sums += losses.detach()
     return sums
 
 
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
-    """A step's micro-batches on the device, and this rank's counts."""
+    """Make a step's micro-batches on the device, and this rank's counts."""
     batches = run.batches.step(step)
-    counts = count(batches, run.token_bytes, run.batches.positions(step))
+    counts = count_tokens(batches, run.token_bytes, run.batches.positions(step))
     return [batch.to(run.runtime.device) for batch in batches], counts
 
 
 @torch.no_grad()
 def validate(run: Run, after: int = 0) -> dict:
-    """Held-out loss per token, bits per byte of text, and a continuation of the fixed held-out prompt.
+    """Compute held-out loss per token and bits per byte of text, and continue the held-out prompt.
 
-    ValueError, naming the step it is `after`, when the loss is no number.
+    Raises:
+        ValueError: The loss is not finite; the message names the step `after` which it was computed.
     """
     if run.validation is None:
         return {}
     run.loss.eval()
     module = getattr(run.loss, "module", run.loss)  # DDP would wait for gradients
-    sums, counts = torch.zeros(len(LOSS_NAMES), device=run.runtime.device), Counts()
+    sums = torch.zeros(len(LOSS_NAMES), device=run.runtime.device)
+    counts = Counts()
     for step in range(run.validation.steps_per_epoch):
         for batch in run.validation.step(step):
-            counts += count([batch], run.token_bytes)
+            counts += count_tokens([batch], run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
-    nats = dict(zip(LOSS_NAMES, run.runtime.all_reduce(sums).tolist(), strict=True))
-    if not math.isfinite(nats["plain"]):
+    losses = dict(zip(LOSS_NAMES, run.runtime.all_reduce(sums).tolist(), strict=True))
+    if not math.isfinite(losses["plain"]):
         raise ValueError(nan_checks.NOT_FINITE_AFTER_STEP.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
-    figures = {"val_loss": nats["plain"] / counts.tokens}
-    figures["val_bits_per_byte"] = nats["text"] / math.log(2) / counts.bytes
+    metrics = {"val_loss": losses["plain"] / counts.tokens}
+    metrics["val_bits_per_byte"] = losses["text"] / math.log(2) / counts.bytes
     if counts.tags:
-        figures["val_tag_loss"] = nats["tags"] / counts.tags
-    figures["sample"] = sample(run)
+        metrics["val_tag_loss"] = losses["tags"] / counts.tags
+    metrics["sample"] = sample(run.model, run.runtime, run.tokenizer, run.prompt)
     run.loss.train()
-    return figures
+    return metrics
 
 
 def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
-    """What the log says of the steps since its last row."""
-    nats = dict(zip(LOSS_NAMES, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
+    """Make the log row of the steps since the last one.
+
+    Args:
+        run: The run.
+        progress: Position of the run, with the window's sums and counts.
+        norm: Gradient norm of the newest step, ().
+    """
+    losses = dict(zip(LOSS_NAMES, run.runtime.all_reduce(progress.window_sums.clone()).tolist(), strict=True))
     counts = progress.window_counts
     row = {
         "step": progress.step,
         "epoch": round(progress.step / run.batches.steps_per_epoch, 4),
-        "loss": nats["plain"] / counts.tokens,
+        "loss": losses["plain"] / counts.tokens,
         "grad_norm": norm.item(),
         "learning_rate": run.lr(progress.step - 1),
         "tokens": progress.tokens,
@@ -169,19 +225,39 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     if run.scaler.is_enabled():
         row["skipped_steps"] = progress.skipped
     if counts.tags:
-        row |= {"weighted_loss": nats["weighted"] / counts.loss_weights, "tag_loss": nats["tags"] / counts.tags}
+        row |= {"weighted_loss": losses["weighted"] / counts.weight_sum, "tag_loss": losses["tags"] / counts.tags}
     if mfu := flops.model_flops_utilization(run.runtime, run.model, row["tokens_per_second"]):
         row["mfu"] = round(mfu, 4)
     return row
 
 
+def is_due(step: int, interval: int, last: int) -> bool:
+    """Return whether something is due after a step.
+
+    Args:
+        step: Steps done.
+        interval: Steps between two times (0: only after the last).
+        last: Steps of the run.
+    """
+    return step == last or (interval > 0 and step % interval == 0)
+
+
 def train(
     run: Run, progress: Progress, tracker: Tracker, save: Callable[[Run, Progress], None], request: StopRequest
 ) -> str | None:
-    """From `progress` to the last step: step, then log, validate and save if due, and all of it at the end.
+    """Train from `progress` to the last step: step, then log, validate and save if due, and all of it at the end.
 
-    Returns None, or what stopped the run early: a signal or --max_minutes. The step is finished and saved then, and
-    nothing is logged that a run which was not stopped would not log.
+    Args:
+        run: The run.
+        progress: Changed in place.
+        tracker: Gets a row for each log step and each validation.
+        save: Called with run and progress if a save is due.
+        request: Asks the run to stop after its step.
+    Returns:
+        None, or what stopped the run early: the name of a signal, or --max_minutes. The step is finished and saved
+        then, and nothing is logged that a run which was not stopped would not log.
+    Raises:
+        ValueError: A loss, gradient or weight is not finite, or fp16 does nothing but overflow.
     """
     clock = time.perf_counter()
     deadline = clock + 60 * run.training.max_minutes if run.training.max_minutes else math.inf
@@ -193,13 +269,14 @@ def train(
         clock = time.perf_counter()
     run.loss.train()
     request.hold()
-    for batches, counts, waited in prefetch(lambda step: load_step(run, step), range(progress.step, run.steps)):
+    steps = range(progress.step, run.steps)
+    for batches, counts, waited in prefetch(lambda step: load_step(run, step), steps, run.batches.prefetchable):
         # 1. One optimizer step.
         # Ranks agree on when to stop: their clocks differ, and a signal may reach only one of them.
         votes = time.perf_counter() > deadline, request.signal is not None
         counts, (late, signals) = counts.over_ranks(run.runtime, *votes)
         optim.set_lr(run.optimizers, run.lr(progress.step))
-        result = train_step(run, batches, counts.loss_weights)
+        result = train_step(run, batches, counts.weight_sum)
         progress.step += 1
         progress.tokens += counts.positions
         progress.window_sums += result.sums
@@ -215,31 +292,36 @@ def train(
         if run.runtime.world_size == 1:  # no rank to agree with: a signal during the step counts, too
             late, signals = time.perf_counter() > deadline, request.signal is not None
         stop = late or signals
-        every = {"log": run.output.log_step, "validate": run.output.eval_step, "save": run.output.save_step}
-        due = {name: progress.step == run.steps or (n and progress.step % n == 0) for name, n in every.items()}
-        if not any(due.values()) and not stop:
+        log_due = is_due(progress.step, run.output.log_step, run.steps)
+        validation_due = is_due(progress.step, run.output.eval_step, run.steps)
+        save_due = is_due(progress.step, run.output.save_step, run.steps)
+        if not (log_due or validation_due or save_due or stop):
             tracker.show(progress.step)
             continue
         run.runtime.synchronize()
-        progress.window_seconds += time.perf_counter() - clock
-        progress.seconds += time.perf_counter() - clock
+        seconds = time.perf_counter() - clock
+        progress.window_seconds += seconds
+        progress.seconds += seconds
         if not all_finite:
             first = max(0, progress.step - run.output.log_step)
             raise ValueError(nan_checks.NOT_FINITE_BETWEEN_STEPS.format(first, progress.step))
 
         # 3. Log and validate.
-        row = log_row(run, progress, result.norm) if due["log"] else {"step": progress.step}
-        if due["validate"] or (late and not signals):  # the latter for the .json alone
-            progress.validation, progress.last_validation_step = validate(run, progress.step), progress.step
-            row |= progress.validation if due["validate"] else {}
+        row = log_row(run, progress, result.norm) if log_due else {"step": progress.step}
+        if validation_due or (late and not signals):  # the latter for the .json alone
+            progress.validation = validate(run, progress.step)
+            progress.last_validation_step = progress.step
+        if validation_due:
+            row |= progress.validation
         if len(row) > 1:
             tracker.log(row)
-        if due["log"]:
+        if log_due:
             progress.window_sums.zero_()
-            progress.window_counts, progress.window_seconds, progress.window_data_wait = Counts(), 0.0, 0.0
+            progress.window_counts = Counts()
+            progress.window_seconds = progress.window_data_wait = 0.0
 
         # 4. Save, and stop.
-        if due["save"] or stop:
+        if save_due or stop:
             nan_checks.check_weights_finite(run.model, run.runtime, progress.step)
             save(run, progress)
         clock = time.perf_counter()

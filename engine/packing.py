@@ -1,6 +1,6 @@
-"""Rows of a fixed length made of several documents, and batches as a pure function of (seed, step).
+"""Packed rows of several documents, and batches as a pure function of (seed, step).
 
-Every label of a batch carries its cost, looked up in the recipe's table by the label's class (dataset.py).
+Every label of a batch carries its loss weight, looked up in the recipe's table by the label's class (dataset.py).
 
 A document of n tokens has n - 1 predictions, so that is what it takes of a row: inputs and labels are cut from it
 separately, and no position is spent on predicting the next document. Row length 6, documents <s>abc</s>, <s>d</s>:
@@ -8,15 +8,17 @@ separately, and no position is spent on predicting the next document. Row length
     inputs   <s> a   b   c   | <s> d            The labels are shifted here and nowhere else. The documents of
     labels    a  b   c  </s> |  d  </s>         a row do not see each other in attention (model.attention).
 
-A longer document is split into row-long parts; every prediction is still made exactly once.
+A longer document is split into row-long segments; every prediction is still made exactly once.
+
+Shapes: P segments, R packed rows, B rows of a micro-batch, T positions of a row, N documents of a micro-batch
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,58 +28,87 @@ from dataset import NO_LOSS
 
 
 class Documents(Protocol):
-    """What packing needs of the token cache: document d is ids[offsets[d] : offsets[d + 1]]."""
+    """The part of a token cache that packing reads: document d is ids[offsets[d] : offsets[d + 1]]."""
 
-    ids: np.ndarray
-    classes: np.ndarray  # the class of every token
-    offsets: np.ndarray
+    ids: np.ndarray  # (tokens,) uint16
+    classes: np.ndarray  # (tokens,) uint8, the label class of every token
+    offsets: np.ndarray  # (documents + 1,) int64
     meta: dict  # holds "end_id", the id of </s>
 
 
 class Segments(NamedTuple):
-    """What is put into rows: predictions `starts[i]` to `starts[i] + lengths[i]` of the token cache."""
+    """The parts of documents that fill rows: predictions `starts[i]` to `starts[i] + lengths[i]` of the token cache."""
 
     starts: np.ndarray  # (P,) int64, index of the first input token; its label is the next one
     lengths: np.ndarray  # (P,) int64, at least 1 and at most the row length
-    cut: tuple[int, int, int] = (0, 0, 0)  # documents that lost last turns, that end inside an answer, that are dropped
+    # Conversations that lost last turns, that end inside an answer, that were dropped.
+    truncated: tuple[int, int, int] = (0, 0, 0)
+
+
+LOST_TURNS, CUT_ANSWER, DROPPED = range(3)
 
 
 def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
-    """All predictions of the documents, in parts of at most `row_len`: nothing is thrown away."""
+    """Split documents into segments of at most `row_len` predictions: every prediction is kept.
+
+    Args:
+        cache: The token cache.
+        documents: Document numbers, (n,) int64.
+        row_len: Longest segment in tokens.
+    """
     starts, lengths = cache.offsets[documents], np.diff(cache.offsets)[documents] - 1
-    parts = -(-lengths // row_len)
-    owner = np.repeat(np.arange(len(documents)), parts)
-    part = np.arange(len(owner)) - np.repeat(parts.cumsum() - parts, parts)
+    num_parts = -(-lengths // row_len)
+    owner = np.repeat(np.arange(len(documents)), num_parts)
+    part = np.arange(len(owner)) - np.repeat(num_parts.cumsum() - num_parts, num_parts)
     return Segments(starts[owner] + part * row_len, np.minimum(lengths[owner] - part * row_len, row_len))
 
 
 def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
-    """One piece a conversation; a longer one loses whole last turns, and its tail only if no answer would be left.
+    """Make one segment of each conversation, without the last turns of one that is too long.
 
-    The end mark of an answer is the one control token that is learned, and no text can forge it, so answers end where
-    the class is not 0 and the id is </s>. Conversations without a learned token in what is left are dropped.
+    Only if no whole answer fits, its beginning is kept. The </s> of an answer is the one special token that is trained
+    on, and no text can spell it, so answers end where the class is not 0 and the id is </s>. Conversations without a
+    trained token in what fits are dropped.
+
+    Args:
+        cache: The token cache.
+        documents: Document numbers, (n,) int64.
+        row_len: Longest segment in tokens.
     """
-    cut = [0, 0, 0]
+    truncated = [0, 0, 0]
     starts, lengths = cache.offsets[documents].copy(), np.diff(cache.offsets)[documents] - 1
-    end_mark = cache.meta["end_id"]
+    end_id = cache.meta["end_id"]
     for i in np.flatnonzero(lengths > row_len):
-        kept = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels that fit
-        learned = cache.classes[kept] != NO_LOSS
-        ends = np.flatnonzero(learned & (cache.ids[kept] == end_mark))
-        lengths[i] = ends[-1] + 1 if len(ends) else row_len if learned.any() else 0
-        cut[0 if len(ends) else 1 if learned.any() else 2] += 1
-    return Segments(starts[lengths > 0], lengths[lengths > 0], (cut[0], cut[1], cut[2]))
+        fitting = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels
+        has_loss = cache.classes[fitting] != NO_LOSS
+        ends = np.flatnonzero(has_loss & (cache.ids[fitting] == end_id))
+        if len(ends):
+            lengths[i], reason = ends[-1] + 1, LOST_TURNS
+        elif has_loss.any():
+            lengths[i], reason = row_len, CUT_ANSWER
+        else:
+            lengths[i], reason = 0, DROPPED
+        truncated[reason] += 1
+    return Segments(starts[lengths > 0], lengths[lengths > 0], (truncated[0], truncated[1], truncated[2]))
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """The pieces of each row: row r holds pieces[order[bounds[r] : bounds[r + 1]]]."""
+    """The segments of each row: row r holds segments order[bounds[r] : bounds[r + 1]].
+
+    Args:
+        segments: All segments.
+        order: Segment numbers, row after row, (P,) int64.
+        bounds: First index into `order` of each row, (R + 1,) int64.
+        row_len: Positions of a row.
+        max_seq_len: Longest segment in tokens.
+    """
 
     segments: Segments
     order: np.ndarray
     bounds: np.ndarray
     row_len: int
-    max_seq_len: int  # no piece is longer
+    max_seq_len: int
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -94,17 +125,26 @@ class PackedRows:
 
     @property
     def fill_ratio(self) -> float:
-        """The share of those."""
+        """Share of positions that hold a real token."""
         return self.positions / max(1, len(self) * self.row_len)
 
 
 def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = None) -> PackedRows:
-    """Best-fit decreasing (arXiv:2404.10830): each piece, longest first, goes where it leaves the least space."""
+    """Pack segments into rows by best-fit decreasing (arXiv:2404.10830).
+
+    Each segment, longest first, is placed where it leaves the least space.
+
+    Args:
+        segments: Segments to place; every length is between 1 and `row_len`.
+        row_len: Length of a row in tokens.
+        seed: Shuffles segments of equal length, so that neighbors in a row are random.
+        max_seq_len: Longest segment in tokens (default: `row_len`).
+    """
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(segments.lengths))
     longest_first = shuffled[np.argsort(-segments.lengths[shuffled], kind="stable")]  # equal lengths meet at random
     rows_by_space: list[list[int]] = [[] for _ in range(row_len + 1)]
-    open_spaces = 0  # bit s is set where some row has s positions left
-    row_of, n_rows = np.empty(len(longest_first), np.int64), 0
+    open_spaces = 0  # bit s is set if some row has s positions left
+    row_of, num_rows = np.empty(len(longest_first), np.int64), 0
     for i, length in enumerate(segments.lengths[longest_first].tolist()):
         fitting = open_spaces >> length  # the rows with at least `length` positions left
         if fitting:
@@ -114,57 +154,119 @@ def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = 
             if not rows_by_space[space]:
                 open_spaces &= ~(1 << space)
         else:
-            space, row = row_len, n_rows
-            n_rows += 1
+            space, row = row_len, num_rows
+            num_rows += 1
         row_of[i] = row
         rows_by_space[space - length].append(row)
         open_spaces |= 1 << (space - length)
     by_row = np.argsort(row_of, kind="stable")
-    bounds = np.searchsorted(row_of[by_row], np.arange(n_rows + 1))
+    bounds = np.searchsorted(row_of[by_row], np.arange(num_rows + 1))
     return PackedRows(segments, longest_first[by_row], bounds, row_len, max_seq_len or row_len)
 
 
 def pack_dense(segments: Segments, max_seq_len: int, max_join: int, seed: int, fill_ratio: float = 0.98) -> PackedRows:
-    """Rows of `max_seq_len`, or k of them joined into one longer row, k the smallest that is dense enough.
+    """Pack into rows of `max_seq_len`, or of k times that length, k the smallest that fills them well enough.
 
     Two conversations of 513 to 1,024 tokens never share a row of 1,024, which leaves a quarter of it empty; a row of
-    eight times that length holds ten or eleven. k divides `most`, the rows of a micro-batch, which then has k times
-    fewer rows and as many positions; a document still sees only itself.
+    eight times that length holds ten or eleven. A document still sees only itself.
+
+    Args:
+        segments: Segments to place.
+        max_seq_len: Longest segment in tokens.
+        max_join: Rows of a micro-batch; k divides it, which then has k times fewer rows and as many positions.
+        seed: As in `pack`.
+        fill_ratio: Share of real tokens that is good enough.
     """
     rows = pack(segments, max_seq_len, seed)
-    for join_factor in (k for k in range(2, max_join + 1) if max_join % k == 0):
+    for join_factor in range(2, max_join + 1):
         if rows.fill_ratio >= fill_ratio:
             break
-        rows = pack(segments, join_factor * max_seq_len, seed, max_seq_len)
+        if max_join % join_factor == 0:
+            rows = pack(segments, join_factor * max_seq_len, seed, max_seq_len)
     return rows
 
 
 class Batch(NamedTuple):
-    """One micro-batch of B rows of T positions; a position that is not filled has class NO_LOSS and costs nothing."""
+    """One micro-batch; an empty position has class NO_LOSS and loss weight 0."""
 
     inputs: Tensor  # (B, T) int64
     labels: Tensor  # (B, T) int64
     classes: Tensor  # (B, T) uint8, the class of each label
-    loss_weights: Tensor  # (B, T) float32, what each label's cross-entropy is multiplied with
+    loss_weights: Tensor  # (B, T) float32, multiplied with each label's cross-entropy
     cu_seqlens: Tensor  # (N + 1,) int32, first positions in the flattened rows, then B*T (model.attention)
 
     def to(self, device: torch.device) -> "Batch":
-        """On the GPU; this program does not wait for the copy."""
-        pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self)
-        there = Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in pinned))
-        torch._dynamo.maybe_mark_dynamic(there.cu_seqlens, 0)  # compiled code is made once for any number of documents
-        return there
+        """Copy to a device; the program does not wait for a copy to a GPU."""
+        is_cuda = device.type == "cuda"
+        tensors = [tensor.pin_memory() for tensor in self] if is_cuda else list(self)
+        moved = Batch(*(tensor.to(device, non_blocking=is_cuda) for tensor in tensors))
+        torch._dynamo.maybe_mark_dynamic(moved.cu_seqlens, 0)  # compiled code is made once for any number of documents
+        return moved
+
+
+class Source(Protocol):
+    """Step -> micro-batches of one process. All that the loop knows of what it trains on.
+
+    A step must be a pure function of its number and of the arguments the source was made with: a resumed run asks for
+    the same steps again, and each of several processes for its own part.
+
+    Attributes:
+        steps_per_epoch: Optimizer steps in which every row is read once.
+        prefetchable: Whether step n + 1 may be made in a thread while step n is trained on; false if it depends on the
+            weights.
+    """
+
+    steps_per_epoch: int
+    prefetchable: bool
+
+    def step(self, step: int) -> list[Batch]:
+        """Return the micro-batches; every process gets as many."""
+        ...
+
+    def positions(self, step: int) -> int:
+        """Return the number of real tokens that this process reads in a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The data of a stage, to train on and to validate with.
+
+    Args:
+        training: Makes a Source of batch_size, rows_per_step, seed, rank and world_size (all by keyword): rows of a
+            micro-batch, rows of a step over all processes, random seed, number of this process, number of processes.
+        validation: The same for held-out data, read in file order (seed None); None: no validation.
+        resume_key: What decides the batches, as plain values: a run is resumed only with an equal one.
+        prompt: Ids of the beginning of a held-out document, continued in the log.
+        description: Lines about the data for the plan.
+    """
+
+    training: Callable[..., Source]
+    validation: Callable[..., Source] | None = None
+    resume_key: Mapping[str, Any] = field(default_factory=dict)
+    prompt: list[int] = field(default_factory=list)
+    description: str = ""
 
 
 class Batches:
-    """Step -> micro-batches. No state: a resumed run and any number of ranks read the same rows in the same step.
+    """The Source of packed rows. No state: a resumed run and any number of ranks read the same rows in the same step.
 
     Each epoch is a permutation drawn from (seed, epoch); a step takes the next `rows_per_step` of it, the last step of
-    an epoch what is left. Micro-batch i gives rank r the rows (i * world + r) * batch_size and following.
+    an epoch the rest. Micro-batch i gives rank r the rows (i * world_size + r) * batch_size and following.
 
-    `cost` is {class: cost} of a label; NO_LOSS, the class of empty positions, costs nothing. `batch_size` and
-    `rows_per_step` count rows of max_seq_len, joined ones (pack_dense) as several. `seed` None: file order.
+    Args:
+        cache: The token cache.
+        rows: Rows packed from it.
+        loss_weights: {label class: loss weight}; 0 for NO_LOSS, the class of empty positions.
+        batch_size: Rows of max_seq_len in a micro-batch; a joined row (pack_dense) counts as several.
+        rows_per_step: The same of a step, over all ranks.
+        seed: None: file order.
+        rank, world_size: Number of this process, number of processes.
+    Raises:
+        ValueError: No rows, rows that do not divide, or a loss weight for empty positions.
     """
+
+    prefetchable = True
 
     def __init__(
         self,
@@ -183,27 +285,23 @@ class Batches:
         if rows_per_step % (batch_size * world_size):
             raise ValueError(f"{rows_per_step} rows a step do not divide into {world_size} ranks x {batch_size} rows")
         if loss_weights[NO_LOSS] != 0:
-            raise ValueError(f"cost[NO_LOSS]={loss_weights[NO_LOSS]} must be 0: empty positions have this class, too")
-        self.cache, self.rows, self.seed = cache, rows, seed
-        self.loss_weights = np.array([loss_weights[number] for number in range(len(loss_weights))], np.float32)
-        self.batch_size, self.rows_per_step = (
-            batch_size // rows.join_factor,
-            rows_per_step // rows.join_factor,
-        )  # as joined
+            raise ValueError(
+                f"loss_weights[NO_LOSS]={loss_weights[NO_LOSS]} must be 0, as empty positions have it, too"
+            )
+        self.cache = cache
+        self.rows = rows
+        self.seed = seed
+        self.loss_weights = np.array(
+            [loss_weights[label_class] for label_class in range(len(loss_weights))], np.float32
+        )
+        self.batch_size, self.rows_per_step = batch_size // rows.join_factor, rows_per_step // rows.join_factor
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
-        self.filled = np.add.reduceat(
-            rows.segments.lengths[rows.order], rows.bounds[:-1]
-        )  # (rows,) real tokens in each
+        self.num_tokens = np.add.reduceat(rows.segments.lengths[rows.order], rows.bounds[:-1])  # (R,) real ones in each
         self._epoch, self._permutation = None, np.arange(len(rows))
 
-    @property
-    def micro_batches(self) -> int:
-        """Of each rank in a step."""
-        return self.rows_per_step // (self.batch_size * self.world_size)
-
     def row_numbers(self, step: int) -> np.ndarray:
-        """The rows of a step, of all ranks, in order."""
+        """Return the rows of a step, of all ranks, in order: (rows_per_step,) int64, fewer at the end of an epoch."""
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch and self.seed is not None:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
@@ -211,50 +309,62 @@ class Batches:
         return self._permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
 
     def positions(self, step: int) -> int:
-        """Real tokens this rank reads in a step: the ids cannot tell, since 0 may be an ordinary one."""
+        """Count the real tokens that this rank reads in a step: ids cannot tell, since 0 may be an ordinary one."""
         numbers = self.row_numbers(step)
-        return int(
-            self.filled[numbers[np.arange(len(numbers)) // self.batch_size % self.world_size == self.rank]].sum()
-        )
+        is_mine = np.arange(len(numbers)) // self.batch_size % self.world_size == self.rank
+        return int(self.num_tokens[numbers[is_mine]].sum())
 
     def step(self, step: int) -> list[Batch]:
-        """This rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
+        """Return this rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
         numbers, together = self.row_numbers(step), self.batch_size * self.world_size
-        firsts = range(self.rank * self.batch_size, math.ceil(len(numbers) / together) * together, together)
-        return [self._batch(numbers[first : first + self.batch_size]) for first in firsts]
+        starts = range(self.rank * self.batch_size, math.ceil(len(numbers) / together) * together, together)
+        return [self._batch(numbers[start : start + self.batch_size]) for start in starts]
 
     def _batch(self, numbers: np.ndarray) -> Batch:
         shape = self.batch_size, self.rows.row_len
         ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         classes = np.full(shape, NO_LOSS, np.uint8)
-        begins = []
+        seq_starts: list[int] = []
         for row in range(self.batch_size):
-            at = 0
-            for start, length in self._pieces_of(numbers[row]) if row < len(numbers) else ():
-                where = slice(at, at + length)
-                tokens = self.cache.ids[start : start + length + 1]
-                ids[row, where], labels[row, where] = tokens[:-1], tokens[1:]
-                classes[row, where] = self.cache.classes[start + 1 : start + length + 1]
-                begins.append(row * shape[1] + at)
-                at += length
-            # The unfilled end of a row is documents, too, of at most max_seq_len positions.
-            begins += range(row * shape[1] + at, (row + 1) * shape[1], self.rows.max_seq_len)
-        cu_seqlens = np.array([*begins, ids.size], np.int32)
+            offset = 0
+            if row < len(numbers):
+                for start, length in self._segments_of(numbers[row]):
+                    where = slice(offset, offset + length)
+                    tokens = self.cache.ids[start : start + length + 1]
+                    ids[row, where], labels[row, where] = tokens[:-1], tokens[1:]
+                    classes[row, where] = self.cache.classes[start + 1 : start + length + 1]
+                    seq_starts.append(row * shape[1] + offset)
+                    offset += length
+            # The empty end of a row is documents, too, of at most max_seq_len positions.
+            seq_starts += range(row * shape[1] + offset, (row + 1) * shape[1], self.rows.max_seq_len)
+        cu_seqlens = np.array([*seq_starts, ids.size], np.int32)
         return Batch(*map(torch.from_numpy, (ids, labels, classes, self.loss_weights[classes], cu_seqlens)))
 
-    def _pieces_of(self, row: int) -> Iterator[tuple[int, int]]:
-        """(start, length) of a row's pieces."""
+    def _segments_of(self, row: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, length) of a row's segments."""
         segments = self.rows.segments
-        for piece in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
-            yield int(segments.starts[piece]), int(segments.lengths[piece])
+        for number in self.rows.order[self.rows.bounds[row] : self.rows.bounds[row + 1]]:
+            yield int(segments.starts[number]), int(segments.lengths[number])
 
 
-def prefetch(make: Callable[[int], tuple], steps: range) -> Iterator[tuple]:
-    """(*make(step), seconds waited) for every step, each made by a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = None
+def prefetch(make: Callable[[int], tuple], steps: range, ahead: bool = True) -> Iterator[tuple]:
+    """Yield (*make(step), seconds waited) for every step.
+
+    Args:
+        make: Makes the content of a step.
+        steps: The steps, in order.
+        ahead: A thread makes each while the one before it is trained on; else each is made when it is asked for.
+    """
+    if not ahead:
         for step in steps:
-            ready, began = coming or thread.submit(make, step), time.perf_counter()
+            started = time.perf_counter()
+            yield *make(step), time.perf_counter() - started
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future | None = None
+        for step in steps:
+            started = time.perf_counter()
+            ready = coming or thread.submit(make, step)
             coming = thread.submit(make, step + 1) if step + 1 in steps else None
-            made = ready.result()
-            yield *made, time.perf_counter() - began
+            content = ready.result()
+            yield *content, time.perf_counter() - started

@@ -20,7 +20,7 @@ from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus.token_cache import open_or_build
 from engine.generate.engine import complete
 from engine.loss import TokenLoss
-from engine.machine import parallel, runtime
+from engine.machine import runtime
 from engine.options import Performance
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
@@ -150,17 +150,10 @@ def a_run(
         model=model,
         loss=TokenLoss(model, chunk=chunk),
         optimizers=optimizers,
-        scaler=rt.scaler(),
         lr=lambda step: 1e-2,
         batches=batches,
-        validation=None,
         tokenizer=tokenizer,
-        token_bytes=torch.zeros(6400, dtype=torch.int32),
-        prompt=[],
-        end_id=2,
         steps=5,
-        warmup=0,
-        compiling=parallel.CompileDecision(False, ""),
         training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
         output=options.Output(name="test", log_step=1),
     )

@@ -137,14 +137,14 @@ def _streams(log: Path, stdout: str):
 WRITES = ("fsync", "replace", "rmdir", "unlink")  # the calls that put something on the disk for good
 PLACES = {  # the functions of a run that a test can reach
     "_encode_block": token_cache,
-    "trial": plan,
+    "dry_run": plan,
     "validate": loop,
     "train_step": loop,
     "write": training_state,
     "save_weights": saver,
     "_drop_old": training_state,
-    "clear": resume,
-    "finish": resume,
+    "clear": resume.Start,
+    "finish": resume.Start,
 } | dict.fromkeys(WRITES, os)
 
 

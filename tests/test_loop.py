@@ -25,7 +25,7 @@ from trace_recipe import trace
 import model as model_module
 import pretrain
 from engine import loop, optim
-from engine.stage import train as stage
+from engine.stage import prepare
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
 IN_BF16 = 0.03 * 1e-2 * 0.2 * math.sqrt(192)  # of the longest side of its matrices, SwiGLU's
@@ -40,8 +40,8 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, mu
     for run in (whole, parts):
         batches, counts = loop.load_step(run, 0)
         assert len(batches) == (1 if run is whole else 4)
-        sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
-        results.append((sums / counts.loss_weights, norm, run.model.state_dict()))
+        sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
+        results.append((sums / counts.weight_sum, norm, run.model.state_dict()))
     (loss, norm, one), (loss_parts, norm_parts, other) = results
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
@@ -65,7 +65,7 @@ def test_the_log_does_not_depend_on_how_a_step_is_split(folder):
 @pytest.fixture
 def losses(folder, monkeypatch):
     """losses(name, flag, ...) -> the logged loss of each of 40 steps."""
-    monkeypatch.setattr(stage, "supports_varlen_attention", lambda *_: False)  # the same rows for all
+    monkeypatch.setattr(prepare, "supports_varlen_attention", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
         steps = "--max_steps 40 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0".split()
@@ -109,14 +109,15 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
-    sums, *_ = loop.train_step(run, batches, counts.loss_weights)
+    sums, *_ = loop.train_step(run, batches, counts.weight_sum)
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
 def test_validation_is_without_weights_and_dropout_and_training_goes_on_with_it(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     held_out = SimpleNamespace(steps_per_epoch=2, step=run.batches.step)
-    run = replace(run, validation=held_out, token_bytes=torch.ones(6400, dtype=torch.int32), prompt=[1, 300, 301])
+    run = replace(run, validation=held_out, prompt=[1, 300, 301])
+    vars(run)["token_bytes"] = torch.ones(6400, dtype=torch.int32)
     for block in run.model.layers:
         block.dropout.p = 0.5
     for parameter in run.model.parameters():  # of a fresh model the blocks hardly matter
@@ -142,10 +143,10 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     batches, counts = loop.load_step(run, 0)
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
+    sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
     one = a_run(folder, batch_size=total, rows_per_step=total)
     batches, counts = loop.load_step(one, 0)
-    _, expected, *_ = loop.train_step(one, batches, counts.loss_weights)
+    _, expected, *_ = loop.train_step(one, batches, counts.weight_sum)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
@@ -170,18 +171,18 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
 @pytest.mark.parametrize("grad_clip", [0.0, 1.0])
 def test_an_overflow_in_fp16_skips_the_step_of_both_optimizers(folder, grad_clip):
     run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=grad_clip, optimizer="muon")
-    run = replace(run, scaler=torch.amp.GradScaler("cpu"))
+    vars(run)["scaler"] = torch.amp.GradScaler("cpu")
     run.model.tok_embeddings.weight.register_hook(lambda gradient: gradient * math.inf)  # only AdamW's, not Muon's
     before, scale = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}, run.scaler.get_scale()
     batches, counts = loop.load_step(run, 0)
-    loop.train_step(run, batches, counts.loss_weights)
+    loop.train_step(run, batches, counts.weight_sum)
     assert same(before, run.model.state_dict()) and run.scaler.get_scale() < scale
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "with fp16's scaler"])
 def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder, scaled):
     run = a_run(folder, batch_size=4, rows_per_step=4, grad_clip=1e-3)
-    run = replace(run, scaler=torch.amp.GradScaler("cpu", enabled=scaled))
+    vars(run)["scaler"] = torch.amp.GradScaler("cpu", enabled=scaled)
     clipped = []
     run.optimizers[0].register_step_pre_hook(
         lambda optimizer, *_: clipped.append(
@@ -189,7 +190,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder, scaled):
         )
     )
     batches, counts = loop.load_step(run, 0)
-    _, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
+    _, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
     assert 1e-2 < norm < 1e2 and clipped[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 

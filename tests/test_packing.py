@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataset import LOSS, NO_LOSS, TAG, SFTDataset
 from engine.corpus.token_cache import TokenCache
-from engine.loss import count
+from engine.loss import count_tokens
 from engine.packing import Batches, Segments, pack, pack_dense, split_documents, truncate_conversations
 
 ROW_LEN = 16
@@ -170,7 +170,7 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     segments = truncate_conversations(cache, np.arange(2), row_len)
     text, kept = decode(segments, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert segments.lengths[0] <= row_len and segments.cut == (1, 0, 0)
+    assert segments.lengths[0] <= row_len and segments.truncated == (1, 0, 0)
     assert cache.offsets[:1] == segments.starts[:1] and len(segments.starts) == 2
     assert segments.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
 
@@ -180,7 +180,7 @@ def test_a_conversation_without_a_complete_answer_is_cut(chats):
     first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
     tail = truncate_conversations(cache, np.arange(1), first_learned + 3)
     assert tail.lengths.tolist() == [first_learned + 3]
-    assert tail.cut == (0, 1, 0)
+    assert tail.truncated == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
 
 
@@ -191,7 +191,7 @@ def test_a_conversation_without_an_answer_is_dropped(chats):
     assert one_label.lengths.tolist() == [first_learned]
     nothing = truncate_conversations(cache, np.arange(1), first_learned - 1)
     assert len(nothing.starts) == len(nothing.lengths) == 0
-    assert nothing.cut == (0, 0, 1)
+    assert nothing.truncated == (0, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -266,6 +266,6 @@ def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes(
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
     batches = batches_of(cache, row_len=8, batch_size=1, rows_per_step=2, table=loss_weights(3.0))  # 2 of 8 stay empty
-    counted = count(batches.step(0), sizes, batches.positions(0))
-    assert (counted.loss_weights, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    counted = count_tokens(batches.step(0), sizes, batches.positions(0))
+    assert (counted.weight_sum, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
     assert (counted + counted).positions == 12

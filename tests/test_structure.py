@@ -91,12 +91,12 @@ def test_config_imports_nothing_of_ours_the_model_its_config_and_dataset_only_le
     assert not {(name, other) for name in LEAVES for other in OURS[name] - LEAVES}
 
 
-def test_imports_make_no_circle_and_no_tower_of_more_than_eight():
+def test_imports_make_no_circle_and_no_tower_of_more_than_nine():
     graph = {name: OURS[name] & set(ENGINE) for name in ENGINE}
     height = {}
     for name in TopologicalSorter(graph).static_order():  # CycleError names the circle
         height[name] = 1 + max((height[other] for other in graph[name]), default=0)
-    assert max(height.values()) <= 8, {name: floor for name, floor in height.items() if floor > 8}
+    assert max(height.values()) <= 9, {name: floor for name, floor in height.items() if floor > 9}
 
 
 def test_the_init_file_of_a_room_is_one_docstring_so_that_importing_it_loads_nothing():

@@ -10,7 +10,7 @@ STATE_VERSION = 5  # raise it when an older state cannot be continued
 
 # What must be there, and of which kind, before anything is made of it.
 REQUIRED_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "identity": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
+    "resume_key": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world_size": int},
     "progress": {
         "step": int,
@@ -33,10 +33,10 @@ REQUIRED_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
 class RunInfo:
     """Where a run stands and what it was started with."""
 
-    identity: dict[str, Any]  # the settings that must be equal for a run to be resumed
+    resume_key: dict[str, Any]  # the settings that must be equal for a run to be resumed
     batch: dict[str, int]  # how a step's rows were divided
     run: str  # which run this is: the .json of its weights says it too
-    run_id: str | None  # at the tracking service
+    tracker_id: str | None  # at the tracking service
     progress: dict[str, Any]  # loop.Progress, without tensors
     scaler: dict[str, Any]
     ranks: list[dict[str, Any]]  # of each process: "random" and "window_sums"

@@ -1,15 +1,16 @@
 """What a run writes now and then, so that one can read how far it is."""
 
-from typing import Any
-
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from dataset import NO_LOSS
 from engine.checkpoint.weights import full_state_dict
 from engine.corpus.token_cache import TokenCache
 from engine.generate import engine
 from engine.machine.parallel import is_sharded
+from engine.machine.runtime import Runtime
+from engine.tokenizer import EOS
 from model import SpongeBob
 
 
@@ -32,14 +33,23 @@ def choose_prompt(documents: TokenCache, held_out: np.ndarray, max_tokens: int) 
     return []
 
 
-def sample(run: Any) -> str:
-    """A continuation of the run's held-out prompt, by the main process; the others only help to collect shards."""
-    model = whole_copy(run.model, keep=run.runtime.is_main_process) if is_sharded(run.model) else run.model
-    if not run.runtime.is_main_process or model is None:
+def sample(model: SpongeBob, rt: Runtime, tokenizer: Tokenizer, prompt: list[int]) -> str:
+    """Continue a held-out prompt in the main process; the others only help to collect shards.
+
+    Args:
+        model: The decoder, whole or sharded.
+        rt: Device, dtype and ranks.
+        tokenizer: Decodes the continuation.
+        prompt: Ids; none: "".
+    """
+    if not prompt:
         return ""
-    with run.runtime.autocast():
-        answers = engine.complete(model, [run.prompt], max_new_tokens=48, end_id=run.end_id, seed=0)
-    return run.tokenizer.decode(answers[0])
+    whole = whole_copy(model, keep=rt.is_main_process) if is_sharded(model) else model
+    if not rt.is_main_process or whole is None:
+        return ""
+    with rt.autocast():
+        answers = engine.complete(whole, [prompt], max_new_tokens=48, end_id=tokenizer.token_to_id(EOS), seed=0)
+    return tokenizer.decode(answers[0])
 
 
 def whole_copy(model: SpongeBob, keep: bool) -> SpongeBob | None:

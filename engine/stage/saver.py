@@ -1,4 +1,4 @@
-"""Saving beside the training: the step waits for a copy of the tensors, not for the disk."""
+"""Saving while the training continues: a step waits for a copy of the tensors, not for the disk."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,21 +20,24 @@ from engine.options import Output
 
 @dataclass
 class Saver:
-    """One save at a time, each in a thread. A save that fails is told at once, and again at every log step.
+    """Save one state at a time, each in a thread. A failed save is reported at once, and again at every log step.
 
     Args:
-        describe: progress -> the content of the .json beside the weights.
-        identity, batch, name: see RunInfo, where `name` is `run`.
-        group: of the savers' own, when ranks hold shards: the loop's is in use.
+        runtime: Ranks.
+        output: The user's flags.
+        tracker: Reports what failed.
+        metadata: progress -> the content of the .json next to the weights.
+        resume_key, batch, run_id: As in RunInfo, where `run_id` is `run`.
+        group: Process group of its own if ranks hold shards: the loop's is in use.
     """
 
     runtime: Runtime
     output: Output
     tracker: Tracker
-    describe: Callable[[Progress], dict]
-    identity: dict[str, Any]
+    metadata: Callable[[Progress], dict]
+    resume_key: dict[str, Any]
     batch: dict[str, int]
-    name: str
+    run_id: str
     group: dist.ProcessGroup | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     _pending: Future | None = None
@@ -51,23 +54,23 @@ class Saver:
         Every rank must call this; ranks without a shard of their own write nothing.
         """
         self.wait()
-        mine = {"random": rng.random_states(), "window_sums": progress.window_sums.cpu().clone()}
-        ranks, troubles = zip(*self.runtime.gather((mine, self._sync())), strict=True)
-        if trouble := next(filter(None, troubles), None):  # known to every rank: one that saved alone would wait
-            self._failed(progress.step, trouble)
+        local = {"random": rng.random_states(), "window_sums": progress.window_sums.cpu().clone()}
+        ranks, problems = zip(*self.runtime.gather((local, self._sync())), strict=True)
+        problem = next(filter(None, problems), None)
+        if problem:  # known to every rank: one that saved alone would wait for the others
+            self._report_failure(progress.step, problem)
             return
-        changing = vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None}
         info = RunInfo(
-            self.identity,
-            self.batch,
-            self.name,
-            self.tracker.run_id,
-            changing,
-            run.scaler.state_dict(),
-            list(ranks),
-            run.compiling.on,
+            resume_key=self.resume_key,
+            batch=self.batch,
+            run=self.run_id,
+            tracker_id=self.tracker.run_id,
+            progress=vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None},
+            scaler=run.scaler.state_dict(),
+            ranks=list(ranks),
+            compiled=run.compiling.on,
         )
-        meta = self.describe(progress)
+        meta = self.metadata(progress)
         weights: dict[str, Tensor] = {}
         if self.group is not None:
             weights = full_state_dict(run.model, keep=self.runtime.is_main_process)  # every rank has to help
@@ -79,37 +82,39 @@ class Saver:
         self._pending = self._thread.submit(self._write, progress.step, tensors, info, weights, meta)
 
     def _write(self, step: int, tensors: dict, info: RunInfo, weights: dict, meta: dict) -> None:
-        main = self.runtime.is_main_process
+        main, states = self.runtime.is_main_process, self.output.states
         try:
-            training_state.write(
-                self.output.states, step, tensors, info, keep=self.output.keep, main=main, group=self.group
-            )
+            training_state.write(states, step, tensors, info, keep=self.output.keep, main=main, group=self.group)
             if main:
                 save_weights(self.output.weights, weights, meta)
             self.tracker.repeated_warning = None
         except Exception as error:  # whatever it is, it must not end the run
-            self._failed(step, str(error))
+            self._report_failure(step, str(error))
 
     def _sync(self) -> str | None:
-        """The log's rows reach the disk before a state counts on them; what went wrong."""
+        """Flush the log to disk before a state counts on its rows, and return what went wrong."""
         try:
             self.tracker.sync()
         except OSError as error:
             return f"{self.tracker.path}: {error}"
         return None
 
-    def _failed(self, step: int, reason: str) -> None:
+    def _report_failure(self, step: int, reason: str) -> None:
         self.tracker.repeated_warning = f"step {step} was not saved: {reason}"
-        self.tracker.warn(f"{self.tracker.repeated_warning}; the states before it are kept, the run goes on")
+        self.tracker.warn(f"{self.tracker.repeated_warning}; the states before it are kept, the run continues")
 
     def wait(self) -> None:
-        """Until the save that is going on is done."""
+        """Wait for the save in progress."""
         if self._pending:
             self._pending.result()
             self._pending = None
 
     def finish(self) -> None:
-        """After the last save; OSError when it failed."""
+        """Wait for the last save.
+
+        Raises:
+            OSError: It failed.
+        """
         self.wait()
         if problem := self.tracker.repeated_warning:
-            raise OSError(f"{problem}. Make room and repeat with --resume, it goes on from the last whole state")
+            raise OSError(f"{problem}. Make room and repeat with --resume, it continues from the last whole state")

@@ -8,10 +8,10 @@ import torch
 from engine.checkpoint.run_info import STATE_VERSION, RunInfo, read_info
 
 WHOLE = RunInfo(
-    identity={"learning_rate": 0.1, "schedule": "wsd", "steps": 9, "warmup_iters": 1, "seed": 1},
+    resume_key={"learning_rate": 0.1, "schedule": "wsd", "steps": 9, "warmup_iters": 1, "seed": 1},
     batch={"rows_per_step": 4, "batch_size": 2, "accumulation_steps": 2, "world_size": 1},
     run="a1",
-    run_id=None,
+    tracker_id=None,
     progress={
         "step": 5,
         "tokens": 7,
@@ -54,8 +54,8 @@ def test_what_was_written_is_read(info_of):
     [
         (lambda content: content.pop("batch"), "batch"),
         (lambda content: content.update(more=1), "more"),
-        (lambda content: content["identity"].pop("steps"), "identity.steps"),
-        (lambda content: content["identity"].update(steps="9"), "identity.steps"),
+        (lambda content: content["resume_key"].pop("steps"), "resume_key.steps"),
+        (lambda content: content["resume_key"].update(steps="9"), "resume_key.steps"),
         (lambda content: content["progress"].update(step=None), "progress.step"),
         (lambda content: content.update(scaler=[]), "scaler"),
         (lambda content: content.update(ranks=[]), "ranks"),

@@ -5,7 +5,7 @@ import torch
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
 
-INFO = RunInfo(identity={}, batch={}, run="r", run_id=None, progress={}, scaler={}, ranks=[], compiled=False)
+INFO = RunInfo(resume_key={}, batch={}, run="r", tracker_id=None, progress={}, scaler={}, ranks=[], compiled=False)
 
 
 def test_the_newest_states_are_kept_as_many_as_were_asked_for(tmp_path):

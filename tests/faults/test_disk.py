@@ -22,7 +22,7 @@ def check_failing_saves(home, argv, prepare, reason: str, name: str) -> None:
     assert "Traceback" not in done.output and done.output.splitlines()[-1].startswith("error: step 12 was not saved")
     assert "--resume" in done.output.splitlines()[-1] and reason in done.output
     told = [line for line in done.output.splitlines() if line.startswith("warning: step 6 was not saved")]
-    assert len(told) >= 2 and "the run goes on" in told[0]  # at once, and at the next row of the log
+    assert len(told) >= 2 and "the run continues" in told[0]  # at once, and at the next row of the log
     assert [path.name for path in training_state.list_states(home / name / "pretrain.state")] == ["00000003"]
     assert not list((home / name).rglob("*.tmp*"))
     (home / name / "pretrain.state").chmod(0o755)

@@ -74,7 +74,7 @@ def test_a_signal_stops_after_a_saved_step_with_code_75_and_says_how_to_go_on(ki
     wait_for(home / "asked/pretrain.state/00000003", process)
     os.kill(process.pid, kind)
     done = finish(process)
-    assert done.code == 75 and f"stopped by {kind.name}" in done.output and "--resume goes on" in done.output, (
+    assert done.code == 75 and f"stopped by {kind.name}" in done.output and "--resume continues" in done.output, (
         done.output
     )
     again = run_stage(home, *options)

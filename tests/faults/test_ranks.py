@@ -86,7 +86,7 @@ def test_two_one_two_processes_end_as_two_would(parallel, home, calm):
     name = f"changing-{parallel}"
     changing = ["--save_dir", name, "--resume"]
     stopped = run_stage(home, *pair, *changing, "--max_minutes", "1e-9", torchrun=TWO)
-    assert "goes on from step 1" in stopped.output, stopped.output
+    assert "continues from step 1" in stopped.output, stopped.output
     alone = run_stage(home, *argv, *changing, "--accumulation_steps", "1", "--max_minutes", "1e-9")
     assert alone.code == 75 and "had 2 processes and has 1" in alone.output and "now 2 micro-batches" in alone.output
     done = run_stage(home, *pair, *changing, torchrun=TWO)

@@ -134,7 +134,7 @@ class Sequences(RuleBasedStateMachine):
             self.judge(run, name, mode, finish(first), before)
             return
         try:
-            still = place[0] in ("trial", "clear", "finish")  # elsewhere another thread trains or saves
+            still = place[0] in ("dry_run", "clear", "finish")  # elsewhere another thread trains or saves
             files = contents(self.folder)
             if place[0] != "_encode_block":
                 for other, other_mode in others:
@@ -195,7 +195,7 @@ class Sequences(RuleBasedStateMachine):
         for path in reversed(training_state.list_states(self.folder / f"{name}.state")):
             if not training_state.find_corruption(path):
                 known = torch.load(path / "run.pt", weights_only=True)
-                return known["identity"], int(path.name)
+                return known["resume_key"], int(path.name)
         return None
 
     def digests(self, run):
@@ -240,7 +240,7 @@ class Sequences(RuleBasedStateMachine):
         error = done.output.strip().splitlines()[-1]
         assert error.startswith("error: "), done.output
         if mode == "":
-            assert there and "is there already" in error, error
+            assert there and "exists already" in error, error
         elif mode == "--overwrite":
             raise AssertionError(error)
         elif mode == "--resume" and "belongs to another run" in error:

@@ -19,7 +19,7 @@ from engine.corpus.token_cache import open_or_build  # noqa: E402
 from engine.flags import ROOT  # noqa: E402
 from engine.generate import engine, sampling  # noqa: E402
 from engine.generate.fast_decoder import Decoder  # noqa: E402
-from engine.loss import TokenLoss, count  # noqa: E402
+from engine.loss import TokenLoss, count_tokens  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
 from engine.machine.stopping import StopRequest  # noqa: E402
 from engine.options import Output, Training  # noqa: E402
@@ -64,16 +64,11 @@ def a_run(
         model=model,
         loss=module,
         optimizers=optim.build(model, training),
-        scaler=rt.scaler(),
         lr=lambda step: 1e-3,
         batches=None,
-        validation=None,
         tokenizer=None,
-        token_bytes=None,
         prompt=[5, 6],
-        end_id=2,
         steps=4,
-        warmup=0,
         compiling=parallel.CompileDecision(compile, ""),
         training=training,
         output=output,
@@ -174,16 +169,16 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
     with fake_cuda.tensors() as mode, fake_cuda.watch(KERNEL) as seen:
         run = a_run(vocab_size=6400)
         object.__setattr__(run, "batches", Batches(cache, rows, COST, batch_size=4, rows_per_step=8, seed=0))
-        object.__setattr__(run, "token_bytes", sizes)
+        vars(run)["token_bytes"] = sizes
 
         def load_step(run, step):
             with _disable_current_modes():  # rows and counts are real
                 batches = run.batches.step(step)
                 tables.extend(one.cu_seqlens.diff().tolist() for one in batches)
-                counts = count(batches, run.token_bytes)
+                counts = count_tokens(batches, run.token_bytes)
             return [Batch(*map(mode.from_tensor, one)).to(GPU) for one in batches], counts
 
-        loop.load_step, loop.prefetch = load_step, lambda make, steps: ((*make(step), 0.0) for step in steps)
+        loop.load_step, loop.prefetch = load_step, lambda make, steps, ahead: ((*make(step), 0.0) for step in steps)
         tracker = types.SimpleNamespace(log=lambda row: None, show=lambda *_: None)
         seen.waits.clear()
         loop.train(

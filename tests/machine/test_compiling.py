@@ -92,8 +92,6 @@ def test_a_compiled_run_that_was_stopped_goes_on_compiled_to_the_same_bits(tmp_p
 
 @pytest.mark.parametrize("explicit, before, on", [(None, True, True), (None, False, False), (False, True, False)])
 def test_a_resumed_run_does_what_its_first_part_did_unless_told(explicit, before, on):
-    saved = types.SimpleNamespace(info=types.SimpleNamespace(compiled=before))
-    rt = Runtime(torch.device("cpu"), torch.float32)
-    assert (
-        resume.compiling(saved, options.Performance(compile=explicit), rt, 10 * MIN_MICRO_BATCHES_TO_COMPILE).on is on
-    )
+    point = types.SimpleNamespace(info=types.SimpleNamespace(compiled=before))
+    start = resume.Start(options.Output(), Runtime(torch.device("cpu"), torch.float32), "run", 1, point)
+    assert start.compiling(explicit, 10 * MIN_MICRO_BATCHES_TO_COMPILE).on is on

@@ -12,7 +12,7 @@ from engine import cli, loop, optim, options, packing
 from engine.loss import Counts, TokenLoss
 from engine.machine import flops, gpu_specs, parallel, rng, runtime
 from engine.machine.stopping import StopRequest
-from engine.stage import train as stage
+from engine.stage import prepare
 from model import SpongeBob, supports_varlen_attention
 
 CPU = torch.device("cpu")
@@ -186,7 +186,7 @@ def test_the_kernel_for_documents_is_used_only_where_it_works(dtype, head, capab
 def test_rows_longer_than_the_model_are_refused():
     chosen = types.SimpleNamespace(data=options.Data(max_seq_len=17), training=options.Training())
     with pytest.raises(ValueError, match="--max_seq_len 17 is more than the 16 of the model"):
-        stage.pack(None, None, chosen, runtime.Runtime(CPU, torch.float32), SpongeBob(TINY))
+        prepare.pack(None, None, chosen, runtime.Runtime(CPU, torch.float32), SpongeBob(TINY))
 
 
 # ---------------------------------------------------------------------------------------------------------- mps
@@ -236,25 +236,20 @@ def a_run(rt: runtime.Runtime, steps: int, max_minutes: float = 0) -> loop.Run:
     batches = packing.Batches(
         documents, rows, {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}, batch_size=1, rows_per_step=2, seed=0, world_size=2
     )
-    return loop.Run(
+    run = loop.Run(
         runtime=rt,
         model=model,
         loss=TokenLoss(model),
-        scaler=rt.scaler(),
         lr=lambda step: 1e-3,
         batches=batches,
         optimizers=optim.build(model, options.Training()),
-        validation=None,
         tokenizer=None,
-        token_bytes=torch.ones(100),
-        prompt=[],
-        end_id=2,
         steps=steps,
-        warmup=0,
-        compiling=parallel.CompileDecision(False, ""),
         training=options.Training(max_minutes=max_minutes),
         output=options.Output(name="x", log_step=100, eval_step=0, save_step=0),
     )
+    vars(run)["token_bytes"] = torch.ones(100)
+    return run
 
 
 @pytest.mark.parametrize(

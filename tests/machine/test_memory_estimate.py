@@ -50,7 +50,6 @@ def a_run(dtype=torch.bfloat16):
         compiling=parallel.CompileDecision(False, ""),
         model=types.SimpleNamespace(config=BASE.config, recompute=False),
         loss=types.SimpleNamespace(chunk=0),
-        batches=types.SimpleNamespace(rows=types.SimpleNamespace(join_factor=2, row_len=1024)),
         training=types.SimpleNamespace(batch_size=32),
     )
 
@@ -64,15 +63,15 @@ def a_4090(monkeypatch):
 
 
 def test_plan_names_the_gpu_its_peak_and_the_rows_that_fit(a_4090):
-    line = plan._card(a_run(), 16 * WEIGHTS)
+    line = plan._describe_gpu(a_run(), 16 * WEIGHTS)
     assert "card   NVIDIA GeForce RTX 4090, 24 GiB, 165 TFLOP/s by its data sheet" in line
-    assert "calculated, not measured: micro-batches of up to 166 rows fit" in line  # an even number: they are joined
+    assert "calculated, not measured: micro-batches of up to 167 rows fit" in line
 
 
 def test_plan_names_no_peak_for_fp32_or_an_unknown_gpu(a_4090):
-    assert "data sheet" not in plan._card(a_run(torch.float32), 16 * WEIGHTS)
+    assert "data sheet" not in plan._describe_gpu(a_run(torch.float32), 16 * WEIGHTS)
     a_4090.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GeForce RTX 4090 Laptop GPU")
-    line = plan._card(a_run(), 16 * WEIGHTS)
+    line = plan._describe_gpu(a_run(), 16 * WEIGHTS)
     assert "data sheet" not in line and "rows fit" in line
 
 
@@ -93,14 +92,14 @@ def test_out_of_memory_in_the_trial_is_one_line_that_names_the_flags(monkeypatch
     def full(run, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore lines")
 
-    monkeypatch.setattr(plan, "_micro_batch", full)
+    monkeypatch.setattr(plan, "_time_micro_batch", full)
     monkeypatch.setattr(plan, "load_step", lambda run, step: ([None], None))
     run = a_run()
     run.loss.train = lambda: None
     with pytest.raises(
         ValueError, match=r"^out of GPU memory with micro-batches of 32 rows.*: --activation_check"
     ) as e:
-        plan.trial(run, types.SimpleNamespace(step=0))
+        plan.dry_run(run, types.SimpleNamespace(step=0))
     assert "\n" not in str(e.value)
 
 

@@ -83,8 +83,8 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
         run, expected = a_run(folder, batch_size=3, rows_per_step=12, **options), []
         for step in range(2):
             batches, counts = loop.load_step(run, step)
-            sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
-            expected += [sums[0].item() / counts.loss_weights, norm.item()]
+            sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
+            expected += [sums[0].item() / counts.weight_sum, norm.item()]
         for kind in ("ddp", "fsdp"):
             # Sharded matrices are orthogonalised by torch's own loop, in bf16: the second step begins from rounding.
             rel = 1e-2 if options and kind == "fsdp" else 1e-3

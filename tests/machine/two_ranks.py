@@ -24,8 +24,8 @@ for kind in ("ddp", "fsdp"):
         for step in range(2):
             batches, counts = loop.load_step(run, step)
             counts, _ = counts.over_ranks(rt)
-            sums, norm, *_ = loop.train_step(run, batches, counts.loss_weights)
-            figures += [rt.all_reduce(sums)[0].item() / counts.loss_weights, norm.item()]
+            sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
+            figures += [rt.all_reduce(sums)[0].item() / counts.weight_sum, norm.item()]
         if rt.is_main_process:
             print("figures", kind, number, *figures)
 runtime.finish()

@@ -28,7 +28,7 @@ def test_another_cost_of_the_tags_is_refused(home, tmp_path):
     here += ["--max_minutes", "1e-9"]
     assert run_stage(home, *here, stage="distill").code == 75
     refused = run_stage(home, *here, "--resume", "--tag_weight", "3", stage="distill")
-    assert refused.code == 2 and "cost was" in refused.output, refused.output
+    assert refused.code == 2 and "loss_weights was" in refused.output, refused.output
 
 
 def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path):
@@ -52,7 +52,7 @@ def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_
     )
     os.kill(process.pid, signal.SIGTERM)
     done = finish(process)
-    assert done.code == 75 and "held-out figures are of step 0" in done.output, done.output
+    assert done.code == 75 and "held-out metrics are of step 0" in done.output, done.output
     meta = json.loads((tmp_path / "pretrain.json").read_text("utf-8"))
     assert meta["step"] > meta["validated_at_step"] == 0
 

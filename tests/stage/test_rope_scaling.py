@@ -29,7 +29,7 @@ def rope_of(path):
 def quick(monkeypatch):
     """Without what takes longer than such a training."""
     monkeypatch.setattr(tracker, "draw", lambda *_: None)
-    monkeypatch.setattr(plan, "trial", lambda *_: None)
+    monkeypatch.setattr(plan, "dry_run", lambda *_: None)
 
 
 def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):

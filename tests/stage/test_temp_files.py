@@ -10,6 +10,6 @@ def test_half_written_files_of_a_killed_run_are_removed_and_those_of_others_are_
     for name in own + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    saved = resume.ResumePoint(tmp_path / "elsewhere/00000002", None)
-    resume.clear(Output(name="a", save_dir=str(tmp_path), resume="auto"), saved)
+    output = Output(name="a", save_dir=str(tmp_path), resume="auto")
+    resume.Start(output, None, "run", 1, resume.ResumePoint(tmp_path / "elsewhere/00000002", None)).clear()
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)

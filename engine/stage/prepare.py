@@ -1,0 +1,135 @@
+"""The verbs of a recipe before it trains: load the parent, open the documents, pack them into rows."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from engine.checkpoint.weights import open_checkpoint
+from engine.console import print0
+from engine.corpus.source import files_of
+from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
+from engine.flags import Args
+from engine.generate.sample_text import choose_prompt
+from engine.machine.runtime import Runtime
+from engine.options import Data, weights_of
+from engine.packing import Batches, PackedRows, Segments, Sources, pack_dense
+from engine.packing import pack as pack_rows
+from engine.stage.plan import describe_files, describe_rows
+from model import SpongeBob, supports_varlen_attention
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows of a stage's files.
+
+    Args:
+        cache: The token cache of all documents.
+        training: Rows to train on.
+        validation: Rows of the held-out documents.
+        prompt: Ids of the beginning of a held-out document, continued in the log.
+        num_held_out: Held-out documents.
+        held_out: Digest of their content hashes.
+    """
+
+    cache: TokenCache
+    training: PackedRows
+    validation: PackedRows
+    prompt: list[int]
+    num_held_out: int
+    held_out: str
+
+    def sources(self, loss_weights: Mapping[int, float]) -> Sources:
+        """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
+        files = self.cache.meta["sources"]
+        lines = [describe_files(files, self.num_held_out, loss_weights), describe_rows(self.training, self.validation)]
+        return Sources(
+            partial(Batches, self.cache, self.training, loss_weights),
+            partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
+            resume_key={
+                "data": [{name: file[name] for name in ("content", "documents")} for file in files],
+                "dataset": self.cache.meta["dataset"],
+                "encoding": self.cache.meta["encoding"],
+                "held_out": {"documents": self.num_held_out, "content": self.held_out},
+                "row_len": self.training.row_len,
+                "loss_weights": {str(label_class): float(weight) for label_class, weight in loss_weights.items()},
+            },
+            prompt=self.prompt,
+            description="\n".join(lines),
+        )
+
+
+def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
+    """Load the model of the stage before, with this stage's max_seq_len, and return it with the path of its weights."""
+    start = args.init_from
+    path = Path(start.init_from) if start.init_from else weights_of(args.output.save_dir, start.parent)
+    model, meta = open_checkpoint(
+        path,
+        tokenizer,
+        args.data.tokenizer_dir,
+        max_seq_len=args.data.max_seq_len,
+        n_heads=start.n_heads,
+        rope_theta=start.rope_theta,
+        rope_scaling=args.data.rope_scaling,
+        flag="--init_from",
+    )
+    if meta.get("on_sample") and not args.data.on_sample:
+        print0(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
+    return model, str(path)
+
+
+def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt: Runtime) -> TokenCache:
+    """Open the documents of the stage's files as token ids on disk.
+
+    The main process encodes them if they are not there yet, the others wait.
+
+    Args:
+        dataset: What a line of the files means (dataset.py).
+        tokenizer: Encodes it.
+        data: The user's flags.
+        rt: Ranks.
+    """
+
+    def open_cache() -> TokenCache:
+        return open_or_build(
+            files_of(data),
+            dataset,
+            tokenizer,
+            cache_dir=data.cache_dir,
+            num_workers=data.num_workers,
+            strict=data.strict_data,
+        )
+
+    return rt.main_process_first(open_cache)
+
+
+def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Runtime, model: SpongeBob) -> Rows:
+    """Split off the held-out documents and pack both parts into rows.
+
+    Args:
+        documents: The token cache.
+        fit: Makes documents fit a row: split_documents or truncate_conversations (packing.py).
+        args: The user's flags.
+        rt: Decides with the model whether rows may be joined.
+        model: Its max_seq_len bounds --max_seq_len.
+    Raises:
+        ValueError: --max_seq_len is more than the model's.
+    """
+    length, seed = args.data.max_seq_len, args.training.seed
+    if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
+        raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
+    training, validation = documents.split(args.data.val_fraction)
+    # A mask over a whole row costs the square of its length.
+    can_join = supports_varlen_attention(rt.device, rt.dtype, model.config.head_dim)
+    rows = pack_dense(fit(documents, training, length), length, args.training.batch_size if can_join else 1, seed)
+    return Rows(
+        documents,
+        rows,
+        pack_rows(fit(documents, validation, length), rows.row_len, seed, length),
+        choose_prompt(documents, validation, length),
+        len(validation),
+        hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
+    )
