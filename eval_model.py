@@ -1,4 +1,4 @@
-"""The front door to any checkpoint: chat with it, ask it one thing, score it, report on all stages.
+"""Chat with a checkpoint, let it answer prompts, score it, or report on all stages.
 
     python eval_model.py                                # chat with results/SFT.pth
     python eval_model.py --model_mode 2 --long          # results/distill_long.pth
@@ -27,16 +27,8 @@ from engine.options import Checkpoint, Device, Precision
 from engine.pages import report
 from engine.score import evaluate
 from engine.talk import terminal
-from engine.talk.chat_model import ChatModel, Weights
+from engine.talk.chat_model import Answers, ChatModel, Quantization
 from engine.tokenizer import load_tokenizer
-from model import SpongeBob
-
-
-@dataclass(frozen=True)
-class Answers(Flags):
-    """answers"""
-
-    max_new_tokens: int = flag(512, "longest answer in tokens", gt=0)
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,9 @@ class Talk(Flags):
         None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
     )
     prompt_file: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
-    history_cnt: int = flag(4, "earlier question-answer pairs the chat remembers (0: none)", ge=0)
-    system: str | None = flag(None, 'system message instead of the one rows without one are trained under ("": none)')
-    stream: bool = flag(True, "print an answer while it is made", action=argparse.BooleanOptionalAction)
+    history_cnt: int = flag(4, "earlier question-answer pairs that the model sees (0: none)", ge=0)
+    system: str | None = flag(None, 'system message (default: the one used in training; "": none)')
+    stream: bool = flag(True, "print an answer while it is generated", action=argparse.BooleanOptionalAction)
 
 
 @dataclass(frozen=True)
@@ -57,12 +49,12 @@ class Scoring(Flags):
     """scores"""
 
     score: list[str] | None = flag(
-        None, "figures for JSONL files, greedy: SAVE_DIR/CHECKPOINT.scores.json", nargs="+", metavar="FILE", type=str
+        None, "JSONL files to score, greedy: SAVE_DIR/CHECKPOINT.scores.json", nargs="+", metavar="FILE", type=str
     )
-    baseline: str | None = flag(None, "score this checkpoint on the same rows, and test the difference", metavar="CKPT")
-    max_eval_rows: int = flag(200, "first rows of each file that are scored (0: all)", ge=0)
-    eval_batch_size: int = flag(16, "rows answered at once", gt=0)
-    num_fewshot: list[int] = flag((0, 5), "examples before a multiple-choice question", nargs="+", type=int)
+    baseline: str | None = flag(None, "checkpoint scored on the same rows, to test the difference", metavar="CKPT")
+    max_eval_rows: int = flag(200, "rows of each file to score, from the first (0: all)", ge=0)
+    eval_batch_size: int = flag(16, "rows answered in one batch", gt=0)
+    num_fewshot: list[int] = flag((0, 5), "examples in front of a multiple-choice question", nargs="+", type=int)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,11 +67,11 @@ class Report(Flags):
     """report"""
 
     report: str | None = flag(
-        None, "all stages on one page; default: SAVE_DIR/report.html", nargs="?", const="", metavar="HTML"
+        None, "HTML page about all stages; default: SAVE_DIR/report.html", nargs="?", const="", metavar="HTML"
     )
 
 
-ANSWERING = flag_names(Checkpoint, Device, Weights, Answers, Sampling)
+ANSWERING = flag_names(Checkpoint, Device, Quantization, Answers, Sampling)
 READS = {  # the flags of each mode
     "a chat": {*ANSWERING, "history_cnt", "system", "stream"},
     "--prompt": {*ANSWERING, "prompt", "system", "stream"},
@@ -90,8 +82,8 @@ READS = {  # the flags of each mode
 
 
 def parse_args(argv: list[str] | None) -> tuple[str, Args]:
-    """The mode and its flags; a flag of another mode is refused."""
-    args = parse(__doc__, argv, Checkpoint, Precision, Weights, Answers, Sampling, Talk, Scoring, Report)
+    """Return the mode and its flags; a flag of another mode is refused."""
+    args = parse(__doc__, argv, Checkpoint, Precision, Quantization, Answers, Sampling, Talk, Scoring, Report)
     modes = [mode for mode in ("prompt", "prompt_file", "score", "report") if mode in args.explicit]
     if len(modes) > 1:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
@@ -103,32 +95,31 @@ def parse_args(argv: list[str] | None) -> tuple[str, Args]:
     return mode, args
 
 
-def load(path: Path, args: Checkpoint, tokenizer: Tokenizer) -> tuple[SpongeBob, bool, bool]:
-    """A checkpoint, whether it chats or continues a text, and whether it was trained on the bundled sample."""
-    model, meta = open_chosen(args, tokenizer, path)
-    return model.eval(), args.chats(meta), bool(meta.get("on_sample"))
-
-
 def answer(args: Args, tokenizer: Tokenizer) -> None:
-    """Chat, or answer --prompt."""
-    talk, path = args.talk, args.checkpoint.path
-    model, chats, on_sample = load(path, args.checkpoint, tokenizer)
-    rt = runtime.start(args.precision, args.sampling.seed)  # seeded after the weights were drawn
+    """Chat, or answer --prompt or --prompt_file.
+
+    Raises:
+        ValueError: --system for a model that has no roles.
+    """
+    talk = args.talk
+    model, meta = open_chosen(args.checkpoint, tokenizer)
+    chats = args.checkpoint.chats(meta)
+    rt = runtime.start(args.precision, args.sampling.seed)  # after reading: a fresh model draws random weights
     if talk.system is not None and not chats:
-        raise ValueError(f"--system: {path} continues a text and has no system message")
-    decoder = args.weights.decoder(model, rt.device)
-    conversation = ChatModel(decoder, tokenizer, chats, talk.system, args.answers.max_new_tokens, args.sampling)
+        raise ValueError(f"--system: {args.checkpoint.path} continues a text and has no system message")
+    decoder = args.quantization.make_decoder(model, rt.device)
+    chat_model = ChatModel(decoder, tokenizer, chats, talk.system, args.answers.max_new_tokens, args.sampling)
     if talk.prompt_file is not None:
-        terminal.answer_file(conversation, Path(talk.prompt_file))
+        terminal.answer_file(chat_model, Path(talk.prompt_file))
     elif talk.prompt:
-        terminal.answer_once(conversation, talk.prompt, talk.stream)
+        terminal.answer_once(chat_model, talk.prompt, talk.stream)
     else:
-        terminal.chat(conversation, talk.history_cnt, talk.stream, on_sample)
+        terminal.chat(chat_model, talk.history_cnt, talk.stream, on_sample=bool(meta.get("on_sample")))
 
 
 def main(argv: list[str] | None = None) -> None:
     mode, args = parse_args(argv)
-    for stream in (sys.stdin, sys.stdout):  # bytes that are no text, a console without Chinese
+    for stream in (sys.stdin, sys.stdout):  # invalid bytes, a console without Chinese
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":

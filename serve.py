@@ -1,10 +1,10 @@
-"""A server that speaks OpenAI's API: every checkpoint of --save_dir is a model by its name.
+"""Serve every checkpoint of --save_dir behind OpenAI's API, each under its name, and a page to chat.
 
-    python serve.py                                     # results/SFT.pth and all beside it, on http://127.0.0.1:8000
-    python serve.py --model_mode 2                      # the page and who names no model: distill.pth
+    python serve.py                                     # results/SFT.pth and its siblings, on http://127.0.0.1:8000
+    python serve.py --model_mode 2                      # the page, and requests without a model: distill.pth
     python serve.py --host 0.0.0.0 --api_key KEY        # for other machines
 
-It needs two packages more: pip install -e .[serve]. docs/serve.md shows how clients talk to it.
+It needs two more packages: pip install -e .[serve]. docs/serve.md shows how clients talk to it.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from engine.flags import Args, Flags, flag, parse
 from engine.machine import runtime
 from engine.options import Checkpoint, Device
 from engine.serve.models import Models
-from engine.talk.chat_model import ChatModel, Weights
+from engine.talk.chat_model import ChatModel, Quantization
 from engine.tokenizer import load_tokenizer
 
 INSTALL = "pip install -e .[serve]"
@@ -35,54 +35,73 @@ INSTALL = "pip install -e .[serve]"
 class Serve(Flags):
     """server"""
 
-    host: str = flag("127.0.0.1", "address it listens at; 0.0.0.0: other machines reach it, too")
-    port: int = flag(8000, "port it listens at (0: one that is free)", ge=0, le=65535)
-    api_key: str | None = flag(None, "what clients must send as their API key; default: no key is asked for")
+    host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0: other machines reach it, too")
+    port: int = flag(8000, "port to listen at (0: a free one)", ge=0, le=65535)
+    api_key: str | None = flag(None, "API key that clients must send; default: none is needed")
     slots: int = flag(16, "requests of a model that are answered at once; others wait", gt=0)
-    max_queue: int = flag(64, "requests that are answered or wait, in all; more get status 429", gt=0)
-    request_timeout: float = flag(300.0, "longest time from a request to the end of its answer; then status 503", gt=0)
-    max_body_kb: int = flag(256, "largest request; larger ones get status 413", gt=0)
+    max_queue: int = flag(64, "requests running and waiting, in all; more get status 429", gt=0)
+    request_timeout: float = flag(300.0, "seconds from a request to the end of its answer; then status 503", gt=0)
+    max_body_kb: int = flag(256, "largest request in kB; larger ones get status 413", gt=0)
 
 
-def models_of(args: Args, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
-    """The checkpoints of --save_dir and the one that --model_mode or --ckpt means."""
+def open_models(args: Args, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
+    """Return the checkpoints of --save_dir and the one that --model_mode or --ckpt names.
+
+    Args:
+        args: The command line.
+        tokenizer: Tokenizer of all of them.
+        rt: Names the device.
+    """
     checkpoint = args.checkpoint
 
-    def open_one(path: Path) -> ChatModel:
+    def open_model(path: Path) -> ChatModel:
         model, meta = open_chosen(checkpoint, tokenizer, path)
-        decoder = args.weights.decoder(model, rt.device)
+        decoder = args.quantization.make_decoder(model, rt.device)
         chats = (meta.get("stage") or path.stem) != "pretrain"
         return ChatModel(decoder, tokenizer, chats, None, model.config.max_seq_len)
 
-    return Models(Path(checkpoint.save_dir), checkpoint.path, open_one, args.serve.slots)
+    return Models(Path(checkpoint.save_dir), checkpoint.path, open_model, args.serve.slots)
 
 
 @lru_cache(maxsize=1)
-def page_of(path: Path, tokenizer_dir: Path, written: int) -> str:
-    """The page of export.py with this server as its engine; `written` is the time of the weights it looks into."""
+def render_page(path: Path, tokenizer_dir: Path, mtime_ns: int) -> str:
+    """Return export.py's page with this server as its engine.
+
+    Args:
+        path: Checkpoint whose weights the page shows.
+        tokenizer_dir: Folder of its tokenizer.
+        mtime_ns: When the checkpoint was written; part of the cache's key.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
         chat_page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
         return target.read_text(encoding="utf-8")
 
 
-def api_of(args: Args):
-    """Everything but the socket. The model that is meant is read now: a wrong one is told before clients come."""
-    from engine.serve.api import Api, Limits
+def make_api(args: Args):
+    """Return everything but the socket. The default model is read now, so that a wrong one fails before clients come.
+
+    Raises:
+        ValueError: --api_key is empty, or the default checkpoint cannot be used.
+    """
+    from engine.serve.api import Api
     from engine.serve.engine_thread import EngineThread
 
     checkpoint, serve = args.checkpoint, args.serve
     if serve.api_key == "":
-        raise ValueError("--api_key is empty; leave it out where no key is to be asked for")
-    models = models_of(args, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(args.device, seed=0))
+        raise ValueError("--api_key is empty; leave it out if clients need no key")
+    models = open_models(args, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(args.device, seed=0))
     models.open_default()
-    limits = Limits(body=1000 * serve.max_body_kb, seconds=serve.request_timeout)
-    page = lambda: page_of(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
-    return Api(models, EngineThread(serve.max_queue), limits, serve.api_key, page)
+
+    def page() -> str:
+        return render_page(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
+
+    engine_thread = EngineThread(serve.max_queue)
+    return Api(models, engine_thread, serve.api_key, page, 1000 * serve.max_body_kb, serve.request_timeout)
 
 
 def parse_args(argv: list[str] | None) -> Args:
-    return parse(__doc__, argv, Serve, Checkpoint, Device, Weights)
+    return parse(__doc__, argv, Serve, Checkpoint, Device, Quantization)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,14 +110,15 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"serve.py needs {' and '.join(missing)}: {INSTALL}")
     import uvicorn
 
-    serve, app = args.serve, api_of(args).app()
-    with socket.create_server((serve.host, serve.port)) as door:
-        print0(f"http://{serve.host}:{door.getsockname()[1]} (Ctrl-C or SIGTERM: finish what runs and stop)")
-        # uvicorn finishes what runs, then raises the signal again for whoever had it before.
+    app = make_api(args).app()
+    with socket.create_server((args.serve.host, args.serve.port)) as listener:
+        port = listener.getsockname()[1]
+        print0(f"http://{args.serve.host}:{port} (Ctrl-C or SIGTERM: finish what runs and stop)")
+        # uvicorn finishes what runs, then raises the signal again for the handler it had replaced.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        # A client that uses its connection again after some seconds must not meet its end.
+        # A client that reuses its connection after some seconds must not find it closed.
         config = uvicorn.Config(app, log_level="warning", ws="none", timeout_keep_alive=60)
-        uvicorn.Server(config).run(sockets=[door])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ NUM_CANDIDATES = 128  # most probable tokens that are sorted; the whole vocabula
 class Sampling(Flags):
     """sampling"""
 
-    temperature: float = flag(0.7, "divides the logits (0: greedy)", ge=0, le=100)
-    top_p: float = flag(0.9, "sample from the likeliest tokens with this much in sum (1: off)", gt=0, le=1)
-    top_k: int = flag(0, "sample from this many likeliest tokens (0: off)", ge=0, le=2**31 - 1)
-    min_p: float = flag(0.0, "leave out tokens less likely than this share of the likeliest (0: off)", ge=0, le=1)
-    repetition_penalty: float = flag(1.0, "weakens tokens the answer already holds (1: off)", ge=1e-6, le=1e6)
+    temperature: float = flag(0.7, "divisor of the logits (0: greedy)", ge=0, le=100)
+    top_p: float = flag(0.9, "sample from the most probable tokens that sum to this share (1: off)", gt=0, le=1)
+    top_k: int = flag(0, "sample from this many most probable tokens (0: off)", ge=0, le=2**31 - 1)
+    min_p: float = flag(0.0, "least probability as a share of the largest (0: off)", ge=0, le=1)
+    repetition_penalty: float = flag(
+        1.0, "divisor of positive logits of tokens already in the answer (1: off)", ge=1e-6, le=1e6
+    )
     presence_penalty: float = flag(
-        0.0, "taken from the logits of tokens the answer already holds (0: off)", ge=-1e6, le=1e6
+        0.0, "nats subtracted from logits of tokens already in the answer (0: off)", ge=-1e6, le=1e6
     )
     seed: int = flag(42, "random seed of the sampling", ge=0, le=2**64 - 1)
 

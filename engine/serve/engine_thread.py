@@ -1,108 +1,108 @@
-"""The one thread that computes: it steps the slots of every model that has something to say.
+"""The one thread that computes: it steps the generation engine of every model that has requests.
 
-Only this thread touches slots. Others hand requests in and are told, after each step, what has become of theirs.
+Only this thread touches the engines. Other threads submit requests and are notified after each step.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.console import warn
 from engine.files import first_line
 from engine.generate.engine import GenerationEngine, Request
-
-Tell = Callable[[], None]
-
-
-class Full(Exception):
-    """The server already holds as many requests as it may."""
+from engine.serve.protocol import APIError
 
 
-@dataclass(eq=False)
-class Job:
-    """A request, where it is to be answered, and who is told of every step."""
+@dataclass(eq=False, kw_only=True)
+class ServedRequest(Request):
+    """A request, the engine that answers it, and the client's side."""
 
-    request: Request
-    slots: GenerationEngine
-    tell: Tell
+    engine: GenerationEngine
+    notify: Callable[[], None]  # called after every step that changed the answer
     deadline: float  # of time.monotonic
-    error: str = ""  # the computation failed, or it took too long
+    error: str = ""  # why there is no answer: "timeout", or the first line of an exception
 
 
 class EngineThread:
-    """Started and stopped with the server; `limit` requests may be in it at once."""
+    """Started and stopped with the server; holds at most `max_requests`."""
 
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.running = 0  # requests that were handed in and have not ended
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    def __init__(self, max_requests: int):
+        self.max_requests = max_requests
+        self.num_requests = 0  # submitted and not finished
+        self._inbox: queue.SimpleQueue[ServedRequest | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._jobs: dict[Request, Job] = {}
+        self._requests: set[ServedRequest] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what was handed in, then end."""
+        """Finish what was submitted, then end."""
         self._inbox.put(None)
         self._thread.join()
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Hand requests in together. Full: none of them was taken; ValueError: they are more than it ever takes."""
-        if len(jobs) > self.limit:
-            raise ValueError(f"{len(jobs)} answers at once; this server holds at most {self.limit} (--max_queue)")
+    def submit(self, requests: Sequence[ServedRequest]) -> None:
+        """Submit requests, all of them or none.
+
+        Raises:
+            APIError: There is no room for them now, or never room for so many.
+        """
+        if len(requests) > self.max_requests:
+            message = f"{len(requests)} answers exceed the {self.max_requests} of this server (--max_queue)"
+            raise APIError(400, message, param="n")
         with self._lock:
-            if self.running + len(jobs) > self.limit:
-                raise Full(f"{self.running} requests are being answered or wait, of at most {self.limit}")
-            self.running += len(jobs)
-        for job in jobs:
-            self._inbox.put(job)
+            if self.num_requests + len(requests) > self.max_requests:
+                message = f"{self.num_requests} requests are running or waiting, of at most {self.max_requests}"
+                raise APIError(429, message, code="queue_full")
+            self.num_requests += len(requests)
+        for request in requests:
+            self._inbox.put(request)
 
     def _run(self) -> None:
-        open_ = True
-        while open_ or self._jobs:
-            open_ = self._take_in(wait=not self._jobs) and open_
-            for slots in {job.slots: None for job in self._jobs.values()}:
-                self._step(slots)
+        is_open = True
+        while is_open or self._requests:
+            is_open = self._receive(wait=not self._requests) and is_open
+            for engine in {request.engine for request in self._requests}:
+                self._step(engine)
 
-    def _take_in(self, wait: bool) -> bool:
-        """Put what was handed in into the queues of its slots; False when the thread is asked to end."""
+    def _receive(self, wait: bool) -> bool:
+        """Hand what was submitted to its engines; return False when the thread is to end."""
         while True:
             try:
-                job = self._inbox.get(block=wait)
+                request = self._inbox.get(block=wait)
             except queue.Empty:
                 return True
-            if job is None:
+            if request is None:
                 return False
-            self._jobs[job.request] = job
-            job.slots.add(job.request)
+            self._requests.add(request)
+            request.engine.add(request)
             wait = False
 
-    def _step(self, slots: GenerationEngine) -> None:
+    def _step(self, engine: GenerationEngine) -> None:
         now = time.monotonic()
-        for job in self._jobs.values():
-            if now > job.deadline and not job.error:
-                job.error = "timeout"
-                job.request.cancel()
+        for request in self._requests:
+            if now > request.deadline and not request.error:
+                request.error = "timeout"
+                request.cancel()
         try:
-            concerned = slots.step()
-        except Exception as error:  # whatever it is, those who wait must be told, and the next ones be answered
+            updated = engine.step()
+        except Exception as error:  # whatever it is, waiting clients must hear of it, and later requests be answered
             warn(f"error: {first_line(error)}")
-            concerned = [request for request, job in self._jobs.items() if job.slots is slots]
-            slots.running.clear()
-            slots.waiting.clear()
-            slots.cache.kv.zero_()  # what is no number would reach those who sit down next
-            for request in concerned:
+            updated = [request for request in self._requests if request.engine is engine]
+            engine.running.clear()
+            engine.waiting.clear()
+            engine.cache.kv.zero_()  # a NaN would reach the next requests
+            for request in updated:
                 if not request.finish_reason:
-                    self._jobs[request].error = self._jobs[request].error or first_line(error)
+                    request.error = request.error or first_line(error)
                     request.finish("error")
-        for request in concerned:
-            job = self._jobs[request]
+        for request in self._requests.intersection(updated):
             if request.finish_reason:
-                del self._jobs[request]
+                self._requests.remove(request)
                 with self._lock:
-                    self.running -= 1
-            job.tell()
+                    self.num_requests -= 1
+            request.notify()

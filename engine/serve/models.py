@@ -1,7 +1,8 @@
-"""The checkpoints of a folder as models by their names; each is read when somebody first asks for it."""
+"""The checkpoints of a folder as models by their names; each is read at the first request for it."""
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,51 +11,57 @@ from engine.talk.chat_model import ChatModel
 
 
 class LoadedModel(NamedTuple):
-    """A model in memory. Weights that were written anew since then are another one."""
+    """A model in memory."""
 
-    written: int  # st_mtime_ns of its file
-    conversation: ChatModel
-    slots: GenerationEngine
+    chat_model: ChatModel
+    engine: GenerationEngine
 
 
+@dataclass
 class Models:
-    """`open_one` makes a Conversation of a .pth; `extra` may lie elsewhere; `count` answers at once for each model."""
+    """The models of a folder."""
 
-    def __init__(self, folder: Path, extra: Path, open_one: Callable[[Path], ChatModel], count: int):
-        self.folder, self.extra, self.open_one, self.count = folder, extra, open_one, count
-        self._lock = threading.Lock()
-        self._served: dict[str, LoadedModel] = {}
+    folder: Path
+    default_path: Path  # for requests that name no model; in the folder or elsewhere
+    open_model: Callable[[Path], ChatModel]
+    num_slots: int  # requests of a model that are answered at once
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _loaded: dict[tuple[str, int], LoadedModel] = field(default_factory=dict)  # by name and time of writing
 
     def paths(self) -> dict[str, Path]:
-        """{name: .pth}, as they lie there now."""
-        found = {path.stem: path for path in sorted(self.folder.glob("*.pth")) if path.is_file()}
-        return found | ({self.extra.stem: self.extra} if self.extra.is_file() else {})
+        """Return {name: .pth} of the files that are there now."""
+        paths = [*sorted(self.folder.glob("*.pth")), self.default_path]
+        return {path.stem: path for path in paths if path.is_file()}
 
     @property
     def default(self) -> str:
-        return self.extra.stem
+        """Name of the model for requests that name none."""
+        return self.default_path.stem
 
     def open_default(self) -> None:
-        """Read the model that is meant where a request names none."""
-        if self.extra.is_file():
+        """Read the default model."""
+        if self.default_path.is_file():
             self.get(self.default)
         else:
-            self.open_one(self.extra)  # which says what is missing
+            self.open_model(self.default_path)  # which says what is missing
 
     def get(self, name: str) -> LoadedModel:
-        """KeyError: no such model. ValueError: its file is none that can be used."""
+        """Return a model, read from its file if it is not in memory.
+
+        Raises:
+            KeyError: No such model.
+            ValueError: Its file cannot be used.
+        """
         path = self.paths()[name]
-        written = path.stat().st_mtime_ns
-        if (served := self._served.get(name)) and served.written == written:
-            return served  # without waiting for another one that is being read
-        with self._lock:
-            served = self._served.get(name)
-            if served is None or served.written != written:
-                self._served.pop(name, None)  # its requests are finished with the old one, which then goes
-                served = None
-                conversation = self.open_one(path)
-                served = LoadedModel(
-                    written, conversation, GenerationEngine(conversation.decoder, self.count, conversation.context)
-                )
-                self._served[name] = served
-        return served
+        key = name, path.stat().st_mtime_ns
+        loaded = self._loaded.get(key)  # without waiting for another model that is being read
+        if loaded is None:
+            with self._lock:
+                loaded = self._loaded.get(key)
+                if loaded is None:
+                    # Requests to a file that was written again are finished with the old weights, which are then freed.
+                    self._loaded = {other: model for other, model in self._loaded.items() if other[0] != name}
+                    chat_model = self.open_model(path)
+                    engine = GenerationEngine(chat_model.decoder, self.num_slots, chat_model.context)
+                    loaded = self._loaded[key] = LoadedModel(chat_model, engine)
+        return loaded

@@ -1,4 +1,4 @@
-"""OpenAI's shapes: what may be asked, what an error looks like, how a choice and its log-probabilities are told."""
+"""OpenAI's shapes: requests and their checks, errors, log-probabilities."""
 
 import codecs
 import re
@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
 
+from engine.flags import flag_names
 from engine.generate.engine import TokenLogprob
 from engine.generate.sampling import Sampling
 from engine.reasoning import format_reasoning
 from engine.tokenizer import byte_characters
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
 NEUTRAL = {  # fields that this server does not have, with the values by which a client asks for nothing
     "tools": [[]],
     "tool_choice": ["none", "auto"],
@@ -28,48 +28,51 @@ NEUTRAL = {  # fields that this server does not have, with the values by which a
     "frequency_penalty": [0],
     "store": [False],
 }
-KINDS = re.compile(r"str|list.*|constrained.*")  # what pydantic puts into the place of a field of several kinds
+TYPE_IN_PATH = re.compile(r"str|list.*|constrained.*")  # pydantic names the type that it tried in an error's path
 T = TypeVar("T", bound=BaseModel)
 
 
-class Problem(Exception):
-    """What a client is told in place of an answer."""
+class APIError(Exception):
+    """An answer that is an error."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None):
         super().__init__(message)
         self.status = status
-        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-        kind = "rate_limit_error" if status == 429 else kind
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        error_type = "invalid_request_error" if status < 500 else "server_error"
+        error_type = "rate_limit_error" if status == 429 else error_type
+        self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 class Strict(BaseModel):
-    """A field that is not known is refused: a setting that is not obeyed would be a silent one."""
+    """A body whose unknown fields are refused: a setting that is not obeyed would be a silent one."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _asks_nothing(cls, fields: Any) -> Any:
-        """null means as if it were not there, and so does a neutral value."""
+    def _drop_neutral(cls, fields: Any) -> Any:
+        """Drop fields that are null or neutral."""
         if not isinstance(fields, dict):
             return fields
         return {
-            name: value for name, value in fields.items() if value is not None and value not in NEUTRAL.get(name, ())
+            name: field for name, field in fields.items() if field is not None and field not in NEUTRAL.get(name, ())
         }
 
 
 class StreamOptions(Strict):
+    """Options of a stream."""
+
     include_usage: bool = False
-    include_obfuscation: bool = False  # padding against those who guess at the lengths; there is none to switch off
+    include_obfuscation: bool = False  # padding that hides lengths from eavesdroppers; there is none to switch off
 
 
-class Asked(Strict):
-    """What a chat and a text to go on with have in common; None: the server's own choice."""
+class BaseRequest(Strict):
+    """Fields of both endpoints; None: the server's default."""
 
     model: str = ""
     n: int = Field(1, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
     stream: bool = False
@@ -84,35 +87,46 @@ class Asked(Strict):
     metadata: Any = None
 
     @property
-    def stops(self) -> list[str]:
-        words = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(words) > 4 or "" in words:
-            raise Problem(400, "stop: at most four texts, none of them empty", param="stop")
-        return words
+    def max_new_tokens(self) -> int | None:
+        """Longest answer in tokens; None: up to the end of the context."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Texts that end an answer."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > 4 or "" in stops:
+            raise APIError(400, "stop: at most four texts, none of them empty", param="stop")
+        return stops
 
     def sampling(self, seed: int) -> Sampling:
-        chosen = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) is not None}
+        """Return the settings of one answer."""
+        settings = {name: getattr(self, name) for name in flag_names(Sampling) if getattr(self, name) is not None}
         try:
-            return Sampling(**chosen, seed=seed % 2**63)
+            return Sampling(**settings | {"seed": seed % 2**63})
         except ValueError as error:
-            message = str(error).removeprefix("--")  # a client knows no flags
-            raise Problem(400, message, param=message.split()[0]) from None
+            message = str(error).removeprefix("--")  # clients know no flags
+            raise APIError(400, message, param=message.split()[0]) from None
 
 
 class Part(Strict):
+    """A part of a message."""
+
     type: Literal["text"]
     text: str
 
 
 class Message(Strict):
+    """A message of a chat."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     reasoning_content: str | None = None
     name: Any = None
 
     @property
-    def plain(self) -> dict[str, str]:
-        """As a row of training holds it."""
+    def as_row(self) -> dict[str, str]:
+        """The message as a row of training holds it."""
         content = self.content or ""
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
@@ -121,85 +135,107 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class ChatCompletionRequest(Asked):
+class ChatCompletionRequest(BaseRequest):
+    """The body of /v1/chat/completions."""
+
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    truncation: Literal["auto", "disabled"] = "disabled"  # auto: the oldest turns may be left out
+    truncation: Literal["auto", "disabled"] = "disabled"  # auto: the oldest turns may be dropped
 
     @model_validator(mode="after")
-    def _top_logprobs_are_of_logprobs(self) -> Self:
+    def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs asks for logprobs: true beside it")
+            raise ValueError("top_logprobs needs logprobs: true")
         return self
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Most probable tokens to list for each token; None: no log-probabilities."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
-class CompletionRequest(Asked):
+
+class CompletionRequest(BaseRequest):
+    """The body of /v1/completions."""
+
     prompt: str | Annotated[list[str], Field(min_length=1)]
-    logprobs: int | None = Field(None, ge=0, le=20)
+    num_logprobs: int | None = Field(None, ge=0, le=20, alias="logprobs")
 
 
-def read(kind: type[T], body: bytes) -> T:
-    """Problem 400 naming the first field that is wrong."""
+AnyRequest = ChatCompletionRequest | CompletionRequest
+
+
+def parse_body(request_type: type[T], body: bytes) -> T:
+    """Parse and check a body.
+
+    Raises:
+        APIError: 400, with the first field that is wrong.
+    """
     try:
-        return kind.model_validate_json(body)
+        return request_type.model_validate_json(body)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
-        paths = [[str(part) for part in one["loc"] if not KINDS.fullmatch(str(part))] for one in wrong]
-        # A field that may be a text or a list is wrong in two ways: what was found deeper, or in a list, says more.
-        same = [at for at, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
-        deepest = max(same, key=lambda at: (len(paths[at]), "str" not in wrong[at]["loc"]))
+        errors = error.errors(include_url=False, include_input=False)
+        paths = [[str(part) for part in e["loc"] if not TYPE_IN_PATH.fullmatch(str(part))] for e in errors]
+        # A field that may be a text or a list is wrong in two ways: the error that is deeper, or in a list, says more.
+        same_field = [i for i, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+        deepest = max(same_field, key=lambda i: (len(paths[i]), "str" not in errors[i]["loc"]))
         param = ".".join(paths[deepest]) or None
-        raise Problem(400, f"{param or 'body'}: {wrong[deepest]['msg']}", param=param) from None
+        raise APIError(400, f"{param or 'body'}: {errors[deepest]['msg']}", param=param) from None
 
 
-# ------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------- log-probabilities
 
 
-def chat_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob]) -> dict:
-    def entry(token: int, value: float) -> dict:
-        raw = bytes_of(tokenizer, token)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
+def chat_logprobs(tokenizer: Tokenizer, ids: list[int], logprobs: list[TokenLogprob]) -> dict:
+    """Return the log-probabilities of a chat's tokens in OpenAI's shape."""
 
-    content = [
-        entry(token, one.logprob) | {"top_logprobs": [entry(*other) for other in one.top_logprobs]}
-        for token, one in zip(ids, told, strict=True)
-    ]
+    def entry(token: int, logprob: float) -> dict:
+        raw = raw_bytes(tokenizer, token)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+    content = []
+    for token, record in zip(ids, logprobs, strict=True):
+        top = [entry(*candidate) for candidate in record.top_logprobs]
+        content.append(entry(token, record.logprob) | {"top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
-class Places:
-    """Where the tokens of an answer begin in its text, one after the other: a character may have several tokens."""
+class TextOffsets:
+    """Count the characters in front of each token of an answer: one character may take several tokens."""
 
     def __init__(self) -> None:
-        self.next, self.characters = 0, codecs.getincrementaldecoder("utf-8")("replace")
+        self.offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def of(self, raw: bytes) -> int:
-        place = self.next
-        self.next += len(self.characters.decode(raw))
-        return place
+    def advance(self, raw: bytes) -> int:
+        """Return the offset of the next token, whose bytes these are."""
+        offset = self.offset
+        self.offset += len(self._decoder.decode(raw))
+        return offset
 
 
-def text_logprobs(tokenizer: Tokenizer, ids: list[int], told: list[TokenLogprob], places: Places) -> dict:
-    """A part of a character is spelt as OpenAI does: bytes:\\xe6\\x99."""
+def text_logprobs(tokenizer: Tokenizer, ids: list[int], logprobs: list[TokenLogprob], offsets: TextOffsets) -> dict:
+    """Return the log-probabilities of a text's tokens in OpenAI's shape.
 
-    def word(token: int) -> str:
-        raw = bytes_of(tokenizer, token)
+    A part of a character is written as OpenAI does: bytes:\\xe6\\x99.
+    """
+
+    def text(token: int) -> str:
+        raw = raw_bytes(tokenizer, token)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     return {
-        "tokens": [word(token) for token in ids],
-        "token_logprobs": [one.logprob for one in told],
-        "top_logprobs": [{word(token): value for token, value in one.top_logprobs} for one in told],
-        "text_offset": [places.of(bytes_of(tokenizer, token)) for token in ids],
+        "tokens": [text(token) for token in ids],
+        "token_logprobs": [record.logprob for record in logprobs],
+        "top_logprobs": [{text(token): logprob for token, logprob in record.top_logprobs} for record in logprobs],
+        "text_offset": [offsets.advance(raw_bytes(tokenizer, token)) for token in ids],
     }
 
 
-def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """What a token stands for; it may be a part of a character."""
-    word = tokenizer.id_to_token(token) or ""
-    return bytes(BYTES[c] for c in word) if all(c in BYTES for c in word) else word.encode()
+def raw_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """Return the bytes of a token, which may be a part of a character."""
+    text = tokenizer.id_to_token(token) or ""
+    return bytes(BYTES[c] for c in text) if all(c in BYTES for c in text) else text.encode()

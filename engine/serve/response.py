@@ -1,4 +1,4 @@
-"""What a client gets: all answers of one request, waited for and told in OpenAI's shape, whole or as events."""
+"""The answers of one HTTP request: submitted, waited for, and returned in OpenAI's shape, whole or as events."""
 
 import asyncio
 import contextlib
@@ -10,185 +10,179 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request as Http
+from fastapi import Request as HttpRequest
 
 from engine.generate.detokenizer import TextStream
-from engine.generate.engine import Request
 from engine.reasoning import ReasoningParser
-from engine.serve.engine_thread import EngineThread, Full, Job
+from engine.serve.engine_thread import ServedRequest
 from engine.serve.models import LoadedModel
 from engine.serve.protocol import (
-    Asked,
+    AnyRequest,
+    APIError,
     ChatCompletionRequest,
-    CompletionRequest,
-    Places,
-    Problem,
+    TextOffsets,
     chat_logprobs,
     text_logprobs,
 )
-from engine.talk.chat_model import ChatModel, Prompt
+from engine.talk.chat_model import Prompt
 
-LOOK = 0.25  # seconds between two looks whether the client is still there
+POLL_SECONDS = 0.25  # between two looks whether the client is still connected
 
 
-@dataclass
-class Choice:
-    """One answer of a reply, and what of it has been told."""
+@dataclass(eq=False, kw_only=True)
+class Choice(ServedRequest):
+    """One answer of a response, and how much of it was sent."""
 
     index: int
-    job: Job
-    thoughts: ReasoningParser | None  # of a chat
-    seen: int = 0  # characters of it
-    told: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})
-    tokens: int = 0  # whose log-probabilities were told
-    places: Places = field(default_factory=Places)
+    parser: ReasoningParser | None  # only in a chat
+    num_read: int = 0  # characters of the answer
+    sent: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})  # characters
+    num_logprobs: int = 0  # tokens whose log-probabilities were sent
+    offsets: TextOffsets = field(default_factory=TextOffsets)
     done: bool = False
 
-    def news(self) -> dict[str, str]:
-        """What is new: {"reasoning_content" or "content": text}."""
-        request = self.job.request
-        ended, written = bool(request.finish_reason), request.written  # in this order: what ended is whole
-        if self.thoughts is None:
-            new = {"content": written[self.seen :]}
-        else:
-            self.thoughts.add(written[self.seen :])
-            if ended:
-                self.thoughts.end()
-            whole = {"reasoning_content": self.thoughts.thought, "content": self.thoughts.content}
-            new = {name: text[self.told[name] :] for name, text in whole.items()}
-            self.told = {name: len(text) for name, text in whole.items()}
-        self.seen, self.done = len(written), ended
-        return {name: text for name, text in new.items() if text}
+    def next_delta(self) -> dict[str, str]:
+        """Return the text that was not sent yet: {"reasoning_content" or "content": text}."""
+        self.done = bool(self.finish_reason)  # read before the text, which is then whole
+        text = self.written
+        delta = {"content": text[self.num_read :]}
+        if self.parser is not None:
+            self.parser.add(text[self.num_read :])
+            if self.done:
+                self.parser.end()
+            parts = {"reasoning_content": self.parser.thought, "content": self.parser.content}
+            delta = {name: part[self.sent[name] :] for name, part in parts.items()}
+            self.sent = {name: len(part) for name, part in parts.items()}
+        self.num_read = len(text)
+        return {name: part for name, part in delta.items() if part}
 
 
-class Reply:
-    """All choices of one HTTP request: computed, waited for, and told in OpenAI's shape."""
+class ResponseBuilder:
+    """The answers of one HTTP request and their JSON.
 
-    def __init__(self, asked: Asked, served: LoadedModel, prompts: list[Prompt], name: str, deadline: float):
-        self.asked, self.conversation, self.chat = asked, served.conversation, isinstance(asked, ChatCompletionRequest)
-        self.left_out = prompts[0].left_out
-        loop, self.event = asyncio.get_running_loop(), asyncio.Event()
+    Args:
+        params: The body of the HTTP request.
+        loaded: The model.
+        prompts: The prompts; each has `params.n` answers.
+        name: The model's name.
+        deadline: Of time.monotonic.
+    """
 
-        def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
-                loop.call_soon_threadsafe(self.event.set)
+    def __init__(self, params: AnyRequest, loaded: LoadedModel, prompts: list[Prompt], name: str, deadline: float):
+        self.params, self.tokenizer = params, loaded.chat_model.tokenizer
+        self.is_chat = isinstance(params, ChatCompletionRequest)
+        self.changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
-        seed = secrets.randbits(62) if asked.seed is None else asked.seed
-        self.choices = []
-        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
-            request = make_request(asked, self.conversation, prompt.ids, seed + index % asked.n)
-            job = Job(request, served.slots, tell, deadline)
-            self.choices.append(Choice(index, job, ReasoningParser() if self.chat else None))
-        kind = "chat.completion" if self.chat else "text_completion"
-        if asked.stream and self.chat:
-            kind += ".chunk"
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the client has gone
+                loop.call_soon_threadsafe(self.changed.set)
+
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        self.choices: list[Choice] = []
+        for index in range(len(prompts) * params.n):
+            choice = Choice(
+                prompts[index // params.n].ids,
+                params.max_new_tokens or loaded.chat_model.context,
+                (loaded.chat_model.end_id,),
+                params.sampling(seed + index % params.n),
+                TextStream(self.tokenizer, params.stop_strings),
+                top_logprobs=params.num_logprobs,
+                engine=loaded.engine,
+                notify=notify,
+                deadline=deadline,
+                index=index,
+                parser=ReasoningParser() if self.is_chat else None,
+            )
+            self.choices.append(choice)
+        chat_object = "chat.completion.chunk" if params.stream else "chat.completion"
         self.head = {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": kind,
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": chat_object if self.is_chat else "text_completion",
             "created": int(time.time()),
             "model": name,
         }
-        if self.left_out:
-            self.head["left_out_messages"] = self.left_out
+        if prompts[0].num_dropped:
+            self.head["left_out_messages"] = prompts[0].num_dropped
 
-    def submit(self, engine: EngineThread) -> None:
+    async def whole(self, http: HttpRequest) -> dict:
+        """Return the finished response."""
+        async for _ in self._steps(http):
+            pass
+        choices = [self._choice_json(choice, choice.next_delta(), "message") for choice in self.choices]
+        return self.head | {"choices": choices, "usage": self._usage()}
+
+    async def events(self, http: HttpRequest) -> AsyncIterator[str]:
+        """Yield the response as server-sent events."""
         try:
-            engine.submit([choice.job for choice in self.choices])
-        except Full as error:
-            raise Problem(429, str(error), code="queue_full") from None
-        except ValueError as error:
-            raise Problem(400, str(error), param="n") from None
+            if self.is_chat:
+                delta = {"role": "assistant", "content": ""}
+                roles = [{"index": choice.index, "delta": delta, "finish_reason": None} for choice in self.choices]
+                yield format_event(self.head | {"choices": roles})
+            async for _ in self._steps(http):
+                for choice in [choice for choice in self.choices if not choice.done]:
+                    delta = choice.next_delta()
+                    if delta or choice.done:
+                        yield format_event(self.head | {"choices": [self._choice_json(choice, delta, "delta")]})
+            if self.params.stream_options and self.params.stream_options.include_usage:
+                yield format_event(self.head | {"choices": [], "usage": self._usage()})
+            yield "data: [DONE]\n\n"
+        except APIError as error:
+            yield format_event(error.body)
 
-    async def steps(self, http: Http) -> AsyncIterator[None]:
-        """Comes back when there may be news, until all have ended. When the client goes, its slots become free."""
-        jobs, look = [choice.job for choice in self.choices], time.monotonic() + LOOK
+    async def _steps(self, http: HttpRequest) -> AsyncIterator[None]:
+        """Yield when there may be new text, until all answers are finished; free their slots when the client leaves."""
+        next_poll = time.monotonic() + POLL_SECONDS
         try:
             while True:
-                ended = all(job.request.finish_reason for job in jobs)
-                if failed := next((job.error for job in jobs if job.error and job.request.finish_reason), ""):
-                    raise failure(failed)
+                finished = all(choice.finish_reason for choice in self.choices)
+                for choice in self.choices:
+                    if choice.error and choice.finish_reason:
+                        raise _error_of(choice)
                 yield
-                if ended:
+                if finished:
                     return
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.event.wait(), LOOK)
-                self.event.clear()
-                if time.monotonic() > look:
-                    look = time.monotonic() + LOOK
+                    await asyncio.wait_for(self.changed.wait(), POLL_SECONDS)
+                self.changed.clear()
+                if time.monotonic() > next_poll:
+                    next_poll = time.monotonic() + POLL_SECONDS
                     if await http.is_disconnected():
-                        raise Problem(499, "the client has gone")
+                        raise APIError(499, "the client has gone")
         finally:
-            for job in jobs:
-                job.request.cancel()
+            for choice in self.choices:
+                choice.cancel()
 
-    def usage(self) -> dict[str, int]:
-        jobs = [choice.job.request for choice in self.choices]
-        read_ = sum(len(request.prompt) for request in jobs[:: self.asked.n])
-        made = sum(len(request.ids) for request in jobs)
-        return {"prompt_tokens": read_, "completion_tokens": made, "total_tokens": read_ + made}
+    def _usage(self) -> dict[str, int]:
+        num_prompt = sum(len(choice.prompt) for choice in self.choices[:: self.params.n])
+        num_new = sum(len(choice.ids) for choice in self.choices)
+        return {"prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new}
 
-    def shape(self, choice: Choice, new: dict[str, str], part: str) -> dict:
-        """A choice as it is told; `part` is "message" or "delta"."""
-        request, start = choice.job.request, choice.tokens
-        choice.tokens = min(len(request.ids), len(request.logprobs))
-        ids, logprobs = request.ids[start : choice.tokens], request.logprobs[start : choice.tokens]
+    def _choice_json(self, choice: Choice, delta: dict[str, str], part: str) -> dict:
+        """Return a choice in OpenAI's shape; `part` is "message" or "delta"."""
+        new = slice(choice.num_logprobs, min(len(choice.ids), len(choice.logprobs)))  # the engine may be adding one
+        choice.num_logprobs = new.stop
+        ids, logprobs = choice.ids[new], choice.logprobs[new]
         body: dict[str, Any] = {"index": choice.index, "logprobs": None}
-        if not self.chat:
-            if request.top_logprobs is not None:
-                body["logprobs"] = text_logprobs(self.conversation.tokenizer, ids, logprobs, choice.places)
-            return body | {
-                "text": new.get("content", ""),
-                "finish_reason": request.finish_reason if choice.done else None,
-            }
-        if request.top_logprobs is not None:
-            body["logprobs"] = chat_logprobs(self.conversation.tokenizer, ids, logprobs)
-        if part == "message":
-            new = {"role": "assistant", "content": new.pop("content", "")} | new
-        return body | {part: new, "finish_reason": request.finish_reason if choice.done else None}
-
-    async def whole(self, http: Http) -> dict:
-        async for _ in self.steps(http):
-            pass
-        choices = [self.shape(choice, choice.news(), "message") for choice in self.choices]
-        return self.head | {"choices": choices, "usage": self.usage()}
-
-    async def events(self, http: Http) -> AsyncIterator[str]:
-        """Server-sent events."""
-        try:
-            if self.chat:
-                roles = [
-                    {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                    for choice in self.choices
-                ]
-                yield event(self.head | {"choices": roles})
-            async for _ in self.steps(http):
-                for choice in [one for one in self.choices if not one.done]:
-                    new = choice.news()
-                    if new or choice.done:
-                        yield event(self.head | {"choices": [self.shape(choice, new, "delta")]})
-            if self.asked.stream_options and self.asked.stream_options.include_usage:
-                yield event(self.head | {"choices": [], "usage": self.usage()})
-            yield "data: [DONE]\n\n"
-        except Problem as problem:
-            yield event(problem.body)
+        if choice.top_logprobs is not None and self.is_chat:
+            body["logprobs"] = chat_logprobs(self.tokenizer, ids, logprobs)
+        elif choice.top_logprobs is not None:
+            body["logprobs"] = text_logprobs(self.tokenizer, ids, logprobs, choice.offsets)
+        if not self.is_chat:
+            body["text"] = delta.get("content", "")
+        elif part == "message":
+            body[part] = {"role": "assistant", "content": "", **delta}
+        else:
+            body[part] = delta
+        return body | {"finish_reason": choice.finish_reason if choice.done else None}
 
 
-def make_request(asked: Asked, conversation: ChatModel, ids: list[int], seed: int) -> Request:
-    """Limits of length: what was asked for, else as long as the context goes."""
-    limit = (asked.max_completion_tokens if isinstance(asked, ChatCompletionRequest) else None) or asked.max_tokens
-    wanted = asked.top_logprobs or 0 if isinstance(asked, ChatCompletionRequest) and asked.logprobs else None
-    if isinstance(asked, CompletionRequest):
-        wanted = asked.logprobs
-    text = TextStream(conversation.tokenizer, asked.stops)
-    limit = limit or conversation.context
-    return Request(ids, limit, (conversation.end_id,), asked.sampling(seed), text, top_logprobs=wanted)
-
-
-def failure(error: str) -> Problem:
-    if error == "timeout":
-        return Problem(503, "the answer took longer than this server allows", code="timeout")
-    return Problem(500, error)
-
-
-def event(content: dict) -> str:
+def format_event(content: dict) -> str:
+    """Return a server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _error_of(choice: Choice) -> APIError:
+    if choice.error == "timeout":
+        return APIError(503, "the answer took longer than this server allows", code="timeout")
+    return APIError(500, choice.error)

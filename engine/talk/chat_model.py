@@ -1,4 +1,4 @@
-"""Messages and a context -> the ids of a prompt, and what the model answers."""
+"""Messages -> the ids of a prompt that fits the context -> what a model answers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,18 +19,25 @@ from engine.options import DTYPES
 from engine.tokenizer import EOS
 from model import SpongeBob
 
-AT_ONCE = 16  # more would not be faster on a CPU, and each takes a row of the cache
+MAX_BATCH_SIZE = 16  # more would not be faster on a CPU, and each takes a row of the cache
 
 
 class Prompt(NamedTuple):
-    """What the model is to continue."""
+    """The ids that a model is to continue."""
 
     ids: list[int]
-    left_out: int = 0  # messages, the oldest ones, for which the context had no room
+    num_dropped: int = 0  # oldest messages, for which the context had no room
 
 
 @dataclass(frozen=True)
-class Weights(Flags):
+class Answers(Flags):
+    """answers"""
+
+    max_new_tokens: int = flag(512, "longest answer in tokens", gt=0)
+
+
+@dataclass(frozen=True)
+class Quantization(Flags):
     """weights"""
 
     weight_dtype: str = flag(
@@ -40,19 +47,20 @@ class Weights(Flags):
     )
     compile: bool = flag(False, "answer up to twice as fast on a CPU; the first start takes half a minute more")
 
-    def decoder(self, model: SpongeBob, device: torch.device) -> Decoder:
-        """What answers with this model."""
-        kind, make = self.on(device), Decoder
-        if self.compile:
-            if device.type != "cpu":
-                raise ValueError(f"--compile is for answers on a CPU; on {device.type} leave it out")
-            from engine.generate.compiled_decoder import CompiledDecoder as make  # takes a second
+    def make_decoder(self, model: SpongeBob, device: torch.device) -> Decoder:
+        """Return the decoder that answers with a model."""
+        weight_dtype = self.resolve(device)
+        if not self.compile:
+            return Decoder.from_model(model, weight_dtype, device)
+        if device.type != "cpu":
+            raise ValueError(f"--compile is for answers on a CPU; on {device.type} leave it out")
+        from engine.generate.compiled_decoder import CompiledDecoder  # importing it takes a second
 
-            warn("--compile: half a minute the first time, then seconds ...")
-        return make.from_model(model, kind, device)
+        warn("--compile: half a minute the first time, then seconds ...")
+        return CompiledDecoder.from_model(model, weight_dtype, device)
 
-    def on(self, device: torch.device) -> str:
-        """What is meant on this device."""
+    def resolve(self, device: torch.device) -> str:
+        """Return the weight dtype on a device: "int8" or the name of a torch dtype."""
         if self.weight_dtype == "int8" and device.type != "cpu":
             raise ValueError(f"--weight_dtype int8 is for the CPU; on {device.type} leave it out, or name a dtype")
         if self.weight_dtype == "int8" or (self.weight_dtype == "auto" and device.type == "cpu"):
@@ -61,90 +69,97 @@ class Weights(Flags):
 
 
 class ChatModel(NamedTuple):
-    """A model that is ready to talk, and how it talks. `chats`: with roles; otherwise it continues a text."""
+    """A model that is ready to answer, and how it answers."""
 
     decoder: Decoder
     tokenizer: Tokenizer
-    chats: bool
-    system: str | None
+    chats: bool  # with roles; otherwise it continues a text
+    system: str | None  # None: the one used in training; "": none
     max_new_tokens: int
     sampling: Sampling = Sampling()
 
     @property
-    def model(self) -> SpongeBob:
-        return self.decoder.model
-
-    @property
     def context(self) -> int:
-        """Tokens, question and answer together."""
-        return self.model.config.max_seq_len
+        """Context length in tokens, question and answer together."""
+        return self.decoder.model.config.max_seq_len
 
     @property
     def end_id(self) -> int:
+        """Id of the token that ends an answer."""
         return self.tokenizer.token_to_id(EOS)  # pyright: ignore[reportReturnType] (load_tokenizer has looked)
 
-    def continuation(self, text: str) -> list[int]:
-        """The ids of a text that goes on."""
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of a text to continue."""
         return PretrainDataset(self.tokenizer).encode([as_text(text)])[0].ids[:-1].tolist()
 
-    def messages(self, question: str, history: Iterable[tuple[str, str]] = ()) -> list[dict]:
-        turns = [] if self.system is None else [("system", as_text(self.system))]  # an empty one means none
-        for asked, answered in history:
-            turns += [("user", asked), ("assistant", answered)]
-        turns.append(("user", as_text(question)))
-        return [{"role": role, "content": content} for role, content in turns]
-
-    def ids_of(self, messages: list[dict]) -> list[int]:
+    def encode_messages(self, messages: list[dict]) -> list[int]:
+        """Return the ids of a chat whose next message is the assistant's."""
         return SFTDataset(self.tokenizer).prompt(messages)
 
-    def prompt(self, question: str, history: Iterable[tuple[str, str]] = ()) -> Prompt:
-        """Of a chat, the oldest pairs are left out until there is room.
+    def build_messages(self, history: Iterable[tuple[str, str]], question: str | None = None) -> list[dict]:
+        """Return the messages of a chat: system message, question-answer pairs, and the next question."""
+        turns = [] if self.system is None else [("system", as_text(self.system))]
+        for asked, answered in history:
+            turns += [("user", asked), ("assistant", answered)]
+        if question is not None:
+            turns.append(("user", as_text(question)))
+        return [{"role": role, "content": content} for role, content in turns]
 
-        ValueError: the question alone fills the context.
+    def make_prompt(self, question: str, history: Iterable[tuple[str, str]] = ()) -> Prompt:
+        """Return the prompt of a question; of a chat, the oldest pairs are dropped until there is room.
+
+        Raises:
+            ValueError: The question alone fills the context.
         """
         if self.chats:
-            found = self.fit(self.messages(question, history), self.max_new_tokens)
+            prompt = self.fit_messages(self.build_messages(history, question), self.max_new_tokens)
         else:
-            found = Prompt(self.continuation(question))
-        if len(found.ids) >= self.context:
+            prompt = Prompt(self.encode_text(question))
+        if len(prompt.ids) >= self.context:
             raise ValueError(
-                f"the question takes {len(found.ids)} tokens of a context of {self.context}, which leaves no room for "
+                f"the question takes {len(prompt.ids)} tokens of a context of {self.context}, which leaves no room for "
                 "an answer: shorten it, or raise --max_seq_len"
             )
-        return found
+        return prompt
 
-    def fit(self, messages: list[dict], max_new_tokens: int) -> Prompt:
-        """Whole oldest turns are left out until the answer, or a quarter of the context, has room beside the rest.
+    def fit_messages(self, messages: list[dict], max_new_tokens: int) -> Prompt:
+        """Drop the oldest turns until the context has room for the answer, or for a quarter of its own length.
 
         The system message and the last turn stay, whatever they take.
         """
-        kept, ids = messages, self.ids_of(messages)
-        while len(ids) + min(max_new_tokens, self.context // 4) > self.context and (shorter := drop_oldest_turn(kept)):
-            kept, ids = shorter, self.ids_of(shorter)
-        return Prompt(ids, len(messages) - len(kept))
+        limit = self.context - min(max_new_tokens, self.context // 4)
+        remaining = messages
+        ids = self.encode_messages(remaining)
+        while len(ids) > limit and (shorter := drop_oldest_turn(remaining)):
+            remaining = shorter
+            ids = self.encode_messages(remaining)
+        return Prompt(ids, len(messages) - len(remaining))
 
-    def request(self, ids: list[int], turn: int = 0) -> Request:
-        """The `turn`th question of a chat has a random seed of its own."""
+    def make_request(self, ids: list[int], turn: int = 0) -> Request:
+        """Return the request of a prompt; every turn of a chat has a random seed of its own."""
         sampling = replace(self.sampling, seed=(self.sampling.seed + turn) % 2**64)
         return Request(ids, self.max_new_tokens, (self.end_id,), sampling, TextStream(self.tokenizer))
 
-    def answer(self, requests: list[Request]) -> Iterator[None]:
-        """Let the model answer them, AT_ONCE at a time; comes back after every step."""
-        slots = GenerationEngine(self.decoder, min(len(requests), AT_ONCE), self.context)
+    def generate(self, requests: list[Request]) -> Iterator[None]:
+        """Answer requests, MAX_BATCH_SIZE at a time; yield after every step."""
+        engine = GenerationEngine(self.decoder, min(len(requests), MAX_BATCH_SIZE), self.context)
         for request in requests:
-            slots.add(request)
-        while slots.busy:
-            slots.step()
+            engine.add(request)
+        while engine.busy:
+            engine.step()
             yield
 
 
-def as_text(words: str) -> str:
-    """A shell's broken bytes are no text to the tokenizer."""
-    return words.encode("utf-8", "replace").decode()
+def as_text(argument: str) -> str:
+    """Replace a shell's broken bytes, which a tokenizer does not accept."""
+    return argument.encode("utf-8", "replace").decode()
 
 
 def drop_oldest_turn(messages: list[dict]) -> list[dict]:
-    """Without the oldest turn: all up to the next thing a user says; the system message stays. Empty: there is none."""
+    """Return the messages without the oldest turn: all up to the second question. Empty if there is no such question.
+
+    The system message stays.
+    """
     first = int(messages[0]["role"] == "system")
-    asked = [at for at in range(first, len(messages)) if messages[at]["role"] == "user" and at > first]
+    asked = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
     return [*messages[:first], *messages[asked[0] :]] if asked else []

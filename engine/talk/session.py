@@ -1,33 +1,39 @@
-"""A chat's memory and its commands: what a line that begins with / does."""
+"""A chat's memory and its commands: lines that begin with /."""
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict
 
-from engine.talk.chat_model import ChatModel
+from engine.generate.sampling import Sampling
+from engine.talk.chat_model import Answers, ChatModel
 
-HELP = '''/reset forgets what was said; /system TEXT is another system message (alone: the usual one)
-/params shows how answers are made, /params NAME VALUE changes it; /save FILE adds the talk to a JSONL file as a row
+HELP = '''/reset forgets the chat; /system TEXT sets another system message (alone: the usual one)
+/params shows the settings, /params NAME VALUE changes one; /save FILE appends the chat to a JSONL file as a row
 """ begins and ends a question of several lines; Ctrl-C stops an answer; /exit (or Ctrl-D) ends, /help shows this'''
 
 
 class ChatSession:
-    """What was said since the last /reset, and how the next answer is made."""
+    """The question-answer pairs since the last /reset, and how the next answer is made."""
 
-    def __init__(self, conversation: ChatModel, history_cnt: int):
-        self.conversation, self.history_cnt = conversation, history_cnt
-        self.said: list[tuple[str, str]] = []
+    def __init__(self, chat_model: ChatModel, history_cnt: int):
+        self.chat_model, self.history_cnt = chat_model, history_cnt
+        self.history: list[tuple[str, str]] = []
         self.turns = 0  # answers, for the seeds: a question that is asked again gets another one
 
     @property
-    def remembered(self) -> list[tuple[str, str]]:
+    def recent_history(self) -> list[tuple[str, str]]:
         """The pairs that the next question is asked after."""
-        return self.said[-self.history_cnt :] if self.history_cnt else []
+        return self.history[-self.history_cnt :] if self.history_cnt else []
 
     def command(self, line: str) -> str:
-        """Obey a line and say what was done. ValueError: it cannot be; EOFError: the talk ends."""
-        name, _, words = line.partition(" ")
+        """Run a command and return its result.
+
+        Raises:
+            ValueError: It cannot be run.
+            EOFError: The chat ends.
+        """
+        name, _, argument = line.partition(" ")
         commands: dict[str, Callable[[str], str]] = {
             "/reset": self.reset,
             "/system": self.system,
@@ -38,50 +44,51 @@ class ChatSession:
         }
         if name not in commands:
             raise ValueError(f"{name}: no such command\n{HELP}")
-        return commands[name](words.strip())
+        return commands[name](argument.strip())
 
     def reset(self, _: str) -> str:
-        self.said.clear()
+        """Forget all pairs."""
+        self.history.clear()
         return "forgotten"
 
     def exit(self, _: str) -> str:
+        """End the chat."""
         raise EOFError
 
-    def system(self, words: str) -> str:
-        if not self.conversation.chats:
+    def system(self, message: str) -> str:
+        """Set the system message."""
+        if not self.chat_model.chats:
             raise ValueError("/system: this model continues a text and has no system message")
-        self.conversation = self.conversation._replace(system=words or None)
-        return f"system message: {words or 'the usual one'}"
+        self.chat_model = self.chat_model._replace(system=message or None)
+        return f"system message: {message or 'the usual one'}"
 
-    def params(self, words: str) -> str:
-        sampling = self.conversation.sampling
-        values = {one.name: getattr(sampling, one.name) for one in fields(sampling)}
-        values["max_new_tokens"] = self.conversation.max_new_tokens
-        if words:
-            name, _, value = words.partition(" ")
-            if name not in values:
-                raise ValueError(f"/params {name}: choose one of {', '.join(values)}")
+    def params(self, argument: str) -> str:
+        """Change a setting if one is given, and return all of them."""
+        sampling = asdict(self.chat_model.sampling)
+        settings = sampling | {"max_new_tokens": self.chat_model.max_new_tokens}
+        name, _, value = argument.partition(" ")
+        if name and name not in settings:
+            raise ValueError(f"/params {name}: choose one of {', '.join(settings)}")
+        if name:
             try:
-                values[name] = type(values[name])(value)
+                settings[name] = type(settings[name])(value)
             except ValueError:
-                raise ValueError(f"/params {name} {value}: expected {type(values[name]).__name__}") from None
-            limit = values.pop("max_new_tokens")
-            if limit < 1:
-                raise ValueError(f"max_new_tokens {limit} must be more than 0")
-            self.conversation = self.conversation._replace(sampling=replace(sampling, **values), max_new_tokens=limit)
-            values["max_new_tokens"] = limit
-        return "  ".join(f"{name} {value}" for name, value in values.items())
+                raise ValueError(f"/params {argument}: expected {type(settings[name]).__name__}") from None
+            answers = Answers(settings["max_new_tokens"])
+            changed = Sampling(**{name: settings[name] for name in sampling})
+            self.chat_model = self.chat_model._replace(sampling=changed, max_new_tokens=answers.max_new_tokens)
+        return "  ".join(f"{name} {value}" for name, value in settings.items())
 
-    def save(self, words: str) -> str:
-        """A row as the training scripts read it, at the end of a file that may be there."""
-        if not words or not self.said:
-            raise ValueError("/save FILE: nothing was said yet" if words else "/save FILE: into which file?")
-        if self.conversation.chats:
-            system = [] if self.conversation.system is None else [("system", self.conversation.system)]
-            turns = [*system, *(turn for pair in self.said for turn in zip(("user", "assistant"), pair, strict=True))]
-            rows = [{"conversations": [{"role": role, "content": content} for role, content in turns]}]
+    def save(self, path: str) -> str:
+        """Append the chat to a file as a row that the training scripts read."""
+        if not path:
+            raise ValueError("/save FILE: into which file?")
+        if not self.history:
+            raise ValueError("/save FILE: there is nothing to save yet")
+        if self.chat_model.chats:
+            rows = [{"conversations": self.chat_model.build_messages(self.history)}]
         else:
-            rows = [{"text": asked + answered} for asked, answered in self.said]
-        with open(os.path.expanduser(words), "a", encoding="utf-8") as file:
+            rows = [{"text": question + answer} for question, answer in self.history]
+        with open(os.path.expanduser(path), "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return f"{len(self.said)} pairs added to {words}"
+        return f"{len(self.history)} pairs added to {path}"

@@ -329,8 +329,8 @@ def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_oth
 
     talk = ChatModel(Decoder(tiny()), tokenizer, True, "", 8)
     plain = "<s>user\n2+1?</s>\n<s>assistant\n"
-    assert tokenizer.decode(talk.prompt("2+1?").ids, skip_special_tokens=False) == plain
-    asked = tokenizer.decode(talk._replace(system=None).prompt("2+1?").ids, skip_special_tokens=False)
+    assert tokenizer.decode(talk.make_prompt("2+1?").ids, skip_special_tokens=False) == plain
+    asked = tokenizer.decode(talk._replace(system=None).make_prompt("2+1?").ids, skip_special_tokens=False)
     assert asked == f"<s>system\n{DEFAULT_SYSTEM}</s>\n{plain}"
     theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
     messages = [{"role": "system", "content": ""}, ASKED]

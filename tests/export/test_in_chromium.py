@@ -124,7 +124,7 @@ def test_a_token_can_be_looked_into_and_a_head_and_the_mask_be_switched_off(brow
 
 def test_a_page_that_the_server_sends_shows_what_the_server_answers(page, tmp_path):
     folder = page.parent
-    api = serve.api_of(serve.parse_args(["--save_dir", str(folder), "--device", "cpu", "--weight_dtype", "float32"]))
+    api = serve.make_api(serve.parse_args(["--save_dir", str(folder), "--device", "cpu", "--weight_dtype", "float32"]))
     with listening(api) as (address, _), Browser(f"{address}/", 1280, 900, tmp_path / "profile") as browser:
         browser.wait(READY)
         browser.run("document.getElementById('temperature').value = 0")

@@ -170,11 +170,11 @@ def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kin
 
 @needs_node
 def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
-    conversation = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
+    chat_model = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
     expected = []
     for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
-        prompt = conversation.prompt(question, history).ids
-        answer = complete(conversation.model, [prompt], max_new_tokens=64, end_id=2, temperature=0)[0]
+        prompt = chat_model.make_prompt(question, history).ids
+        answer = complete(chat_model.decoder.model, [prompt], max_new_tokens=64, end_id=2, temperature=0)[0]
         expected.append([*prompt, *answer])
     code = """
       const system = { role: "system", content: "短" }, user = (content) => ({ role: "user", content });
@@ -340,7 +340,7 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
 
 @needs_node
 def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
-    conversation = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
+    chat_model = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
       const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>
@@ -352,14 +352,14 @@ def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_
       model.max_seq_len = 128;
       return [...prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
     narrow, wide, refused = run(page, code, pairs)
-    assert narrow == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
-    conversation.model.config.max_seq_len = 400
-    assert wide == [conversation.prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
+    assert narrow == [chat_model.make_prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
+    chat_model.decoder.model.config.max_seq_len = 400
+    assert wide == [chat_model.make_prompt("现在呢？", pairs[:n][-4:]).ids for n in range(6)]
     assert len(narrow[5]) <= 128 - 32 < len(wide[5])
-    conversation.model.config.max_seq_len = 128
+    chat_model.decoder.model.config.max_seq_len = 128
     words = refused["tooLong"]
     with pytest.raises(ValueError, match=f"takes {words['tokens']} tokens of a context of {words['context']}"):
-        conversation.prompt("长" * 200)
+        chat_model.make_prompt("长" * 200)
 
 
 @needs_node

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from engine.generate import fast_decoder as decoder_module
 from engine.generate.compiled_decoder import CompiledDecoder
 from engine.generate.fast_decoder import Decoder
-from engine.talk.chat_model import Weights
+from engine.talk.chat_model import Quantization
 
 CPU = torch.device("cpu")
 
@@ -110,10 +110,10 @@ def test_a_model_that_nobody_needs_leaves_memory_when_another_one_is_compiled(as
 
 
 def test_the_flag_compiles_what_answers(as_written):
-    assert type(Weights(compile=True).decoder(tiny(), CPU)) is CompiledDecoder
-    assert type(Weights().decoder(tiny(), CPU)) is Decoder
+    assert type(Quantization(compile=True).make_decoder(tiny(), CPU)) is CompiledDecoder
+    assert type(Quantization().make_decoder(tiny(), CPU)) is Decoder
 
 
 def test_a_gpu_is_told_to_go_without():
     with pytest.raises(ValueError, match="--compile is for answers on a CPU; on meta"):
-        Weights(weight_dtype="float32", compile=True).decoder(tiny(), torch.device("meta"))
+        Quantization("float32", compile=True).make_decoder(tiny(), torch.device("meta"))

@@ -1,6 +1,7 @@
 """The server as the openai client sees it: answers, streams, errors, limits, and clients that leave."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import signal
@@ -21,11 +22,10 @@ from tiny_model import tiny
 import serve
 from dataset import SFTDataset
 from engine.generate import engine
-from engine.generate.engine import GenerationEngine, Request, complete
+from engine.generate.engine import GenerationEngine, complete
 from engine.generate.fast_decoder import Decoder
-from engine.serve.api import Api
-from engine.serve.engine_thread import EngineThread, Job
-from engine.serve.protocol import Problem
+from engine.serve.engine_thread import EngineThread, ServedRequest
+from engine.serve.protocol import APIError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THOUGHT = "<think>\n一加一，\n要进位吗？\n</think>\n<answer>\n2\n</answer>"
@@ -39,7 +39,7 @@ def api(tmp_path_factory):
     words = "--save_dir X --device cpu --weight_dtype float32 --slots 4 --max_queue 40 --max_body_kb 20".replace(
         "X", str(folder)
     )
-    return serve.api_of(serve.parse_args(words.split()))
+    return serve.make_api(serve.parse_args(words.split()))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_twenty_clients_at_once_streamed_and_not_get_each_their_own_answer_also_
         answers = list(clients.map(ask, range(20)))
     for number, answer in enumerate(answers):
         assert answer is None if number % 3 == 2 else answer == expected(f"问题 {number}", 8 + number)
-    wait_until(lambda: api.engine.running == 0)
+    wait_until(lambda: api.engine_thread.num_requests == 0)
 
 
 def wait_until(holds, seconds=5.0):
@@ -212,10 +212,10 @@ def test_a_thought_that_comes_back_is_what_the_model_said(client, api):
         ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
         ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"),
         ({"n": 0}, 400, "n: "),
-        ({"n": 41}, 400, "41 answers at once; this server holds at most 40"),
+        ({"n": 41}, 400, "41 answers exceed the 40 of this server"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"messages\.0\.content\.0\.type: "),
         ({"stop": [1]}, 400, r"stop\.0: Input should be a valid string"),
-        ({"top_logprobs": 2}, 400, "top_logprobs asks for logprobs: true"),
+        ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs: true"),
         ({"frequency_penalty": 1}, 400, "frequency_penalty"),
         ({"extra_body": {"colour": 1}}, 400, "colour"),
         ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
@@ -292,14 +292,14 @@ LONG = {"messages": user("你好"), "temperature": 0, "extra_body": {"presence_p
 def test_a_client_that_goes_away_frees_its_slot(client, address, api, slow):
     stream = client.chat.completions.create(model="SFT", **LONG, stream=True)
     next(iter(stream))
-    assert api.engine.running == 1
+    assert api.engine_thread.num_requests == 1
     stream.close()
-    wait_until(lambda: api.engine.running == 0, 1.0)
+    wait_until(lambda: api.engine_thread.num_requests == 0, 1.0)
     body = LONG["extra_body"] | {"messages": LONG["messages"], "temperature": 0, "model": "SFT"}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{address}/v1/chat/completions", json=body, timeout=0.2)
-    assert api.engine.running == 1
-    wait_until(lambda: api.engine.running == 0, 1.0)
+    assert api.engine_thread.num_requests == 1
+    wait_until(lambda: api.engine_thread.num_requests == 0, 1.0)
 
 
 def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
@@ -307,30 +307,32 @@ def test_who_comes_when_the_queue_is_full_is_told_to_wait(client, api, slow):
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="of at most 40"):
             client.chat.completions.create(model="SFT", messages=user("你好"))
-    wait_until(lambda: api.engine.running == 0)
+    wait_until(lambda: api.engine_thread.num_requests == 0)
 
 
 def test_who_left_in_the_step_that_failed_is_let_go_too(monkeypatch):
-    engine, slots = EngineThread(2), GenerationEngine(Decoder(tiny()), 2, 64)
-    jobs = [Job(Request([5, 6], 50), slots, lambda: None, time.monotonic() + 60) for _ in range(2)]
-    engine.submit(jobs)
-    engine._take_in(wait=False)
-    engine._step(slots)
-    jobs[0].request.cancel()
-    slots.cache.kv.fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite"):
-        raise ValueError(engine._step(slots) or jobs[1].error)
-    assert [job.request.finish_reason for job in jobs] == ["cancelled", "error"]
-    assert engine.running == 0 and not engine._jobs and not slots.busy and slots.cache.kv.isfinite().all()
+    thread, engine = EngineThread(2), GenerationEngine(Decoder(tiny()), 2, 64)
+    client = {"engine": engine, "notify": lambda: None, "deadline": time.monotonic() + 60}
+    requests = [ServedRequest([5, 6], 50, **client) for _ in range(2)]
+    thread.submit(requests)
+    thread._receive(wait=False)
+    thread._step(engine)
+    requests[0].cancel()
+    engine.cache.kv.fill_(float("nan"))
+    thread._step(engine)
+    assert [request.finish_reason for request in requests] == ["cancelled", "error"] and "not finite" in requests[
+        1
+    ].error
+    assert thread.num_requests == 0 and not thread._requests and not engine.busy and engine.cache.kv.isfinite().all()
 
 
 def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, api, slow, monkeypatch):
-    monkeypatch.setattr(api.limits, "seconds", 0.1)
+    monkeypatch.setattr(api, "timeout", 0.1)
     before = time.monotonic()
     with pytest.raises(openai.InternalServerError, match="longer than this server allows") as caught:
         client.chat.completions.create(model="SFT", **LONG)
     assert time.monotonic() - before < 1.5  # not when the answer would have been whole
-    assert caught.value.status_code == 503 and api.engine.running == 0
+    assert caught.value.status_code == 503 and api.engine_thread.num_requests == 0
     with pytest.raises(openai.APIError, match="longer than this server allows"):
         list(client.chat.completions.create(model="SFT", **LONG, stream=True))
 
@@ -338,7 +340,7 @@ def test_an_answer_that_takes_too_long_is_an_error_and_frees_its_slot(client, ap
 def test_the_time_of_an_answer_counts_from_the_arrival_of_its_question(client, api, monkeypatch):
     real = api.prepare
     monkeypatch.setattr(api, "prepare", lambda *asked: (real(*asked), time.sleep(0.2))[0])
-    monkeypatch.setattr(api.limits, "seconds", 0.15)
+    monkeypatch.setattr(api, "timeout", 0.15)
     with pytest.raises(openai.InternalServerError, match="longer than this server allows"):
         client.chat.completions.create(model="SFT", messages=user("你好"), max_tokens=1)
 
@@ -346,14 +348,14 @@ def test_the_time_of_an_answer_counts_from_the_arrival_of_its_question(client, a
 def test_a_model_in_memory_does_not_wait_for_one_that_is_being_read(api, monkeypatch):
     served, late = api.models.get("SFT"), api.models.folder / "late.pth"
     shutil.copy(api.models.folder / "distill.pth", late)
-    reads, may_go_on, real = threading.Event(), threading.Event(), api.models.open_one
+    reads, may_go_on, real = threading.Event(), threading.Event(), api.models.open_model
 
     def slowly(path):
         reads.set()
         assert may_go_on.wait(10)
         return real(path)
 
-    monkeypatch.setattr(api.models, "open_one", slowly)
+    monkeypatch.setattr(api.models, "open_model", slowly)
     with ThreadPoolExecutor(2) as clients:
         other = clients.submit(api.models.get, "late")
         try:
@@ -371,8 +373,8 @@ def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_server(api):
             yield b"{"
             raise ClientDisconnect
 
-    with pytest.raises(Problem) as told:
-        asyncio.run(api.body(Http()))
+    with pytest.raises(APIError) as told:
+        asyncio.run(api.read_body(Http()))
     assert told.value.status == 499
 
 
@@ -420,7 +422,7 @@ def test_weights_that_were_written_anew_are_read_anew(client, api):
 
 
 def test_a_server_that_is_asked_to_stop_finishes_what_runs(api, slow):
-    api = Api(api.models, EngineThread(4), api.limits, None, api.page)
+    api = dataclasses.replace(api, engine_thread=EngineThread(4), key=None)
     with listening(api) as (address, server):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         stream = client.chat.completions.create(
@@ -453,16 +455,16 @@ def test_events_are_lines_of_json(address):
 
 FLAGS = {
     "--api_key K": lambda api: api.key,
-    "--slots 3": lambda api: api.models.count,
-    "--max_queue 5": lambda api: api.engine.limit,
-    "--request_timeout 2": lambda api: api.limits.seconds,
-    "--max_body_kb 9": lambda api: api.limits.body,
+    "--slots 3": lambda api: api.models.num_slots,
+    "--max_queue 5": lambda api: api.engine_thread.max_requests,
+    "--request_timeout 2": lambda api: api.timeout,
+    "--max_body_kb 9": lambda api: api.max_body_bytes,
     "--model_mode 2": lambda api: api.models.default,
     "--save_dir other": lambda api: [*api.models.paths()],
     "--ckpt other/x.pth": lambda api: api.models.default,
-    "--max_seq_len 64": lambda api: api.models.get("SFT").conversation.context,
-    "--weight_dtype float32": lambda api: api.models.get("SFT").conversation.decoder.dtype,
-    "--compile": lambda api: type(api.models.get("SFT").conversation.decoder),
+    "--max_seq_len 64": lambda api: api.models.get("SFT").chat_model.context,
+    "--weight_dtype float32": lambda api: api.models.get("SFT").chat_model.decoder.dtype,
+    "--compile": lambda api: type(api.models.get("SFT").chat_model.decoder),
 }
 
 
@@ -471,9 +473,9 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.compile", as_written)
     for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
         save(tiny(), tmp_path / path)
-    plain = serve.api_of(serve.parse_args(["--device", "cpu"]))
+    plain = serve.make_api(serve.parse_args(["--device", "cpu"]))
     for words, found in FLAGS.items():
-        assert found(serve.api_of(serve.parse_args(["--device", "cpu", *words.split()]))) != found(plain), words
+        assert found(serve.make_api(serve.parse_args(["--device", "cpu", *words.split()]))) != found(plain), words
     others = {action.option_strings[-1] for action in actions_of(serve)} - {words.split()[0] for words in FLAGS}
     assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
 
@@ -488,7 +490,7 @@ def test_every_flag_of_the_server_reaches_what_it_is_for(tmp_path, monkeypatch):
 def test_what_cannot_be_served_is_refused_at_the_start(words, reason, tmp_path):
     save(tiny(), tmp_path / "SFT.pth", stage="SFT")
     with pytest.raises(ValueError, match=reason):
-        serve.api_of(serve.parse_args([*words.split(), "--save_dir", str(tmp_path), "--device", "cpu"]))
+        serve.make_api(serve.parse_args([*words.split(), "--save_dir", str(tmp_path), "--device", "cpu"]))
 
 
 def test_it_listens_where_it_is_told_and_sigterm_is_no_error(tmp_path, monkeypatch, capsys):

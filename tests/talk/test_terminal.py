@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from factories import TOKENIZER, greedy
@@ -94,7 +95,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
         yield "半"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal, "pieces_of", interrupted)
+    monkeypatch.setattr(terminal, "stream_text", interrupted)
     out = ask()
     assert "半 (stopped)\n" in out
     assert out.endswith("bye\n")
@@ -106,13 +107,13 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(ask, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
-    seen, original = [], chat_model.ChatModel.prompt
+    seen, original = [], chat_model.ChatModel.make_prompt
 
     def spy(self, question, history=()):
         seen.append([asked for asked, _ in history])
         return original(self, question, history)
 
-    monkeypatch.setattr(chat_model.ChatModel, "prompt", spy)
+    monkeypatch.setattr(chat_model.ChatModel, "make_prompt", spy)
     type_in(monkeypatch, b"a\nb\nc\n")
     ask("--history_cnt", count, "--max_seq_len", 512)
     assert seen == [["a", "b", "c"][max(0, n - count) : n] for n in range(3)]
@@ -121,10 +122,14 @@ def test_the_chat_remembers_as_many_pairs_as_asked(ask, monkeypatch, count):
 def test_the_oldest_pairs_are_left_out_when_the_context_is_full(model):
     speaker = chat_model.ChatModel(Decoder(model), TOKENIZER, True, None, 32)
     history = [(f"问题{n}" * 5, f"回答{n}" * 5) for n in range(4)]
-    ids, left_out = speaker.prompt("现在呢？", history)
+    ids, left_out = speaker.make_prompt("现在呢？", history)
     kept = [n for n in range(4) if f"问题{n}" in TOKENIZER.decode(ids, skip_special_tokens=False)]
     assert kept and kept == list(range(4 - len(kept), 4)) and left_out == 2 * (4 - len(kept)) > 0
-    assert len(ids) + 32 <= 128 < len(speaker.ids_of(speaker.messages("现在呢？", history[kept[0] - 1 :]))) + 32
+    assert (
+        len(ids) + 32
+        <= 128
+        < len(speaker.encode_messages(speaker.build_messages(history[kept[0] - 1 :], "现在呢？"))) + 32
+    )
 
 
 def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_chat_goes_on(ask, monkeypatch):
@@ -138,12 +143,12 @@ def test_a_question_longer_than_the_context_is_an_error_with_numbers_and_the_cha
 
 def test_an_answer_stops_where_the_context_ends(model):
     speaker = chat_model.ChatModel(Decoder(model), TOKENIZER, True, None, 512, Sampling(temperature=0))
-    ids = speaker.prompt("你好").ids
+    ids = speaker.make_prompt("你好").ids
     text = TOKENIZER.decode(greedy(model, ids, 128 - len(ids)), skip_special_tokens=False)
-    requests = [speaker.request(ids), speaker.request([*ids, 5, 6, 7])]
-    for _ in speaker.answer(requests):
+    requests = [speaker.make_request(ids), speaker.make_request([*ids, 5, 6, 7])]
+    for _ in speaker.generate(requests):
         pass
-    assert requests[0].written == "".join(terminal.pieces_of(speaker, speaker.request(ids))) == text
+    assert requests[0].written == "".join(terminal.stream_text(speaker, speaker.make_request(ids))) == text
     assert requests[0].finish_reason == "length" and len(ids) + len(requests[0].ids) == 128
     assert len(requests[1].prompt) + len(requests[1].ids) == 128
 
@@ -189,7 +194,7 @@ def test_a_talk_is_saved_as_a_row_that_training_reads(ask, monkeypatch, tmp_path
         ("/params top_p 2", "top_p 2.0 must"),
         ("/params max_new_tokens 0", "more than 0"),
         ("/save", "into which file"),
-        ("/save x.jsonl", "nothing was said"),
+        ("/save x.jsonl", "nothing to save"),
         ("/sistem", "no such command"),
         ("/params top_k 1.5", "expected int"),
     ],
@@ -217,13 +222,14 @@ def test_the_largest_seed_serves_every_turn(ask, monkeypatch):
 
 
 def test_a_thought_that_is_stopped_leaves_the_terminal_bright(monkeypatch, capsys):
-    def interrupted():
+    def interrupted(*_):
         yield from ("<think>", "\n半")
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(terminal, "stream_text", interrupted)
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True)
     for stream in (True, False):
-        terminal.print_answer(interrupted(), stream)
+        terminal.print_answer(None, SimpleNamespace(written="<think>\n半"), stream)
         out = capsys.readouterr().out
         assert out.endswith(f"半{terminal.NORMAL} (stopped)\n") and out.rindex(terminal.NORMAL) > out.find(terminal.DIM)
 
@@ -242,7 +248,7 @@ def test_lines_between_three_quotation_marks_are_one_question(ask, monkeypatch):
 
 
 def test_every_line_of_a_file_is_answered_in_order_as_alone(ask, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_model, "AT_ONCE", 3)
+    monkeypatch.setattr(chat_model, "MAX_BATCH_SIZE", 3)
     questions = ["你好", "-1 + 2", *(f"问题{n}" * n for n in range(1, 6))]
     plain, rows = tmp_path / "lines.txt", tmp_path / "lines.jsonl"
     plain.write_text("\n\n".join(questions), encoding="utf-8")
