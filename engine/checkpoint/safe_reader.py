@@ -1,4 +1,4 @@
-"""torch's reader of sharded tensors without its trust: a .metadata file is a pickle, and may come from anywhere."""
+"""Read sharded tensors without running pickled code: .metadata is a pickle, and may come from anywhere."""
 
 import pickle
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,12 +20,13 @@ _PLAIN = {("torch.distributed.checkpoint.metadata", name) for name in _METADATA.
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
 }
-# Where the state lay when it was written. Neither kind of path can be made on the other system, their pure forms can.
+# The folder that the state was written to. A path of the other system cannot be made here, its pure form can.
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
+        """Look up a class of the pickle; ValueError if a checkpoint has no use for it."""
         if module in ("pathlib", "pathlib._local") and name in _PATHS:
             return _PATHS[name]
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -35,9 +36,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class PlainReader(dcp.FileSystemReader):
-    """torch's reader, which would run any code that a .metadata file holds."""
+    """FileSystemReader that refuses code in .metadata and tensors outside the folder."""
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
+        """Read the list of tensors; ValueError if it is damaged, names code or points outside its folder."""
         file = Path(self.path) / ".metadata"
         try:
             with open(file, "rb") as stream:

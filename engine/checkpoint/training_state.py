@@ -1,11 +1,11 @@
-"""States: all that resuming needs, whole or not there.
+"""Write, check and read training states: all that resuming needs, complete or absent.
 
 results/pretrain.state/00000100/     the state after step 100
     tensors/                         weights and optimizer by parameter name, written by torch.distributed.checkpoint:
                                      sharded under FSDP, and read back by any number of processes, with FSDP or without
     run.pt                           progress, random states of every process, what the run was started with
     manifest.json                    sizes and checksums, written last
-results/pretrain.state/00000100.tmp  one that is being written, or whose writer was killed
+results/pretrain.state/00000100.tmp  being written, or its writer was killed
 """
 
 import json
@@ -13,6 +13,7 @@ import os
 import shutil
 import warnings
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -27,23 +28,21 @@ from engine.checkpoint.weights import check_names_and_shapes
 from engine.console import warn
 from engine.files import atomic_write, first_line, sync_folder, write_json
 
-# A run of one process writes its states with the same code, and torch finds that worth a warning a save.
+# A run of one process uses the same code, and torch would print a warning at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 # -------------------------------------------------------------------------------------------------- what is saved
 
 
 def snapshot_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """model.<name> and optimizer.<name>.<value>, copied to the CPU; a process's shard stays its shard."""
+    """Return {name: copy on the CPU} of model.<name> and optimizer.<name>.<value>; a rank's shard stays its shard."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    live = {f"model.{name}": parameter for parameter, name in names.items()}
+    tensors = {f"model.{name}": parameter for parameter, name in names.items()}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
-            live |= {f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    return {
-        name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
-        for name, tensor in live.items()
-    }
+            for key, value in values.items():
+                tensors[f"optimizer.{names[parameter]}.{key}"] = torch.as_tensor(value)
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 # -------------------------------------------------------------------------------------------------------- writing
@@ -59,9 +58,18 @@ def write(
     main: bool = True,
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Write folder/<step>/, then drop all but the `keep` newest states. OSError when it could not be written.
+    """Write folder/<step>/, then delete all but the `keep` newest states.
 
-    `group`: the processes that hold shards, each of which calls this; None: this process holds everything.
+    Args:
+        folder: Of the run's states.
+        step: Optimizer steps that were taken.
+        tensors: Of snapshot_tensors, {name: tensor}.
+        info: Everything else that resuming needs.
+        keep: Number of states that stay.
+        main: Whether this process writes run.pt and the manifest.
+        group: Processes that hold shards, each of which calls this; None: this process holds everything.
+    Raises:
+        OSError: The state could not be written; nothing of it is left.
     """
     final = folder / f"{step:08d}"
     temporary = final.with_suffix(".tmp")
@@ -74,9 +82,9 @@ def write(
             return
         atomic_write(temporary / "run.pt", lambda path: torch.save(vars(info), path))
         files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-        seals = {path.relative_to(temporary).as_posix(): _size_and_crc32(path) for path in files}
+        checksums = {path.relative_to(temporary).as_posix(): _size_and_crc32(path) for path in files}
         sync_folder(temporary / "tensors")
-        write_json(temporary / "manifest.json", {"step": step, "files": seals})
+        write_json(temporary / "manifest.json", {"step": step, "files": checksums})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         sync_folder(folder)
@@ -88,7 +96,7 @@ def write(
 
 
 def _drop_old(folder: Path, keep: int) -> None:
-    """Only tidying: the new state is there, whatever becomes of the old ones."""
+    """Delete all but the newest states; failing is no error, as the new state is complete."""
     for old in list_states(folder)[:-keep]:
         try:
             shutil.rmtree(old)
@@ -97,7 +105,7 @@ def _drop_old(folder: Path, keep: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line; torch wraps what the disk said in errors of its own."""
+    """Return the disk's own message in one line; torch wraps it in errors of its own."""
     if isinstance(error, dcp.api.CheckpointException):
         error = next(iter(error.failures.values()))[0]
     cause = error
@@ -107,12 +115,12 @@ def _reason(error: BaseException) -> str:
 
 
 def list_states(folder: Path) -> list[Path]:
-    """Whole or damaged, oldest first."""
+    """List all states, complete or damaged, oldest first."""
     return sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
 
 
 def _size_and_crc32(path: Path) -> list[int]:
-    """[size, CRC-32] of a file: enough to notice what a broken disk or a stopped copy does to it."""
+    """Return [size, CRC-32] of a file: enough to notice a broken disk or a stopped copy."""
     checksum = 0
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -124,19 +132,19 @@ def _size_and_crc32(path: Path) -> list[int]:
 
 
 def find_corruption(path: Path) -> str | None:
-    """What is wrong with a state; None when every file is there and as it was written."""
+    """Describe what is wrong with a state; None if every file is as it was written."""
     try:
         files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
         if not {"run.pt", "tensors/.metadata"} <= files.keys():
             return "manifest.json does not name all its files"
-        damaged = [name for name, seal in files.items() if _size_and_crc32(path / name) != seal]
+        damaged = [name for name, checksum in files.items() if _size_and_crc32(path / name) != checksum]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json or a file it names cannot be read: {error}"
     return f"{', '.join(damaged)} does not match its checksum" if damaged else None
 
 
 def find_newest(folder: Path) -> Path | None:
-    """The newest whole state, or None. A damaged one is named, and the one before it is used."""
+    """Return the newest complete state, or None; a damaged one is named, and the one before it is used."""
     for path in reversed(list_states(folder)):
         if not (reason := find_corruption(path)):
             return path
@@ -145,7 +153,7 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def quarantine(path: Path) -> None:
-    """Rename a state that is not to be continued; nothing deletes it."""
+    """Rename a state that no run should resume from; nothing deletes it."""
     number = 1
     while (target := path.with_name(f"{path.name}.aside{number}")).exists():
         number += 1
@@ -154,14 +162,14 @@ def quarantine(path: Path) -> None:
 
 
 def quarantine_newer(folder: Path, step: int) -> None:
-    """Rename the states after `step`, damaged or not, so that a later --resume does not continue them."""
+    """Rename the states after `step`, damaged or not, so that a later --resume does not take them."""
     for newer in list_states(folder):
         if int(newer.name) > step:
             quarantine(newer)
 
 
 def remove_unfinished_states(folder: Path) -> None:
-    """What writers that were killed left behind."""
+    """Delete the partial states of writers that were killed."""
     for path in folder.glob("*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -170,18 +178,26 @@ def remove_unfinished_states(folder: Path) -> None:
 
 
 def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Put weights and optimizer values back, each process its own shards. Every name and shape must fit."""
+    """Copy a state into model and optimizers, each process its own shards.
+
+    Args:
+        path: Folder of the state.
+        model: As when the state was written; every name and shape must fit.
+        optimizers: The same; ranks and FSDP may differ.
+    Raises:
+        ValueError: The tensors do not fit, or cannot be read.
+    """
     reader = PlainReader(path / "tensors")
-    saved, parameters = reader.read_metadata().state_dict_metadata, dict(model.named_parameters())
-    _check_fit(path, saved, parameters)
+    entries, parameters = reader.read_metadata().state_dict_metadata, dict(model.named_parameters())
+    _check_fit(path, entries, parameters)
     tensors = {}
-    for name, entry in saved.items():
-        assert isinstance(entry, TensorStorageMetadata)  # _refuse_misfits
-        owner = parameters[_owner(name)]
-        dtype = entry.properties.dtype
-        tensors[name] = (
-            torch.empty_like(owner, dtype=dtype) if entry.size == owner.shape else torch.empty(entry.size, dtype=dtype)
-        )
+    for name, entry in entries.items():
+        assert isinstance(entry, TensorStorageMetadata)  # _check_fit
+        parameter, dtype = parameters[_parameter_name(name)], entry.properties.dtype
+        if entry.size == parameter.shape:
+            tensors[name] = torch.empty_like(parameter, dtype=dtype)
+        else:
+            tensors[name] = torch.empty(entry.size, dtype=dtype)
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     except dcp.api.CheckpointException as error:  # a BaseException
@@ -191,26 +207,28 @@ def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
     for optimizer in optimizers:
-        values, groups = {}, optimizer.state_dict()["param_groups"]
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        state = {}
+        for index, parameter in enumerate(chain.from_iterable(group["params"] for group in optimizer.param_groups)):
             prefix = f"optimizer.{names[parameter]}."
-            mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            values |= {index: mine} if mine else {}
-        optimizer.load_state_dict({"state": values, "param_groups": groups})
+            values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if values:
+                state[index] = values
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _owner(name: str) -> str:
-    """The parameter that a tensor of a state belongs to."""
+def _parameter_name(name: str) -> str:
+    """Return the name of the parameter that a tensor of a state belongs to."""
     kind, _, rest = name.partition(".")
     return rest if kind == "model" else rest.rpartition(".")[0]
 
 
-def _check_fit(path: Path, saved: dict, parameters: dict[str, nn.Parameter]) -> None:
-    """Before anything is read: values that are no tensors would be unpickled."""
-    odd = [name for name, entry in saved.items() if not isinstance(entry, TensorStorageMetadata)]
+def _check_fit(path: Path, entries: dict, parameters: dict[str, nn.Parameter]) -> None:
+    """Check all names and shapes before anything is read: values that are not tensors would be unpickled."""
+    invalid = [name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata)]
+    actual = {name: tuple(entry.size) for name, entry in entries.items() if name not in invalid}
     expected = {f"model.{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
-    found = {name: tuple(entry.size) for name, entry in saved.items() if name not in odd}
-    for name in found:  # an optimizer's values: one for every weight, beside the count of its steps
-        if not name.startswith("model.") and _owner(name) in parameters:
-            expected[name] = () if name.endswith(".step") else tuple(parameters[_owner(name)].shape)
-    check_names_and_shapes(path, expected, found, [f"{name} is not a tensor" for name in odd])
+    for name in actual:  # an optimizer has values of its parameter's shape, and the count of its steps
+        parameter = parameters.get(_parameter_name(name))
+        if not name.startswith("model.") and parameter is not None:
+            expected[name] = () if name.endswith(".step") else tuple(parameter.shape)
+    check_names_and_shapes(path, expected, actual, [f"{name} is not a tensor" for name in invalid])
