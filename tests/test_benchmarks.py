@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the same rows, the same model, real tokens only, the same held-out text."""
+"""The benchmarks compare the same rows, the same model, real tokens only and the same held-out text."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def job(sample, tmp_path):
 
 
 @pytest.mark.parametrize("contender, warm", [(ours, 1), (original, 1), (hf_trainer, 2)])
-def test_real_predictions_are_counted_and_padding_and_the_warm_up_are_not(contender, warm, job):
+def test_only_real_predictions_after_the_warm_up_are_counted(contender, warm, job):
     job["max_seq_len"] += 5  # padding for those who pad to it
     figures = contender.main(job)
     assert figures["tokens"] == (DOCUMENTS // BATCH - warm) * job["a batch"]
@@ -81,11 +81,8 @@ def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer)
     assert score(lambda ids: llama(input_ids=ids).logits) == pytest.approx(history[-1][2], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "contender, change",
-    [(original, {"accumulation": 1}), (hf_trainer, {"steps": 4})],
-)
-def test_a_peer_that_races_leaves_its_held_out_figures(contender, change, job):
+@pytest.mark.parametrize("contender, change", [(original, {"accumulation": 1}), (hf_trainer, {"steps": 4})])
+def test_racing_peer_leaves_its_held_out_figures(contender, change, job):
     history = contender.main(job | change | {"seconds": 0.2, "val_fraction": 0.3, "learning_rate": 1e-2})["history"]
     seconds, tokens, bits = zip(*history, strict=True)
     assert list(seconds) == sorted(seconds) and tokens[-1] % job["a batch"] == 0 and 0 < min(bits) < 20
@@ -93,25 +90,25 @@ def test_a_peer_that_races_leaves_its_held_out_figures(contender, change, job):
 
 @pytest.fixture
 def heavy():
-    """A model with weights that are far from zero, as fresh ones are not."""
+    """Return a model with larger weights than a fresh one."""
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=100, max_seq_len=16)).eval()
-    model.load_state_dict(
-        {name: weight * 10 if weight.ndim > 1 else weight for name, weight in model.state_dict().items()}
-    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= 10
     return model
 
 
 def test_the_original_is_the_same_model_as_ours(heavy):
-    theirs = original.Decoder(heavy.config).eval()
-    theirs.load_state_dict(heavy.state_dict())
+    peer = original.Decoder(heavy.config).eval()
+    peer.load_state_dict(heavy.state_dict())
     ids = torch.randint(100, (2, 16))
-    torch.testing.assert_close(theirs(ids), heavy(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(peer(ids), heavy(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_llama_comes_back_under_our_names(heavy):
-    there = hugging_face.to_hf_state_dict(full_state_dict(heavy), heavy.config)
-    back = hf_trainer.from_hf_state_dict(there, heavy.config)
+def test_llama_weights_come_back_under_our_names(heavy):
+    converted = hugging_face.to_hf_state_dict(full_state_dict(heavy), heavy.config)
+    back = hf_trainer.from_hf_state_dict(converted, heavy.config)
     assert back.keys() == heavy.state_dict().keys()
     assert all(torch.equal(back[name], weight) for name, weight in heavy.state_dict().items())
 
@@ -130,13 +127,13 @@ def test_the_original_reads_the_rows_of_the_cache(name, tokenizer, tmp_path):
         )
 
 
-def test_a_few_rows_stand_for_the_file(sample, tokenizer, tmp_path):
+def test_few_rows_represent_the_file(sample, tokenizer, tmp_path):
     everything = sample.split(0)[0]
-    chosen = rows.spread_by_length(sample, everything, 100, seed=3)
+    documents = rows.spread_by_length(sample, everything, 100, seed=3)
     lengths = np.diff(sample.offsets)
-    assert len(set(chosen)) == 100 and lengths[chosen].mean() == pytest.approx(lengths.mean(), rel=0.03)
-    part = rows.open_cache(rows.write_part(sample, chosen, tmp_path / "part"), PretrainDataset, tokenizer)
-    assert rows.texts(part, np.arange(100), tokenizer) == rows.texts(sample, chosen, tokenizer)
+    assert len(set(documents)) == 100 and lengths[documents].mean() == pytest.approx(lengths.mean(), rel=0.03)
+    part = rows.open_cache(rows.write_part(sample, documents, tmp_path / "part"), PretrainDataset, tokenizer)
+    assert rows.texts(part, np.arange(100), tokenizer) == rows.texts(sample, documents, tokenizer)
 
 
 def test_ratios_are_taken_round_by_round_and_a_failure_says_why():
@@ -145,16 +142,16 @@ def test_ratios_are_taken_round_by_round_and_a_failure_says_why():
         "peer": [{"speed": 5.0}, {"speed": 1.0}, {"speed": 3.0}],
         "gone": [compare.run("benchmarks.gone", {})] * 3,
     }
-    heading, _, mine, peer, gone = compare.compared(results, {"tokens/s": "speed"}, "speed")
-    assert "3 (2 to 4)" in peer and "9 (4 to 10)" in mine
+    _, _, ours_line, peer, gone = compare.compared(results, {"tokens/s": "speed"}, "speed")
+    assert "3 (2 to 4)" in peer and "9 (4 to 10)" in ours_line
     assert "not measured" in gone and "benchmarks.gone" in gone
 
 
-def test_a_race_is_judged_by_what_was_reached_in_time():
+def test_race_compares_what_was_reached_in_time():
     first = {"history": [[0.0, 0, 8.0], [5.0, 50, 4.0], [9.9, 99, 3.0], [12.0, 120, 2.0]], "memory": 1.0}
     second = {"history": [[5.0, 10, 6.0], [10.1, 20, 4.0]], "memory": 1.0}
-    *_, mine, peer = train.race_table({"ours": [first], "original": [second]}, budget=10, target=0)
-    assert [cell.strip() for cell in mine.split("|")[2:7]] == ["3", "9.9", "99", "1", "5"]
+    *_, ours_line, peer = train.race_table({"ours": [first], "original": [second]}, budget=10, target=0)
+    assert [cell.strip() for cell in ours_line.split("|")[2:7]] == ["3", "9.9", "99", "1", "5"]
     assert [cell.strip() for cell in peer.split("|")[2:8]] == ["4", "10.1", "20", "1", "10.1", "0.75"]
 
 
@@ -176,9 +173,8 @@ def test_all_encoders_write_the_same_ids(tmp_path):
 def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = SpongeBob(LLMConfig(**SHAPE, vocab_size=tokenizer.get_vocab_size(), max_seq_len=64))
-    save_weights(
-        tmp_path / "fresh.pth", full_state_dict(model), {"stage": "pretrain", "config": config_dict(model.config)}
-    )
+    meta = {"stage": "pretrain", "config": config_dict(model.config)}
+    save_weights(tmp_path / "fresh.pth", full_state_dict(model), meta)
     hugging_face.to_hf(model, ROOT / "spongebob_tokenizer", tmp_path / "hf")
     job = {
         "ckpt": str(tmp_path / "fresh.pth"),
@@ -218,9 +214,9 @@ def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypa
     assert ("--grow" not in extra) or (tmp_path / "growth.png").is_file()
 
 
-def test_a_sweep_reads_the_same_tokens_whatever_the_batch_and_names_the_best_first():
+def test_sweep_reads_the_same_tokens_at_any_batch_and_sorts_by_the_mean():
     args = sweep.parse_args(["--ours", "--a 1", "--steps", "80", "--batch_size", "4"])
-    jobs = [sweep.job_of(args, Path("cache"), words, 7) for words in ("--a 1", "--batch_size=2 --a 1")]
+    jobs = [sweep.job_of(args, Path("cache"), flags, 7) for flags in ("--a 1", "--batch_size=2 --a 1")]
     assert [(job["steps"], job["batch_size"], job["seed"]) for job in jobs] == [(80, 4, 7), (160, 2, 7)]
     runs = {
         "worse": [{"history": [[0, 0, 9.0], [1, 1, 3.0]]}] * 2,
@@ -232,7 +228,7 @@ def test_a_sweep_reads_the_same_tokens_whatever_the_batch_and_names_the_best_fir
     assert "3.000" in worse and "0.000" in worse and "not measured: why" in broken
 
 
-def test_steps_until_well_formed_are_counted_to_the_first_answer_that_is_good_enough():
+def test_steps_until_well_formed_end_at_the_first_good_score():
     runs = [
         {"history": [[0, 0.0, 0.0], [25, 0.96, 0.1], [50, 0.9, 0.5]]},
         {"history": [[0, 0.0, 0.0], [25, 0.94, 0.1], [50, 0.94, 0.7]]},
@@ -251,101 +247,61 @@ def test_rows_without_thoughts_keep_their_questions_and_answers(tmp_path):
     assert row["conversations"][1]["content"] == "<think>\n</think>\n<answer>\n7\n</answer>"
 
 
+@pytest.fixture(scope="module")
+def stage_caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def road(tmp_path):
-    """quality's job for one contender: three stages on the sample, as few tokens as a step reads."""
-    args = quality.parse(
-        [
-            "--tokens",
-            "100",
-            "100",
-            "100",
-            "--dim",
-            "32",
-            "--n_layers",
-            "1",
-            "--answers",
-            "4",
-            "--max_new_tokens",
-            "4",
-            "--seeds",
-            "1",
-            "--batch_size",
-            "2",
-            "--ours=--batch_size 1",
-            "--max_seq_len",
-            "256",
-            "--rates",
-            "1e-2",
-            "1e-5",
-            "1e-5",
-            "--peer_rates",
-            "1e-2",
-            "1e-5",
-            "1e-5",
-            "--cache_dir",
-            str(tmp_path / "cache"),
-        ]
+def road(tmp_path, stage_caches):
+    """Return quality's jobs: three stages on the sample, as few tokens as a step reads."""
+    flags = (
+        "--tokens 100 100 100 --dim 32 --n_layers 1 --answers 4 --max_new_tokens 4 --seeds 1 --batch_size 2 "
+        "--max_seq_len 256 --rates 1e-2 1e-5 1e-5 --peer_rates 1e-2 1e-5 1e-5 --cache_dir"
     )
+    args = quality.parse([*flags.split(), str(stage_caches), "--ours=--batch_size 1"])
     (tmp_path / "run").mkdir()
     return {name: job | {"folder": str(tmp_path / "run")} for name, job in quality.jobs_of(args, tmp_path)}
 
 
 @pytest.mark.parametrize("contender", ["ours --batch_size 1", "original", "trainer"])
-def test_every_contender_goes_through_three_stages_and_is_scored_after_each(contender, road, monkeypatch):
+def test_contenders_train_three_stages_and_are_scored_after_each(contender, road, monkeypatch):
     trial = {"step_tokens": 50.0, "step_seconds": 0.1}  # the plan is two steps, of which there are never less than ten
     monkeypatch.setattr(compare, "run", lambda module, job: trial)
     figures = quality.main(road[contender])
     assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance"] > 0
     assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
     assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100 and figures["scored"] == [4, 4, 4]
-    made = [load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
-    first, second, third = (model.tok_embeddings.weight for model in made)
-    # Each goes on from the last: the low rates leave the embedding where the high one had carried it.
+    models = [load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
+    first, second, third = (model.tok_embeddings.weight for model in models)
+    # Each starts from the last: the low rates leave the embedding where the high one had carried it.
     assert 0 < (second - first).norm() < 0.1 * first.norm() and 0 < (third - second).norm() < 0.1 * first.norm()
 
 
 def test_scored_rows_are_those_that_training_holds_out(road, tokenizer):
-    for stage, one in road["original"]["stages"].items():
-        cache, training, heldout = rows.reopen(one | {"stage": stage, "val_fraction": 0.005}, tokenizer)
-        kept = {int(number) for number in cache.hashes[heldout]}
-        lines = Path(one["heldout"]).read_bytes().splitlines()
-        assert len(lines) == 4 and {quality.line_hash(line) for line in lines} <= kept
-        assert not kept & {int(number) for number in cache.hashes[training]}
+    for stage, job in road["original"]["stages"].items():
+        cache, training, heldout = rows.reopen(job | {"stage": stage, "val_fraction": 0.005}, tokenizer)
+        held_out = {*cache.hashes[heldout].tolist()}
+        lines = Path(job["heldout"]).read_bytes().splitlines()
+        assert len(lines) == 4 and {quality.line_hash(line) for line in lines} <= held_out
+        assert not held_out & {*cache.hashes[training].tolist()}
 
 
-def test_the_distilled_originals_tag_pieces_weigh_ten_times_as_much():
+def test_tag_tokens_of_the_distilled_original_weigh_ten_times_as_much():
     conversation = "<s>user\n1 > 0?</s>\n<s>assistant\n<think>\n一\n</think>\n<answer>\nyes\n</answer></s>\n"
     tokenizer_dir = str(ROOT / "spongebob_tokenizer")
-    (_, labels, weights), (_, _, plain) = (
-        original.Rows([conversation], tokenizer_dir, 64, stage)[0] for stage in ("distill", "SFT")
-    )
+    _, labels, weights = original.Rows([conversation], tokenizer_dir, 64, "distill")[0]
+    _, _, plain = original.Rows([conversation], tokenizer_dir, 64, "SFT")[0]
     assert set(weights.tolist()) == {0, 1, 10} and torch.equal(weights > 0, plain > 0)
-    tags_ = original.AutoTokenizer.from_pretrained(tokenizer_dir).decode(labels[weights == 10])
-    assert "think" in tags_ and "answer" in tags_ and "yes" not in tags_
+    heavy_text = original.AutoTokenizer.from_pretrained(tokenizer_dir).decode(labels[weights == 10])
+    assert "think" in heavy_text and "answer" in heavy_text and "yes" not in heavy_text
 
 
 def test_quality_is_told_as_mean_and_deviation_over_seeds():
-    runs = [
-        {
-            "bits_per_byte": 2.0,
-            "answer_loss": 3.0,
-            "well_formed": 0.5,
-            "correct": 0.1,
-            "chance": 0.2,
-            "tokens": [10, 20, 30],
-            "seconds": [1, 2, 3],
-        },
-        {
-            "bits_per_byte": 3.0,
-            "answer_loss": 3.0,
-            "well_formed": 0.7,
-            "correct": 0.1,
-            "chance": 0.2,
-            "tokens": [20, 20, 30],
-            "seconds": [1, 2, 3],
-        },
-    ]
+    first = {"bits_per_byte": 2.0, "well_formed": 0.5, "tokens": [10, 20, 30]}
+    second = {"bits_per_byte": 3.0, "well_formed": 0.7, "tokens": [20, 20, 30]}
+    both = {"answer_loss": 3.0, "correct": 0.1, "chance": 0.2, "seconds": [1, 2, 3]}
+    runs = [first | both, second | both]
     _, _, line, failed, _, luck = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
     assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line
     assert "not measured: why" in failed and "20.0%" in luck
