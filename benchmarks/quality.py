@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def write_heldout(path: Path, out: Path, val_fraction: float, count: int, seed: int = 0) -> None:
     """`count` rows, drawn at random, of those that every run holds out of a file."""
-    found = [line for block in jsonl.blocks(path) for _, line in jsonl.lines(*block)]
+    found = [line for _, line in jsonl.read_lines(path)]
     hashes = np.array([line_hash(line) for line in found], dtype=np.uint64)
     kept = np.flatnonzero(np.isin(hashes, held_out_hashes([hashes], val_fraction)))
     chosen = np.random.default_rng(seed).permutation(kept)[:count]

@@ -11,7 +11,7 @@ from torch import Tensor
 from Config import LLMConfig
 from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import config_dict, save_weights
-from engine.corpus.jsonl import RowCounts, blocks, lines, parse_line, source_files
+from engine.corpus.jsonl import RowCounts, parse_line, read_lines, source_files
 from engine.corpus.token_cache import ARRAYS, TokenCache, open_cache, open_or_build
 from engine.tokenizer import fingerprint
 
@@ -23,9 +23,8 @@ def stage_of(path: Path) -> str:
     if (path / "meta.json").is_file():
         dataset = json.loads((path / "meta.json").read_text(encoding="utf-8"))["dataset"]
         return next(stage for stage, dataset_class in DATASETS.items() if dataset_class.__name__ == dataset)
-    for block in blocks(source_files([path])[0]):
-        for _, line in lines(*block):
-            return "SFT" if SFTDataset.holds(parse_line(line)) else "pretrain"
+    for _, line in read_lines(source_files([path])[0]):
+        return "SFT" if SFTDataset.holds(parse_line(line)) else "pretrain"
     raise ValueError(f"{path}: no rows")
 
 

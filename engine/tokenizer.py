@@ -1,4 +1,4 @@
-"""A tokenizer: load one, tell whether it can be used, know it again, count the bytes its tokens stand for.
+"""A tokenizer: load it, check that it can be used, know it again, count the bytes of its tokens.
 
 Usable are byte-level ones that lose no text, and whose special tokens no text can spell.
 """
@@ -13,12 +13,16 @@ from tokenizers import Tokenizer
 
 from engine.console import warn
 
-UNK, BOS, EOS = "<unk>", "<s>", "</s>"
-LARGEST = 2**16  # ids are stored in 16 bits
+SPECIAL_TOKENS = UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+MAX_VOCAB_SIZE = 2**16  # ids are stored in 16 bits
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read `folder`/tokenizer.json so that control tokens typed by a user stay ordinary characters."""
+    """Read `folder`/tokenizer.json so that special tokens typed by a user stay ordinary characters.
+
+    Raises:
+        ValueError: The file is missing, is no tokenizer, or is one that cannot be used.
+    """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: no tokenizer there; train one with: python train_tokenizer.py --save_dir {folder}")
@@ -29,16 +33,19 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # files of other programs carry both: texts would be cut, or filled with <unk>
     tokenizer.no_padding()
-    if problem := tokenizer_problem(tokenizer, (UNK, BOS, EOS)):
+    if problem := tokenizer_problem(tokenizer, SPECIAL_TOKENS):
         raise ValueError(f"{path}: {problem}")
-    if lost := count_missing_bytes(tokenizer):
-        warn(f"warning: {path}: no token for {lost} of the 256 bytes; text that holds them loses them")
+    if missing := count_missing_bytes(tokenizer):
+        warn(f"warning: {path}: no token for {missing} of the 256 bytes; text that holds them loses them")
     return tokenizer
 
 
 def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
-    """Twelve hex digits that change whenever a text might be encoded differently; programs that save a tokenizer again
-    change what does not decide the ids. `of_all`: as it was reckoned before, of everything in the file."""
+    """Return twelve hex digits that change whenever a text might be encoded differently.
+
+    Programs that save a tokenizer again change what does not decide the ids. `of_all`: of everything in the file, as
+    it was calculated before version 0.2.
+    """
     content = json.loads(tokenizer.to_str())
     if not of_all:
         content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
@@ -47,7 +54,7 @@ def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """(vocab,) int32: how many bytes of text each token stands for; control tokens stand for none.
+    """Return the number of bytes of text that each token spells, (vocab,) int32; special tokens spell none.
 
     Counted on the byte-level symbols (one character a byte), never on decoded strings: a token may hold half
     a Chinese character, and decoding it would count the replacement character instead.
@@ -62,43 +69,43 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     return lengths
 
 
-def tokenizer_problem(tokenizer: Tokenizer, control: Sequence[str]) -> str | None:
-    """Why a tokenizer cannot be used, or None; `control` are the tokens that stand between documents and turns."""
+def tokenizer_problem(tokenizer: Tokenizer, special: Sequence[str]) -> str | None:
+    """Return the reason why a tokenizer cannot be used, or None; `special` are the tokens that delimit turns."""
     content, size = json.loads(tokenizer.to_str()), tokenizer.get_vocab_size()
-    if missing := [token for token in control if tokenizer.token_to_id(token) is None]:
-        return f"has no {' '.join(missing)}; this project needs {' '.join(control)}"
-    if size > LARGEST:
-        return f"{size} tokens; ids are stored in 16 bits, at most {LARGEST}"
+    if missing := [token for token in special if tokenizer.token_to_id(token) is None]:
+        return f"has no {' '.join(missing)}; this project needs {' '.join(special)}"
+    if size > MAX_VOCAB_SIZE:
+        return f"{size} tokens; ids are stored in 16 bits, at most {MAX_VOCAB_SIZE}"
     if (last := max(tokenizer.get_vocab().values())) >= size:
         return f"{size} tokens, but ids up to {last}: ids without a token between them are not supported"
     if content["model"].get("dropout"):
         return f"dropout {content['model']['dropout']} in its model: a text would get other ids each time"
     alphabet, added = set(byte_characters().values()), tokenizer.get_added_tokens_decoder()
-    words = {word for word, index in tokenizer.get_vocab().items() if index not in added and word not in control}
-    strange = next((word for word in words if not alphabet.issuperset(word)), None)
-    if not _cuts_bytes(content["pre_tokenizer"]) or strange is not None:
-        example = f" (a token is {strange!r})" if strange is not None else ""
+    tokens = [token for token, index in tokenizer.get_vocab().items() if index not in added]
+    strange = [token for token in tokens if token not in special and not alphabet.issuperset(token)]
+    if not _splits_into_bytes(content["pre_tokenizer"]) or strange:
+        example = f" (a token is {strange[0]!r})" if strange else ""
         return f"not a byte-level tokenizer{example}; this project needs one, as train_tokenizer.py makes it"
-    for token in control:
+    for token in special:
         texts = [token, f"a{token}b", f" {token} ", f"\n{token}\n"]
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        if any(tokenizer.token_to_id(token) in one for one in ids):
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        if any(tokenizer.token_to_id(token) in encoding.ids for encoding in encodings):
             return f'a text can spell {token}, which ends documents and turns: give it "special": true in added_tokens'
     return None
 
 
 def count_missing_bytes(tokenizer: Tokenizer) -> int:
-    """How many of the 256 bytes have no token: text that holds them loses them."""
+    """Return how many of the 256 bytes have no token: text that holds them loses them."""
     return len(set(byte_characters().values()) - tokenizer.get_vocab().keys())
 
 
-def _cuts_bytes(pre_tokenizer: dict | None) -> bool:
+def _splits_into_bytes(pre_tokenizer: dict | None) -> bool:
     parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     return any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def byte_characters() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    """Return the printable character of each byte in a byte-level vocabulary (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -228,10 +228,10 @@ def home(tmp_path_factory):
     marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
     (home / "marks.jsonl").write_text("\n".join(marks))
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
-    learned = bpe.train(rows(50, "snail"), 300, tag_tokens=False)
-    bpe.save(learned, home / "tokenizer")
+    learned = bpe.train_bpe(rows(50, "snail"), 300, tag_tokens=False)
+    bpe.save_tokenizer(learned, home / "tokenizer")
     learned.add_tokens(["jellyfish"])
-    bpe.save(learned, home / "larger")
+    bpe.save_tokenizer(learned, home / "larger")
 
     def leave(path, model, stage):
         known = {"stage": stage, "config": config_dict(model.config)}

@@ -1,36 +1,35 @@
-"""What identifies a file: its content. The book of digests only saves reading it again."""
+"""Digests that identify a file by its content, and an index of them that saves reading it again."""
 
 import hashlib
 import json
 from pathlib import Path
 
-from engine.files import atomic_write
+from engine.files import write_json
+
+
+def hash_file(path: Path) -> str:
+    """Return the BLAKE2b hash of a file's content, 32 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def content_digest(path: Path, cache_dir: Path) -> str:
-    """Size and hash of the file's content. An unchanged size and mtime save the reading, but identify nothing."""
-    book = cache_dir / "digests.json"
-    known = _read_book(book)
+    """Return size and hash of a file's content; an unchanged size and mtime save reading it, but identify nothing."""
+    index_path = cache_dir / "digests.json"
     name, stat = str(path.resolve()), path.stat()
-    if known.get(name, [])[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return known[name][2]
-    with open(path, "rb") as file:
-        digest = f"{stat.st_size}:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
+    entry = _read_index(index_path).get(name, [])
+    if entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+        return entry[2]
+    digest = f"{stat.st_size}:{hash_file(path)}"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({**_read_book(book), name: [stat.st_size, stat.st_mtime_ns, digest]})
-    atomic_write(book, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_json(index_path, {**_read_index(index_path), name: [stat.st_size, stat.st_mtime_ns, digest]})
     return digest
 
 
-def _read_book(book: Path) -> dict[str, list]:
-    """{file: [size, mtime, digest]} as far as it is readable: it saves time, and nothing else depends on it."""
+def _read_index(path: Path) -> dict[str, list]:
+    """Return {file: [size, mtime, digest]} as far as it can be read: it saves time, and nothing else depends on it."""
     try:
-        found = json.loads(book.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {name: entry for name, entry in index.items() if list(map(type, entry)) == [int, int, str]}
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, or written by something else
         return {}
-    entries = found.items() if isinstance(found, dict) else ()
-    return {
-        name: entry
-        for name, entry in entries
-        if isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]
-    }

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes and never by its name."""
+"""The type of a file, by its first bytes and never by its name."""
 
 import re
 import tarfile
@@ -7,8 +7,8 @@ HEADER_BYTES = 512  # bytes; a tar header is as long
 GZIP = b"\x1f\x8b"
 PANDAS = "python -c \"import pandas; pandas.read_{}({{name}}).to_json('{{out}}.jsonl', orient='records', lines=True)\""
 
-# (first bytes, what it is, the command that turns it into JSONL)
-KINDS = [
+# (pattern of the first bytes, name, command that turns it into JSONL)
+FILE_SIGNATURES = [
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {path} > {out}.utf8.jsonl"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {path} > {out}.utf8.jsonl"),
     (rb"(?:[\x09-\x7e]\x00){4}", "UTF-16 text", "iconv -f UTF-16LE -t UTF-8 {path} > {out}.utf8.jsonl"),
@@ -25,26 +25,24 @@ KINDS = [
     (rb"\x1f\x8b", "packed by gzip twice", "gzip -dc {path} > {out}.gz"),
     (rb"version https://git-lfs", "a pointer of git LFS, without the file's content", "git lfs pull"),
     (rb"(?:/annex/objects|(?:\.\./)*\.git/annex)", "a pointer of git-annex", "git annex get {path}"),
-    (rb"\s*(?:<!--.*?-->\s*)*(?i:<!doctype html|<html|<head|<\?xml)", "a web page (of an error or a login?)", "fetch"),
+    (rb"\s*(?:<!--.*?-->\s*)*(?i:<!doctype html|<html|<head|<\?xml)", "a web page (of an error or a login?)", ""),
     (rb"\s*\[\s*\{", "a JSON array", "jq -c '.[]' {path} > {out}.lines.jsonl"),
 ]  # fmt: skip
 
 
 def detect_file_type(head: bytes) -> tuple[str, str] | None:
-    """What a file that begins so is, and how it becomes JSONL; None where it may be JSONL."""
+    """Return (name, remedy) of a file that begins so; None where it may be JSONL."""
     head = head.removeprefix(b"\xef\xbb\xbf")
-    for pattern, what, command in KINDS:
+    for pattern, name, command in FILE_SIGNATURES:
         if re.match(pattern, head, re.DOTALL):
-            if command == "fetch":
-                return what, "Fetch it again"
-            return what, f"Get the rows with: {command}"
+            return name, f"Get the rows with: {command}" if command else "Fetch it again"
     if _is_tar(head):
         return "a tar archive", "Get the rows with: tar -xf {path}"
     return None
 
 
 def _is_tar(head: bytes) -> bool:
-    """By its sum of bytes: old ones have no mark."""
+    """Check the sum of bytes: old archives have no signature."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

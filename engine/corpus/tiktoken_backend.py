@@ -12,7 +12,7 @@ from engine.tokenizer import byte_characters
 CHECKED = 32  # texts of every batch that both encode
 HINT_BYTES = 10**9  # so much to encode takes minutes, and tiktoken saves half of them
 # What tokenizers' ByteLevel cuts a text into before merging, by its regular expression.
-PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PIECE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 PLAIN_BPE = {
     "type": "BPE",
@@ -27,20 +27,20 @@ PLAIN_BPE = {
 
 
 class Encoding(NamedTuple):
+    """The part of tokenizers' Encoding that dataset.py uses."""
+
     ids: list[int]
 
 
 def fastest(tokenizer: Tokenizer) -> "Tokenizer | TiktokenEncoder":
-    """What encodes as `tokenizer` does, soonest: tiktoken if it is installed and can hold this vocabulary."""
-    try:
-        import tiktoken
-    except ImportError:
-        return tokenizer
+    """Return the fastest that encodes as `tokenizer` does: tiktoken, if it is installed and can hold its vocabulary."""
     known = _ranks(json.loads(tokenizer.to_str()))
-    if known is None:
+    if known is None or find_spec("tiktoken") is None:
         return tokenizer
+    import tiktoken
+
     ranks, added = known
-    fast = tiktoken.Encoding("same", pat_str=PIECES, mergeable_ranks=ranks, special_tokens=added)
+    fast = tiktoken.Encoding("same", pat_str=PIECE_PATTERN, mergeable_ranks=ranks, special_tokens=added)
     return TiktokenEncoder(tokenizer, fast, set(added))
 
 
@@ -54,20 +54,24 @@ def print_hint(tokenizer: Tokenizer, num_bytes: int) -> None:
 class TiktokenEncoder:
     """The part of a Tokenizer that dataset.py uses.
 
-    Some texts of every batch are encoded by both. Should they ever differ, this says so and tokenizers does the rest.
+    Some texts of every batch are encoded by both. Should they ever differ, a warning says so and tokenizers does the
+    rest.
     """
 
     def __init__(self, tokenizer: Tokenizer, fast, added: set[str]):
-        self.tokenizer, self.fast, self.added = tokenizer, fast, added
+        self.tokenizer = tokenizer
+        self.fast, self.added = fast, added
         # tiktoken looks a whole piece up before it merges; for no token may that make a difference.
-        self.trusted = self._agree([word for word in map(self._spelled, tokenizer.get_vocab().values()) if word])
+        self.is_trusted = self._agree([text for text in map(self._spelled, tokenizer.get_vocab().values()) if text])
 
     def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, or None."""
         return self.tokenizer.token_to_id(token)
 
     def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = False) -> list:
+        """Encode texts; the ids are those of tokenizers."""
         step = max(1, len(texts) // CHECKED)
-        if add_special_tokens or not (self.trusted and self._agree(texts[::step])):
+        if add_special_tokens or not (self.is_trusted and self._agree(texts[::step])):
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [Encoding(self._encode(text)) for text in texts]
 
@@ -85,14 +89,14 @@ class TiktokenEncoder:
         slow = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, slow, strict=True):
             if self._encode(text) != encoding.ids:
-                warn(f"tiktoken and tokenizers differ on {text[:80]!r}: going on with tokenizers")
-                self.trusted = False
+                warn(f"tiktoken and tokenizers differ on {text[:80]!r}: tokenizers encodes the rest")
+                self.is_trusted = False
                 return False
         return True
 
 
 def _ranks(tokenizer: dict) -> tuple[dict[bytes, int], dict[str, int]] | None:
-    """(bytes of every token -> id, added tokens that text may spell -> id), or None where ids would differ.
+    """Return {bytes of a token: id} and {added token that a text may spell: id}, or None where ids would differ.
 
     tiktoken merges the pair whose result has the lowest id first, tokenizers the pair that was learned first: the same
     as long as ids grow in the order of learning.

@@ -16,11 +16,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,21 +29,30 @@ from tqdm import tqdm
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
 from engine.corpus.digests import content_digest
 from engine.corpus.held_out import held_out_hashes, line_hash
-from engine.corpus.jsonl import RowCounts, RowReport, blocks, lines, source_files
+from engine.corpus.jsonl import RowCounts, RowReport, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import fastest, print_hint
-from engine.corpus.worker_pool import in_order
+from engine.corpus.worker_pool import map_in_order
 from engine.files import to_json
 from engine.tokenizer import EOS, fingerprint
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
 ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
+STALE_SECONDS = 3600  # an unfinished cache that has not grown for so long is no run's
 
 # ------------------------------------------------------------------------------------------------- opening
 
 
 @dataclass
 class TokenCache:
-    """An opened cache. Documents are numbered in file order; document d is ids[offsets[d] : offsets[d + 1]]."""
+    """An opened cache. Documents are numbered in file order; document d is ids[offsets[d] : offsets[d + 1]].
+
+    Attributes:
+        folder: The folder it was opened from.
+        ids, classes: Token ids and loss classes, (tokens,), uint16 and uint8.
+        offsets: First token of each document, and the number of tokens, (documents + 1,) int64.
+        hashes: Content hash of each document's row, (documents,) uint64.
+        meta: The content of meta.json.
+    """
 
     folder: Path
     ids: np.ndarray
@@ -56,37 +65,40 @@ class TokenCache:
         return len(self.hashes)
 
     def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """The document numbers of (training, validation); what one source file holds out is held out in all."""
+        """Return the document numbers of (training, validation), (n,) int64 each.
+
+        What one source file holds out is held out in all.
+        """
         ends = np.cumsum([source["documents"] for source in self.meta["sources"]])
         mask = np.isin(self.hashes, held_out_hashes(np.split(self.hashes, ends[:-1]), val_fraction))
         return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
 def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: bool = False) -> TokenCache:
-    """Open a finished cache folder; ValueError when it holds other rows, or was made with another tokenizer.
+    """Open a finished cache folder, and warn again of what was left out when it was built.
 
-    With `strict` also when bad rows were left out of it: a cache that was built without --strict_data is there already.
-    What was left out when it was built is said again.
+    Args:
+        folder: The folder that holds meta.json.
+        dataset_class: The meaning of a row.
+        tokenizer: The tokenizer of this run.
+        strict: Refuse a cache that bad rows were left out of: one that was built without --strict_data may be there.
+    Raises:
+        ValueError: It holds other rows, was made with another tokenizer, or is damaged.
     """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    for what, expected in _identity(dataset_class, tokenizer).items():
-        if meta.get(what) != expected:
+    for name, expected in _identity(dataset_class, tokenizer).items():
+        if meta.get(name) != expected:
             raise ValueError(
-                f"{folder}: made with {what} {meta.get(what)!r}, this run has {expected!r}; "
+                f"{folder}: made with {name} {meta.get(name)!r}, this run has {expected!r}; "
                 "give the JSONL file instead, or the --tokenizer_dir it was made with"
             )
-    report = report_of(meta, strict)
-    report.stop_if_strict()
-    report.tell()
+    report = RowReport(strict, {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]})
+    report.check_strict()
+    report.warn_skipped()
     ids, classes, offsets, hashes = (np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items())
     if not len(ids) == len(classes) == meta["tokens"] == offsets[-1] or len(hashes) + 1 != len(offsets):
         raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
     return TokenCache(folder, ids, classes, offsets, hashes, meta)
-
-
-def report_of(meta: dict, strict: bool = False) -> RowReport:
-    """What the rows of each source file were, as it was counted when the cache was built."""
-    return RowReport(strict, {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]})
 
 
 def open_or_build(
@@ -98,7 +110,18 @@ def open_or_build(
     num_workers: int = 1,
     strict: bool = False,
 ) -> TokenCache:
-    """The token cache of one or more JSONL files (read as `dataset_class` says), or of a finished cache folder."""
+    """Open the token cache of some JSONL files, and build it first where it is missing.
+
+    Args:
+        data_path: JSONL files, or one finished cache folder.
+        dataset_class: The meaning of a row.
+        tokenizer: The tokenizer of this run.
+        cache_dir: Folder of the caches.
+        num_workers: Tokenizing processes.
+        strict: Stop at the first bad row.
+    Raises:
+        ValueError: A file is missing, is no JSONL or has too many bad rows, or as in `open_cache`.
+    """
     if len(data_path) == 1 and (Path(data_path[0]) / "meta.json").is_file():
         return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
     paths = source_files(data_path)
@@ -118,51 +141,59 @@ def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _clear_left_overs(folder: Path) -> None:
-    """What a killed run left of this cache an hour ago; what still grows is another run's."""
+def _remove_stale_folders(folder: Path) -> None:
+    """Remove what killed runs left of this cache; what still grows is another run's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.parent.glob(f"{folder.name}.tmp-*"):
+    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
         with suppress(FileNotFoundError):  # finished meanwhile
-            newest = max(part.stat().st_mtime for part in (left_over, *left_over.iterdir()))
-            if time.time() - newest > 3600:
-                shutil.rmtree(left_over, ignore_errors=True)
+            newest = max(path.stat().st_mtime for path in (stale, *stale.iterdir()))
+            if time.time() - newest > STALE_SECONDS:
+                shutil.rmtree(stale, ignore_errors=True)
 
 
-def _refuse_changed(paths: Sequence[Path], digests: Sequence[str], cache_dir: Path) -> None:
-    """ValueError for a file whose content is no longer that under whose name the cache would be kept."""
+def _check_unchanged(paths: Sequence[Path], digests: Sequence[str], cache_dir: Path) -> None:
+    """Raise ValueError for a file whose content is no longer the one that the cache would be named by."""
     for path, digest in zip(paths, digests, strict=True):
         if content_digest(path, cache_dir) != digest:
             raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
 
 
+def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[tuple[int, int, bytes]]:
+    for file, path in enumerate(paths):
+        for first, block in read_blocks(path, advance):
+            yield file, first, block
+
+
 def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
-    """Encode every row into a temporary folder and rename it when it is whole."""
-    _clear_left_overs(folder)
+    """Encode every row into a temporary folder, and rename it when it is whole."""
+    _remove_stale_folders(folder)
+    size = sum(map(os.path.getsize, paths))
+    print_hint(tokenizer, size)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        report, documents, tokens = RowReport.of(paths, strict), [0] * len(paths), 0
+        report, tokens = RowReport(strict, {str(path): RowCounts() for path in paths}), 0
+        documents = [0] * len(paths)
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
-            size = sum(map(os.path.getsize, paths))
-            print_hint(tokenizer, size)
-            bar = stack.enter_context(tqdm(desc="tokenising", total=size, unit="B", unit_scale=True, disable=None))
-            source = ((which, *block) for which, path in enumerate(paths) for block in blocks(path, bar.update))
+            bar = stack.enter_context(tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, disable=None))
+            blocks = _number_blocks(paths, bar.update)
+            setup = (dataset_class, tokenizer.to_str())
             files["offsets"].write(np.int64(0).tobytes())
-            for block in _encode_all(source, dataset_class, tokenizer, num_workers):
-                report.add(paths[block.file], block.counts)
-                files["ids"].write(block.ids)
-                files["classes"].write(block.classes)
-                files["offsets"].write((tokens + block.lengths.cumsum()).tobytes())
-                files["hashes"].write(block.hashes.tobytes())
-                documents[block.file] += len(block.lengths)
-                tokens += int(block.lengths.sum())
-        report.refuse(dataset_class.valid)
-        _refuse_changed(paths, digests, folder.parent)
-        sources = [
-            {"name": path.name, "path": str(path), "content": digest, "documents": n, "counts": asdict(counts)}
-            for path, digest, n, counts in zip(paths, digests, documents, report.files.values(), strict=True)
-        ]
+            for file, counts, lengths, arrays in map_in_order(_encode_block, blocks, _start_worker, setup, num_workers):
+                report.files[str(paths[file])].add(counts)
+                report.check_strict()
+                arrays["offsets"] = (tokens + lengths.cumsum()).tobytes()
+                for name, array in arrays.items():
+                    files[name].write(array)
+                documents[file] += len(lengths)
+                tokens += int(lengths.sum())
+        report.check_bad_rows(dataset_class.valid)
+        _check_unchanged(paths, digests, folder.parent)
+        sources = []
+        for path, digest, count in zip(paths, digests, documents, strict=True):
+            source = {"name": path.name, "path": str(path), "content": digest, "documents": count}
+            sources.append(source | {"counts": asdict(report.files[str(path)])})
         end_id = tokenizer.token_to_id(EOS)
         meta = identity | {"end_id": end_id, "tokens": tokens, **report.totals(), "sources": sources}
         (temporary / "meta.json").write_bytes(to_json(meta, indent=1))
@@ -175,18 +206,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class EncodedBlock(NamedTuple):
-    """What a worker makes of some lines of one file."""
-
-    file: int
-    counts: RowCounts
-    ids: bytes
-    classes: bytes
-    lengths: np.ndarray
-    hashes: np.ndarray
-
-
-_dataset: Any = None  # one a process, set by _start_worker
+_dataset: Any = None  # one in each process, set by _start_worker
 
 
 def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
@@ -197,26 +217,20 @@ def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
     _dataset = dataset_class(fastest(tokenizer))
 
 
-def _encode_block(file: int, first: int, block: bytes) -> EncodedBlock:
-    contents, hashes, counts = [], [], RowCounts()
-    for number, line in lines(first, block):
+def _encode_block(file: int, first: int, block: bytes) -> tuple[int, RowCounts, np.ndarray, dict[str, bytes]]:
+    """Return (`file`, counts of its lines, tokens of each document, (n,) int64, {array of the cache: its bytes})."""
+    contents, hashes = [], []
+    counts = RowCounts()
+    for number, line in split_lines(first, block):
         if (content := counts.read(number, line, _dataset.read)) is not None:
             parts = _dataset.parts(content)
             contents += parts
             hashes += [line_hash(line)] * len(parts)
     documents = _dataset.encode(contents)
-    return EncodedBlock(
-        file,
-        counts,
-        ids=b"".join(document.ids.tobytes() for document in documents),
-        classes=b"".join(document.classes.tobytes() for document in documents),
-        lengths=np.array([len(document.ids) for document in documents], dtype=np.int64),
-        hashes=np.array(hashes, dtype=np.uint64),
-    )
-
-
-def _encode_all(
-    source: Iterable, dataset_class: type, tokenizer: Tokenizer, num_workers: int
-) -> Iterator[EncodedBlock]:
-    """The encoded blocks in order."""
-    return in_order(_encode_block, source, _start_worker, (dataset_class, tokenizer.to_str()), num_workers)
+    lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
+    arrays = {
+        "ids": b"".join(document.ids.tobytes() for document in documents),
+        "classes": b"".join(document.classes.tobytes() for document in documents),
+        "hashes": np.array(hashes, dtype=np.uint64).tobytes(),
+    }
+    return file, counts, lengths, arrays

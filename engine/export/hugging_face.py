@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
-from dataset import CHAT_TEMPLATE
 from engine.checkpoint.weights import full_state_dict
 from engine.console import print0
+from engine.corpus.bpe import tokenizer_config
 from engine.export.names import FROM_HF, NAMES, TO_HF, translate
 from engine.files import write_json
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
@@ -117,27 +117,16 @@ def to_hf(
     begin = [(BOS, token_ids["bos_token_id"])]
     tokenizer.post_processor = TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", begin)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(model.config.max_seq_len))
+    config = tokenizer_config(
+        model.config.max_seq_len,
+        add_bos_token=True,
+        padding_side="left",  # answers are written to the right
+        model_input_names=["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which a Llama refuses
+    )
+    write_json(folder / "tokenizer_config.json", config)
     (folder / "README.md").write_text(model_card(folder.resolve().name, model, dtype, meta or {}), encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for their owner alone
-
-
-def tokenizer_config(max_seq_len: int) -> dict:
-    """What transformers 4 and 5 read beside tokenizer.json."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # the name that every version from 4 on can load
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "pad_token": UNK,
-        "unk_token": UNK,
-        "add_bos_token": True,
-        "padding_side": "left",  # answers are written to the right
-        "model_input_names": ["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which a Llama refuses
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_seq_len,
-        "chat_template": CHAT_TEMPLATE,  # how every stage renders a chat, whatever the tokenizer's folder says
-    }
 
 
 CARD = """---

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from engine.checkpoint.weights import open_chosen, weights_hash
 from engine.console import print0
 from engine.corpus import jsonl
+from engine.corpus.digests import hash_file
 from engine.files import atomic_write, to_json, write_json
 from engine.flags import Args
 from engine.machine import runtime
@@ -37,7 +38,6 @@ from engine.score.loglikelihood import Text
 from engine.score.multiple_choice import Question
 from engine.score.records import (
     Settings,
-    content_digest,
     key_of,
     read_items,
     read_records,
@@ -209,7 +209,7 @@ def score(
         seconds = round(time.perf_counter() - began, 1)
         results[path.name] = summary(records[path.name]) | {
             "weights": weights,
-            "content": content_digest(path),
+            "content": hash_file(path),
             "settings": asdict(settings),
             "seconds": seconds,
             "records": f"{folder.name}/{written.name}",

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import config_dict, load_model, weights_hash
 from engine.corpus import jsonl
+from engine.corpus.digests import hash_file
 from engine.files import read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
@@ -33,17 +34,18 @@ class Settings:
 
 def read_items(path: Path, limit: int) -> list:
     """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    items, good, report = [], 0, jsonl.RowReport()
-    for number, line in (pair for block in jsonl.blocks(path) for pair in jsonl.lines(*block)):
-        counts = jsonl.RowCounts()
+    items, good = [], 0
+    counts = jsonl.RowCounts()
+    for number, line in jsonl.read_lines(path):
         found = counts.read(number, line, partial(_items_of, number))
-        report.add(path, counts)
         if found is not None:
             items += found
             good += 1
         if good == limit and limit:
             break
-    report.finish(SFTDataset.valid)
+    report = jsonl.RowReport(False, {str(path): counts})
+    report.check_bad_rows(SFTDataset.valid)
+    report.warn_skipped()
     return items
 
 
@@ -61,15 +63,9 @@ def digest_of(path: Path) -> str | None:
     return weights_hash(load_model(path)[0].state_dict()) if path.is_file() else None
 
 
-def content_digest(path: Path) -> str:
-    """Of a file of rows."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
     shape, weights = config_dict(model.config), weights_hash(model.state_dict())
-    identity = [VERSION, weights, shape, content_digest(path), fingerprint(tokenizer), asdict(settings)]
+    identity = [VERSION, weights, shape, hash_file(path), fingerprint(tokenizer), asdict(settings)]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
 

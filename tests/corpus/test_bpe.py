@@ -57,13 +57,13 @@ def test_tag_tokens_are_one_token_each_and_stay_visible(corpus, tmp_path):
 
 
 def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corpus, tmp_path, monkeypatch, capsys):
-    train, learned = bpe.train, []
+    train, learned = bpe.train_bpe, []
 
     def watched(texts, *options):
         learned.extend(texts)
         return train(iter(learned), *options)
 
-    monkeypatch.setattr(train_tokenizer, "train", watched)
+    monkeypatch.setattr(train_tokenizer, "train_bpe", watched)
     learn(corpus, tmp_path, "--max_bytes", 1000)
     assert 500 < sum(len(text.encode()) for text in learned) <= 1000
     numbers = [int(text.split()[1].strip(".")) for text in learned]
@@ -74,8 +74,8 @@ def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corp
 
 
 def test_held_out_rows_are_not_learned_from(corpus):
-    hidden = bpe.first_pass([corpus], 0.1, strict=True)[1]
-    seen, unseen = (list(bpe.texts_of_examples(corpus, hidden, 1.0, wanted)) for wanted in (False, True))
+    hidden = bpe.scan_corpus([corpus], 0.1, strict=True)[1]
+    seen, unseen = (list(bpe.sample_texts([corpus], hidden, from_held_out=part)) for part in (False, True))
     assert len(unseen) == 64 and len(seen) == 336 and not set(seen) & set(unseen)
 
 
@@ -112,6 +112,6 @@ def test_any_text_survives_a_round_trip(tokenizer, text):
 )
 def test_pieces_join_to_the_text_and_none_is_longer_than_512(runs):
     text = "".join(character * count for character, count in runs)
-    pieces = bpe.PIECE.findall(text)
+    pieces = bpe.PIECE_RE.findall(text)
     assert "".join(pieces) == text and all(len(piece) <= 512 for piece in pieces)
     assert all(not set(piece[:-1]) & set("。.\n") for piece in pieces)

@@ -163,14 +163,14 @@ def test_a_book_of_digests_that_cannot_be_read_is_written_anew(build, tmp_path, 
 def test_a_file_that_grows_while_it_is_read_leaves_no_cache_under_its_old_content(build, tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(PLAIN)
-    blocks = jsonl.blocks
+    blocks = jsonl.read_blocks
 
     def growing(path, *advance):
         with open(path, "ab") as file:
             file.write(PLAIN)
         return blocks(path, *advance)
 
-    monkeypatch.setattr("engine.corpus.token_cache.blocks", growing)
+    monkeypatch.setattr("engine.corpus.token_cache.read_blocks", growing)
     with pytest.raises(ValueError, match="rows.jsonl: changed while it was read"):
         build(path)
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["digests.json"]

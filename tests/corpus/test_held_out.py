@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import PretrainDataset
-from engine.corpus.bpe import first_pass
+from engine.corpus.bpe import scan_corpus
 from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.token_cache import open_or_build
 
@@ -36,7 +36,7 @@ def test_a_row_that_one_file_holds_out_is_trained_on_from_no_other_and_the_token
     assert not training & validation and len(validation) >= 64
     alone = build(a)
     assert set(alone.hashes[alone.split(0.01)[1]].tolist()) <= validation
-    assert first_pass([a, b], 0.01, strict=True)[1] == validation
+    assert scan_corpus([a, b], 0.01, strict=True)[1] == validation
 
 
 @pytest.mark.parametrize("equal, others, kept", [(20, 0, 0), (61, 39, 39), (50, 50, 50), (2, 98, 50), (1, 0, 0)])

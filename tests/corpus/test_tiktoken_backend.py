@@ -39,7 +39,7 @@ def ids(given, texts):
 @pytest.fixture(scope="module", params=["committed", "tags are tokens"])
 def both(request, tokenizer):
     if request.param != "committed":
-        learned = bpe.train(["the sea is calm and the boats come home 雨停了"] * 9, 320, tag_tokens=True)
+        learned = bpe.train_bpe(["the sea is calm and the boats come home 雨停了"] * 9, 320, tag_tokens=True)
         learned.encode_special_tokens = True
         return learned, fastest(learned)
     return tokenizer, fastest(tokenizer)
@@ -49,7 +49,7 @@ def test_it_is_used_and_odd_texts_get_the_ids_of_tokenizers(both):
     slow, fast = both
     assert isinstance(fast, TiktokenEncoder)
     assert [fast._encode(text) for text in ODD] == ids(slow, ODD) == ids(fast, ODD)
-    assert fast.trusted
+    assert fast.is_trusted
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
@@ -65,11 +65,11 @@ def test_a_difference_is_said_and_tokenizers_goes_on(tokenizer, capsys):
     del ranks[longest]
     fast = TiktokenEncoder(
         tokenizer,
-        tiktoken.Encoding("other", pat_str=tiktoken_backend.PIECES, mergeable_ranks=ranks, special_tokens={}),
+        tiktoken.Encoding("other", pat_str=tiktoken_backend.PIECE_PATTERN, mergeable_ranks=ranks, special_tokens={}),
         set(),
     )
-    assert ids(fast, [longest.decode()]) == ids(tokenizer, [longest.decode()]) and not fast.trusted
-    assert "going on with tokenizers" in capsys.readouterr().err
+    assert ids(fast, [longest.decode()]) == ids(tokenizer, [longest.decode()]) and not fast.is_trusted
+    assert "tokenizers encodes the rest" in capsys.readouterr().err
 
 
 def test_a_difference_in_the_rows_is_found_there(tokenizer, capsys):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
 from engine.corpus import jsonl, token_cache
-from engine.corpus.bpe import first_pass
+from engine.corpus.bpe import scan_corpus
 from engine.corpus.token_cache import open_or_build
 from engine.tokenizer import fingerprint
 
@@ -59,7 +59,7 @@ ROWS = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in ("�
 BOM = b"\xef\xbb\xbf"
 
 
-@pytest.mark.parametrize("block", [7, jsonl.BLOCK], ids=["short reads", "one read"])
+@pytest.mark.parametrize("block", [7, jsonl.READ_BLOCK_BYTES], ids=["short reads", "one read"])
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -74,16 +74,16 @@ BOM = b"\xef\xbb\xbf"
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
 )
 def test_a_file_is_read_as_meant(build, texts, tmp_path, monkeypatch, name, content, block):
-    monkeypatch.setattr(jsonl, "BLOCK", block)
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", block)
     (tmp_path / name).write_bytes(content)
     cache = build(tmp_path / name, strict=True)
     assert texts(cache) == ["一 one", "二 two", "三 three"]
     assert cache.meta["rows"] == 3 and cache.meta["bad"] == 0
 
 
-@pytest.mark.parametrize("block", [1 << 10, jsonl.BLOCK], ids=["many reads", "few reads"])
+@pytest.mark.parametrize("block", [1 << 10, jsonl.READ_BLOCK_BYTES], ids=["many reads", "few reads"])
 def test_a_line_of_ten_megabytes_is_one_row_and_read_in_linear_time(build, texts, tmp_path, monkeypatch, block):
-    monkeypatch.setattr(jsonl, "BLOCK", block)
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", block)
     long = json.dumps({"notes": "x" * (10 << 20), "text": "after the notes"}).encode()
     (tmp_path / "long.jsonl").write_bytes(b"\n".join([ROWS[0], long, ROWS[1]]))
     started = time.process_time()
@@ -92,7 +92,7 @@ def test_a_line_of_ten_megabytes_is_one_row_and_read_in_linear_time(build, texts
 
 
 def test_bad_rows_are_skipped_and_counted_and_the_first_five_named(build, texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jsonl, "BLOCK", 1000)  # line numbers go on from block to block
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", 1000)  # line numbers go on from block to block
     path = write(tmp_path / "some.jsonl", numbered(1500), [0, 3, *range(700, 710)])
     cache = build(path)
     assert texts(cache) == numbered(1500)
@@ -129,7 +129,7 @@ def test_a_file_without_a_row_is_refused(build, tmp_path, content):
 
 
 def test_two_workers_write_bitwise_the_same_cache_as_one(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "BLOCK", 600)  # some fifty blocks, more than are in flight
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", 600)  # some fifty blocks, more than are in flight
     paths = [write(tmp_path / f"{name}.jsonl", numbered(400, name), [17, 18, 300]) for name in "ab"]
     one, two = (build(*paths, cache_dir=f"{count}", num_workers=count) for count in (1, 2))
     assert one.folder != two.folder and one.meta["bad"] == 6
@@ -153,7 +153,7 @@ def test_the_cache_holds_what_the_dataset_encodes_and_no_text_in_it_forges_a_con
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_memory_does_not_grow_with_the_file(build, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(jsonl, "BLOCK", 100_000)
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", 100_000)
     row = json.dumps({"notes": "x" * 50_000, "text": "a"}) + "\n"
     (tmp_path / "rows.jsonl").write_text(row * 300, encoding="utf-8")  # 15 MB
     tracemalloc.start()
@@ -288,7 +288,7 @@ def test_the_tokenizer_learns_from_the_rows_that_training_learns_from(build, tmp
     a = write(tmp_path / "a.jsonl", [*numbered(300, "a"), *numbered(9, "a")], [7])
     b = tmp_path / "b.jsonl"
     b.write_bytes(BOM + write(b, numbered(200, "b")).read_bytes().replace(b"\n", b"\r\n\r\n"))
-    size, hidden = first_pass([a, b], 0.01, strict=False)
+    size, hidden = scan_corpus([a, b], 0.01, strict=False)
     parts = held(build(a, b))
     assert hidden == set().union(*parts) and all(len(part) >= 60 for part in parts)
     assert size == sum(len(text.encode()) for text in [*numbered(300, "a"), *numbered(9, "a"), *numbered(200, "b")])
@@ -298,4 +298,4 @@ def test_a_gz_file_that_breaks_off_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "abc"}\n' * 5000)[:-20])
     with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: damaged"):
-        list(jsonl.blocks(path))
+        list(jsonl.read_blocks(path))

@@ -211,7 +211,7 @@ def test_a_text_that_tiktoken_cannot_cut_is_encoded_by_tokenizers(tokenizer):
             raise ValueError("Regex error while tokenizing: Max stack size exceeded for backtracking")
 
     fast = TiktokenEncoder.__new__(TiktokenEncoder)
-    fast.tokenizer, fast.fast, fast.added, fast.trusted = tokenizer, Full(), set(), True
+    fast.tokenizer, fast.fast, fast.added, fast.is_trusted = tokenizer, Full(), set(), True
     text = "a" + " " * 50_000
     assert fast.encode_batch_fast([text])[0].ids == tokenizer.encode(text, add_special_tokens=False).ids
 

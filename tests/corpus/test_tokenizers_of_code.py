@@ -17,7 +17,7 @@ CODE = "def f(x):\n\n    return x\n\n\n\nclass A:\n\n        y = 1\n  \n\t\tz\n\
 
 @pytest.fixture(scope="module")
 def learned():
-    tokenizer = bpe.train([CODE * 9] * 20, 400, tag_tokens=False)
+    tokenizer = bpe.train_bpe([CODE * 9] * 20, 400, tag_tokens=False)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -25,7 +25,7 @@ def learned():
 @pytest.fixture(scope="module")
 def theirs(learned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
-    bpe.save(learned, folder)
+    bpe.save_tokenizer(learned, folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -37,13 +37,13 @@ def test_code_is_encoded_as_the_chat_template_is(learned, theirs, words):
 
 
 def test_an_export_says_when_tokens_reach_across_line_breaks(learned, tmp_path, capsys):
-    bpe.save(learned, tmp_path / "own")
+    bpe.save_tokenizer(learned, tmp_path / "own")
     content = json.loads(learned.to_str())
     content["model"]["vocab"]["ĊĊ"] = size = len(content["model"]["vocab"])
     content["model"]["merges"].append(["Ċ", "Ċ"])
     other = Tokenizer.from_str(json.dumps(content))
     other.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
-    bpe.save(other, tmp_path / "other")
+    bpe.save_tokenizer(other, tmp_path / "other")
     model = SpongeBob(LLMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=size + 1))
     for name, said in (("own", False), ("other", True)):
         hugging_face.to_hf(model, tmp_path / name, tmp_path / f"{name}-hf")

@@ -35,7 +35,7 @@ CHAT = [
 def small(tmp_path_factory):
     """A folder with a tokenizer of 300 tokens: gguf's reader takes longest for those."""
     folder = tmp_path_factory.mktemp("small")
-    bpe.save(bpe.train(iter(["the sea is blue"] * 9), 300, tag_tokens=False), folder)
+    bpe.save_tokenizer(bpe.train_bpe(iter(["the sea is blue"] * 9), 300, tag_tokens=False), folder)
     return folder
 
 

@@ -34,7 +34,7 @@ CHAT = [
 def home(tmp_path_factory):
     """A small tokenizer, a model in results/ and what export.py made of it."""
     home = tmp_path_factory.mktemp("home")
-    bpe.save(bpe.train(iter(["the sea is blue"] * 9), 300, tag_tokens=False), home / "tokenizer")
+    bpe.save_tokenizer(bpe.train_bpe(iter(["the sea is blue"] * 9), 300, tag_tokens=False), home / "tokenizer")
     model = tiny(vocab_size=300, rope_scaling=SCALING, rope_theta=50000.0)
     known = fingerprint(load_tokenizer(home / "tokenizer"))
     save(model, home / "SFT.pth", tokenizer=known, val_loss=1.23456, step=70, tokens=9000, on_sample=True)

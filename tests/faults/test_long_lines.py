@@ -83,7 +83,7 @@ def check(tmp_path, tokenizer, monkeypatch, encoder: str, kind, n: int) -> None:
 @pytest.mark.parametrize("kind", [PretrainDataset, SFTDataset])
 @pytest.mark.parametrize("encoder", ["tiktoken", "tokenizers"])
 def test_long_lines_of_odd_characters_are_read_or_named(tmp_path, tokenizer, monkeypatch, encoder, kind):
-    monkeypatch.setattr(jsonl, "BLOCK", 1 << 10)  # lines are longer than what is read at a time
+    monkeypatch.setattr(jsonl, "READ_BLOCK_BYTES", 1 << 10)  # lines are longer than what is read at a time
     check(tmp_path, tokenizer, monkeypatch, encoder, kind, 5_000)
 
 
