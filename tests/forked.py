@@ -112,7 +112,7 @@ def _child(cwd: Path, log: Path, stage: str, argv: list[str], stdout: str, prepa
         torch.distributed.run.main([*torchrun, str(ROOT / f"{stage}.py"), *argv])
         return
     torch.set_num_threads(1)
-    tracker.draw = lambda rows, path: None  # half a second each time
+    tracker.plot_losses = lambda rows, path: None  # half a second each time
     if prepare:
         prepare()
     cli.run(lambda: importlib.import_module(stage).main(argv))

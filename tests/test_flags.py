@@ -296,7 +296,7 @@ def record_arrivals(monkeypatch, arrived):
     with monkeypatch.context() as patch:
         patch.setattr(worker_pool, "ProcessPoolExecutor", threads)
         patch.setattr(trackers, "open_service", service)
-        for module, slow in ((tracker, "draw"), (plan, "dry_run"), (os, "fsync")):  # longer than such a training
+        for module, slow in ((tracker, "plot_losses"), (plan, "dry_run"), (os, "fsync")):  # longer than such a training
             patch.setattr(module, slow, lambda *_: None)
         patch.setattr(parallel, "wrap", wrap)
         patch.setattr(loss, "checkpoint", chunk)

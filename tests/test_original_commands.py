@@ -32,7 +32,7 @@ TALK = ["--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "8",
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Skip what takes longer than such a training."""
-    for module, slow in ((tracker, "draw"), (plan, "dry_run"), (os, "fsync")):
+    for module, slow in ((tracker, "plot_losses"), (plan, "dry_run"), (os, "fsync")):
         monkeypatch.setattr(module, slow, lambda *_: None)
 
 

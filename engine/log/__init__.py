@@ -1,1 +1,1 @@
-"""What a run tells: live line, log file, loss picture, services."""
+"""Log of a run: file, console, curve and tracking services."""

@@ -18,7 +18,7 @@ MIN_MICRO_BATCHES_TO_COMPILE = 4000
 
 
 class CompileDecision(NamedTuple):
-    """Whether torch.compile is used, and the reason."""
+    """Decision for or against torch.compile, with its reason."""
 
     on: bool
     reason: str

@@ -28,7 +28,7 @@ def rope_of(path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without what takes longer than such a training."""
-    monkeypatch.setattr(tracker, "draw", lambda *_: None)
+    monkeypatch.setattr(tracker, "plot_losses", lambda *_: None)
     monkeypatch.setattr(plan, "dry_run", lambda *_: None)
 
 
