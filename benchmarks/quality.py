@@ -86,17 +86,17 @@ def main(job: dict) -> dict:
         scores = scored(out, Path(one["heldout"]), job["tokenizer_dir"], said)
         found["scored"].append(len(Path(one["heldout"]).read_bytes().splitlines()))
         found |= {name: scores[name]["value"] for of, name in FIGURES.values() if of == stage}
-        found |= {"chance": scores["correct"]["chance"]} if stage == "distill" else {}
+        found |= {"chance_level": scores["correct"]["chance_level"]} if stage == "distill" else {}
         parent = {"parent": str(out)}
     return found
 
 
 def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
     """The figures of a file of rows, as eval_model.py --score has them."""
-    settings = records.Settings(rows=0, max_new_tokens=max_new_tokens)
+    settings = records.EvalSettings(rows=0, max_new_tokens=max_new_tokens)
     model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
-    results, _ = evaluate.score(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
-    return results[heldout.name]["figures"]
+    results, _ = evaluate.score_files(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
+    return results[heldout.name]["metrics"]
 
 
 def table(found: dict[str, list[dict]]) -> list[str]:
@@ -112,7 +112,7 @@ def table(found: dict[str, list[dict]]) -> list[str]:
             each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]
             cells.append(" + ".join(f"{value:,.0f}" for value in each))
         lines.append([name, *cells])
-    chances = {one["chance"] for runs in found.values() for one in runs if "chance" in one}
+    chances = {one["chance_level"] for runs in found.values() for one in runs if "chance_level" in one}
     counts = next((one["scored"] for runs in found.values() for one in runs if "scored" in one), [])
     told = f"Scored on {', '.join(map(str, counts))} held-out rows."
     if chances:

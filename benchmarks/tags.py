@@ -64,7 +64,7 @@ def main(job: dict) -> dict:
         figures = losses(run)
         run.model.eval()
         answered = answers.score_turns(
-            run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], frequent=""
+            run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], most_frequent=""
         )
         run.model.train()
         return figures | {

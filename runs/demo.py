@@ -5,7 +5,7 @@
 
 It runs the scripts as you would type them; each command is shown before it starts. Independent stages run
 at the same time, on half of the cores each. At its end it asks every stage the same questions and leaves
-demo/report.html (all figures), demo/demo.json (the same as data) and demo/play.html (three of the models in one page).
+demo/report.html (all metrics), demo/demo.json (the same as data) and demo/play.html (three of the models in one page).
 """
 
 import argparse
@@ -46,7 +46,7 @@ MAIN = {
     "sft_1024_heldout": "answer_loss",
     "r1_1024_heldout": "correct",
     "talks_heldout": "correct",
-}  # else exact
+}  # else exact_match
 QUESTIONS = ["你好！", "你是谁？", "请问，林小满的家在哪里？", "请算一算四七+二八-一零等于多少？", "今天天气怎么样？"]
 BEGINNINGS = ["贝壳湾", "林小满的家在", "灯塔立在"]  # a pretrained model continues texts
 
@@ -87,26 +87,16 @@ def write_facts(folder: Path) -> None:
     (folder / "facts.jsonl").write_text("\n".join(facts) + "\n", encoding="utf-8")
 
 
-def figures_of(folder: Path, name: str) -> dict:
-    """Read each file's main figure before and after the stage, and the validation loss."""
-    scores = json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))
-    meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    validation = {"before": meta["initial_validation"]["val_bits_per_byte"], "after": meta["val_bits_per_byte"]}
-    figures = {"validation": validation}
-    for file, result in scores.items():
+def metrics_of(stage: dict) -> dict:
+    """Return {file and its main metric: the values before and after a stage}, of a stage in report.json."""
+    metrics = {"validation": stage["validation"]["val_bits_per_byte"]}
+    for file, result in (stage["new"] | stage["retained"]).items():
         stem = file.split(".")[0]
-        for key in {MAIN.get(stem, "exact"), *({"well_formed"} & result["figures"].keys())}:
-            figure = result["figures"][key]
-            before = result.get("baseline", {}).get("figures", {}).get(key, {})
-            figures[f"{stem} {key}"] = {
-                "before": before.get("before"),
-                "after": figure["value"],
-                "n": figure["n"],
-                "low": figure["low"],
-                "high": figure["high"],
-                "p": before.get("p"),
-            }
-    return dict(sorted(figures.items()))
+        for name in {MAIN.get(stem, "exact_match"), *({"well_formed"} & result["metrics"].keys())}:
+            metric = result["metrics"][name]
+            values = {key: metric[key] for key in ("before", "after", "n", "low", "high")}
+            metrics[f"{stem} {name}"] = values | {"p": metric["change"] and metric["change"]["p"]}
+    return dict(sorted(metrics.items()))
 
 
 def train(name: str, out: str, seed: int, dtype: str, label: str = "") -> float:
@@ -165,7 +155,8 @@ def main() -> None:
     run(f"export.py --format page {out}/play.html --save_dir {out} --stages pretrain SFT distill")
     answers = {name: ask(name, out) for name in STAGES}
 
-    figures = {name: figures_of(folder, name) for name in STAGES}
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    metrics = {stage["name"]: metrics_of(stage) for stage in report["stages"]}
     total = round((time.time() - began) / 60, 1)
     run_metadata = {
         "minutes": total,
@@ -173,20 +164,20 @@ def main() -> None:
         "cores": os.cpu_count(),
         "seed": args.seed,
     }
-    text = json.dumps(run_metadata | {"figures": figures, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(run_metadata | {"metrics": metrics, "answers": answers}, ensure_ascii=False, indent=1) + "\n"
     (folder / "demo.json").write_text(text, encoding="utf-8")
 
-    print(f"\n{'=' * 70}\nHeld-out figures of every stage, before and after it")
-    for name, of_stage in figures.items():
-        for what, figure in of_stage.items():
-            before = "" if figure["before"] is None else f"{figure['before']:.3f}"
-            print(f"  {name:14}{what:32}{before:>9} -> {figure['after']:.3f}")
+    print(f"\n{'=' * 70}\nHeld-out metrics of every stage, before and after it")
+    for stage, values in metrics.items():
+        for name, value in values.items():
+            before = "" if value["before"] is None else f"{value['before']:.3f}"
+            print(f"  {stage:14}{name:32}{before:>9} -> {value['after']:.3f}")
     print(f"\n{'=' * 70}\nWhat each stage can do now (greedy answers)")
     for name, pairs in answers.items():
         print(f"\n{name}")
         for question, answer in pairs.items():
             print(f"  > {question}\n    " + answer.replace("\n", "\n    "))
-    print(f"\nAll of it took {total} minutes; {out}/report.html shows every figure.")
+    print(f"\nAll of it took {total} minutes; {out}/report.html shows every metric.")
     print(f"Next, talk to it yourself: open {out}/play.html, or python eval_model.py --save_dir {out} --model_mode 2")
 
 

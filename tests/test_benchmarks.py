@@ -269,7 +269,7 @@ def test_contenders_train_three_stages_and_are_scored_after_each(contender, road
     trial = {"step_tokens": 50.0, "step_seconds": 0.1}  # the plan is two steps, of which there are never less than ten
     monkeypatch.setattr(compare, "run", lambda module, job: trial)
     figures = quality.main(road[contender])
-    assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance"] > 0
+    assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance_level"] > 0
     assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
     assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100 and figures["scored"] == [4, 4, 4]
     models = [load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
@@ -300,7 +300,7 @@ def test_tag_tokens_of_the_distilled_original_weigh_ten_times_as_much():
 def test_quality_is_told_as_mean_and_deviation_over_seeds():
     first = {"bits_per_byte": 2.0, "well_formed": 0.5, "tokens": [10, 20, 30]}
     second = {"bits_per_byte": 3.0, "well_formed": 0.7, "tokens": [20, 20, 30]}
-    both = {"answer_loss": 3.0, "correct": 0.1, "chance": 0.2, "seconds": [1, 2, 3]}
+    both = {"answer_loss": 3.0, "correct": 0.1, "chance_level": 0.2, "seconds": [1, 2, 3]}
     runs = [first | both, second | both]
     _, _, line, failed, _, luck = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
     assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line

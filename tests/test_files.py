@@ -1,8 +1,11 @@
 """A file is written whole or not at all."""
 
+import json
+import math
+
 import pytest
 
-from engine.files import atomic_write
+from engine.files import atomic_write, write_json
 
 
 def test_what_breaks_off_leaves_the_file_of_before_and_nothing_else(tmp_path):
@@ -18,3 +21,9 @@ def test_what_breaks_off_leaves_the_file_of_before_and_nothing_else(tmp_path):
     assert path.read_text() == "of before" and list(tmp_path.iterdir()) == [path]
     atomic_write(path, lambda target: target.write_text("whole"))
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_write_json_writes_null_for_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [math.nan, 1.5, -math.inf], "b": {"c": math.inf}})
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert content == {"a": [None, 1.5, None], "b": {"c": None}}

@@ -16,7 +16,7 @@ from Config import PRESETS
 from engine.options import ROAD
 
 DEMO = json.loads((Path(__file__).resolve().parents[1] / "demo.json").read_text(encoding="utf-8"))
-METRICS = DEMO["figures"]
+METRICS = DEMO["metrics"]
 QUESTION = "请算一算四七+二八-一零等于多少？"
 PERCENT = {"en": " %", "zh": "%"}
 DEMO_MEMORY_GIB = 1.3  # two stages at a time (docs/experiments.md, "The demo")
@@ -160,11 +160,11 @@ def stages(language: str) -> str:
     """Tabulate the demo's stages, each with a metric before and after it."""
     lines = STAGES[language].format(
         pretrain=change("pretrain", "validation", language),
-        SFT=change("SFT", "facts exact", language),
+        SFT=change("SFT", "facts exact_match", language),
         SFT_long=change("SFT_long", "sft_1024_heldout answer_loss", language),
         distill=change("distill", "r1_1024_heldout correct", language),
         distill_long=change("distill_long", "r1_1024_heldout correct", language),
-        facts=METRICS["SFT"]["facts exact"]["n"],
+        facts=METRICS["SFT"]["facts exact_match"]["n"],
         problems=METRICS["distill"]["r1_1024_heldout correct"]["n"],
     )
     return lines + "\n"
@@ -175,7 +175,7 @@ def retained() -> str:
     texts = METRICS["SFT"]["pretrain_heldout bits_per_byte"]
     kept = {"SFT": f"texts: {texts['before']:.2f} → {texts['after']:.2f} bits per byte"}
     for name in ("SFT_long", "distill", "distill_long"):
-        kept[name] = f"facts: {change(name, 'facts exact', 'en')}"
+        kept[name] = f"facts: {change(name, 'facts exact_match', 'en')}"
     lines = [
         f"| `{command}` | {kept.get(name, '')} | {DEMO['stage_minutes'][name]:.1f} |" for name, command in ROAD.items()
     ]

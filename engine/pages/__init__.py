@@ -1,1 +1,1 @@
-"""The report on a folder of checkpoints, as one page."""
+"""Report on a folder of checkpoints as one page, and as data."""

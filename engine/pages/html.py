@@ -1,9 +1,13 @@
-"""The parts of the report's page: escaped text, tables, line charts as inline SVG, and the one style they share."""
+"""Build the parts of the report's page: escaped text, tables, line charts as inline SVG, and their style."""
 
 import html
 import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
+
+import numpy as np
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --ink: #1f2328; --quiet: #616871; --line: #dcdad5;
@@ -36,23 +40,27 @@ details { margin-top: .75rem; } summary { cursor: pointer; } code { font-size: .
 @media (max-width: 30rem) { body { padding: 1rem .75rem 3rem; } th, td { padding: .35rem .5rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
 """
-COLOURS = ("--a", "--b", "--c")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 440, 250, 46, 40, 10, 14
+COLORS = ("--a", "--b", "--c")
+WIDTH, HEIGHT = 440, 250  # pixels of a chart
+LEFT, RIGHT = 46, 14  # its margins
+TOP, BOTTOM = 10, 40
 
 
 class Line(NamedTuple):
-    """One curve of a chart; `dots` marks its points, for a curve of few of them."""
+    """A curve of a chart; `dots` shows its points, for a curve of few of them."""
 
     label: str
     points: Sequence[tuple[float, float]]
     dots: bool = False
 
 
-def text(words: object) -> str:
-    return html.escape(str(words))
+def text(content: object) -> str:
+    """Escape text for a page."""
+    return html.escape(str(content))
 
 
 def page(title: str, body: list[str]) -> str:
+    """Join the parts of a page."""
     head = (
         f'<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>'
@@ -62,68 +70,72 @@ def page(title: str, body: list[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """Rows of cells; the first `left` columns are words. A row of one cell heads the group of rows below it."""
-    side = lambda column: ' class="left"' if column < left else ""
-    lines = ["<tr>" + "".join(f"<th{side(column)}>{text(cell)}</th>" for column, cell in enumerate(head)) + "</tr>"]
+    """Format rows of cells; the first `left` columns are text. A row of one cell is the heading of those below it."""
+    classes = [' class="left"'] * left + [""] * (len(head) - left)
+    lines = [
+        "<tr>" + "".join(f"<th{side}>{text(cell)}</th>" for side, cell in zip(classes, head, strict=True)) + "</tr>"
+    ]
     for row in rows:
         if len(row) == 1:
             lines.append(f'<tr class="group"><td class="left" colspan="{len(head)}">{text(row[0])}</td></tr>')
         else:
-            cells = "".join(f"<td{side(column)}>{text(cell)}</td>" for column, cell in enumerate(row))
+            cells = "".join(f"<td{side}>{text(cell)}</td>" for side, cell in zip(classes, row, strict=True))
             lines.append(f"<tr>{cells}</tr>")
     return '<div class="scroll" tabindex="0"><table>\n' + "\n".join(lines) + "\n</table></div>"
 
 
-def definitions(pairs: dict[str, str]) -> str:
-    """Names and their already escaped content."""
-    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{content}</dd>" for name, content in pairs.items()) + "</dl>"
+def card(title: str, pairs: dict[str, str]) -> str:
+    """Format a box with a title, and names with their content, which is HTML."""
+    content = "".join(f"<dt>{text(name)}</dt><dd>{content}</dd>" for name, content in pairs.items())
+    return f'<div class="card"><h3>{text(title)}</h3><dl>{content}</dl></div>'
+
+
+def section(title: str, boxes: str, note: str = "") -> str:
+    """Format charts or cards under a heading, or nothing if there are none."""
+    note = note and f'<p class="quiet">{note}</p>'
+    return f'<h2>{title}</h2>\n{note}<div class="grid">{boxes}</div>' if boxes else ""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+    """Return about `count` round numbers from `low` to `high`."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
-    """Every k-th point and the last, so that a long run does not fill the page with numbers."""
-    step = -(-len(points) // most)
+def thin_out(points: Sequence[tuple[float, float]], limit: int = 300) -> list[tuple[float, float]]:
+    """Keep every k-th point and the last, so that a long run does not fill the page with numbers."""
+    step = -(-len(points) // limit)
     return [*points[:-1:step], points[-1]]
 
 
 def chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """A line chart, or nothing where there is nothing to draw."""
+    """Draw a line chart, or nothing if no line has a point."""
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
-    xs, ys = ([point[axis] for line in lines for point in line.points] for axis in (0, 1))
-    (left, right), (low, high) = ((min(values), max(values)) for values in (xs, ys))
-    right, margin = right if right > left else left + 1, (high - low) * 0.05 or 0.5
-    low, high = max(0.0, low - margin) if low >= 0 else low - margin, high + margin
-    at_x = lambda x: LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
-    at_y = lambda y: TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
+    xs, ys = zip(*chain.from_iterable(line.points for line in lines), strict=True)
+    margin = (max(ys) - min(ys)) * 0.05 or 0.5
+    x_min, x_max = min(xs), max(max(xs), min(xs) + 1)
+    y_min, y_max = max(min(ys) - margin, min(0.0, *ys)), max(ys) + margin
+    to_x = partial(np.interp, xp=(x_min, x_max), fp=(LEFT, WIDTH - RIGHT))
+    to_y = partial(np.interp, xp=(y_min, y_max), fp=(HEIGHT - BOTTOM, TOP))
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">']
-    for y in ticks(low, high):
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at_y(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in ticks(left, right):
-        parts.append(f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,.10g}</text>')
+    for y in ticks(y_min, y_max):
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{to_y(y):.1f}" y2="{to_y(y):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in ticks(x_min, x_max):
+        parts.append(f'<text x="{to_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,.10g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{text(x_label)}</text>')
-    for line, colour in zip(lines, COLOURS, strict=False):
-        places = [(f"{at_x(x):.1f}", f"{at_y(y):.1f}") for x, y in thinned(line.points)]
-        joined = " ".join(",".join(place) for place in places)
-        parts.append(f'<polyline points="{joined}" style="stroke: var({colour})"/>')
+    legend = ""
+    for line, color in zip(lines, COLORS, strict=False):
+        legend += f'<span><i style="background: var({color})"></i>{text(line.label)}</span>'
+        pixels = [(f"{to_x(x):.1f}", f"{to_y(y):.1f}") for x, y in thin_out(line.points)]
+        joined = " ".join(",".join(pixel) for pixel in pixels)
+        parts.append(f'<polyline points="{joined}" style="stroke: var({color})"/>')
         if line.dots:
-            parts += [f'<circle cx="{x}" cy="{y}" r="3.5" style="fill: var({colour})"/>' for x, y in places]
+            parts += [f'<circle cx="{x}" cy="{y}" r="3.5" style="fill: var({color})"/>' for x, y in pixels]
     parts.append("</svg>")
-    keys = "".join(
-        f'<span><i style="background: var({colour})"></i>{text(line.label)}</span>'
-        for line, colour in zip(lines, COLOURS, strict=False)
-    )
-    return (
-        f'<figure class="card"><h3>{text(title)}</h3><div class="key">{keys}<span>{text(y_label)}</span></div>'
-        + "".join(parts)
-        + "</figure>"
-    )
+    head = f'<h3>{text(title)}</h3><div class="key">{legend}<span>{text(y_label)}</span></div>'
+    return f'<figure class="card">{head}{"".join(parts)}</figure>'

@@ -1,185 +1,150 @@
-"""One HTML page on a folder of checkpoints: what each stage taught and kept, its loss, its answers, what it took.
+"""Write one HTML page on a folder of checkpoints: metrics, losses, samples, and what each stage took.
 
-Everything on it is read from the files the stages and eval_model.py --score left (results.py), and the page loads
-nothing from elsewhere. report.json holds the same as data.
+All of it is read from the files that the stages and eval_model.py --score left (results.py); the page loads nothing
+else. report.json holds the same as data.
 """
 
 from pathlib import Path
 
+from engine.console import printable
 from engine.files import atomic_write, read_log, write_json
-from engine.pages.html import Line, chart, definitions, page, table, text
+from engine.pages.html import Line, card, chart, page, section, table, text
 from engine.pages.results import collect, read_scores
-from engine.score.table import counted, interval, label, number, plain, shown
+from engine.score.table import format_count, format_interval, format_number, label
 
-VALIDATION = {
-    "val_loss": "loss (nats a token)",
-    "val_bits_per_byte": "bits per byte",
-    "val_tag_loss": "loss of tag tokens",
-}
 TITLE = "Report: "
-
-
-def read_metrics(folder: Path, name: str) -> list[dict]:
-    return read_log(folder / f"{name}.metrics.jsonl")
 
 
 # ------------------------------------------------------------------------------------------------- sections
 
 
-def figures(stages: list[dict]) -> list[list[str]]:
-    """Rows of what was measured before and after every stage; a row of one cell heads those of one source."""
+def metric_rows(stages: list[dict]) -> list[list[str]]:
+    """Return table rows of the metrics before and after every stage; a row of one cell is a heading."""
     rows = []
     for stage in stages:
-        rows.append([f"{stage['name']}, validation rows of the training file"])
-        for key, found in stage["validation"].items():
-            rows.append([VALIDATION[key], number(found["before"]), number(found["after"]), "", "", "", ""])
-        for kind, ending in (("taught", ""), ("kept", " (kept)")):
-            for file, result in stage[kind].items():
-                rows.append([f"{stage['name']}, {file}{ending}"])
-                for name, found in result["figures"].items():
-                    p = f"{found['change']['p']:.4f}" if "change" in found else "-"
-                    rows.append(
-                        [
-                            label(name),
-                            number(found["before"]),
-                            number(found["after"]),
-                            number(found["chance"]),
-                            interval(found),
-                            p,
-                            counted(found),
-                        ]
-                    )
+        name = stage["name"]
+        rows.append([f"{name}, validation rows of the training file"])
+        for key, values in stage["validation"].items():
+            before, after = format_number(values["before"]), format_number(values["after"])
+            rows.append([label(key), before, after, "", "", "", ""])
+        for status, ending in (("new", ""), ("retained", " (retained)")):
+            for file, result in stage[status].items():
+                rows.append([f"{name}, {file}{ending}"])
+                rows += [metric_row(metric_name, metric) for metric_name, metric in result["metrics"].items()]
         for file in stage["stale"]:
-            rows.append([f"{stage['name']}, {file}: stale, of other weights than {stage['name']}.pth; score it again"])
+            rows.append([f"{name}, {file}: stale, of other weights than {name}.pth; score it again"])
     return rows
 
 
+def metric_row(name: str, metric: dict) -> list[str]:
+    """Return the cells of one metric: before, after, chance level, interval, p-value, number of answers."""
+    numbers = [format_number(metric[key]) for key in ("before", "after", "chance_level")]
+    p = f"{metric['change']['p']:.4f}" if metric["change"] else "-"
+    return [label(name), *numbers, format_interval(metric), p, format_count(metric)]
+
+
 def summary(folder: Path) -> str:
-    """The figures of every stage before and after it, for the terminal."""
-    lines = [f"  {'':40}{'before':>10}{'after':>10}"]
-    for first, *numbers in figures(collect(folder)["stages"]):
-        first = plain(first)
-        lines.append(f"  {first:40}{numbers[0]:>10}{numbers[1]:>10}" if numbers else first)
+    """Return the metrics before and after every stage, for the terminal."""
+    lines = [f"  {'':42}{'before':>10}{'after':>10}"]
+    for first, *numbers in metric_rows(collect(folder)["stages"]):
+        lines.append(f"  {first:42}{numbers[0]:>10}{numbers[1]:>10}" if numbers else printable(first))
     return "\n".join(lines)
 
 
-def taught(stages: list[dict]) -> list[str]:
-    """The same as a table of the page, with what tells chance from skill."""
-    head = ["figure", "before", "after", "chance", "95 % interval", "p", "n"]
-    return [
-        "<h2>What each stage taught, and what it kept</h2>",
-        '<p class="quiet">Held-out rows, never trained on. Before: the checkpoint the stage started from (or the one '
-        "named as baseline). Kept: rows that an earlier stage taught. Chance: who knows nothing. p: how likely a "
-        "difference as large would be between equals, by a paired test on the same rows.</p>",
-        table(head, figures(stages)),
-    ]
+def metrics_section(stages: list[dict]) -> str:
+    """Return the table of metrics, with what tells chance from skill."""
+    head = ["metric", "before", "after", "chance level", "95 % interval", "p", "n"]
+    note = (
+        "Held-out rows, never trained on. Before: the checkpoint the stage started from, or the baseline named. "
+        "Retained: rows of a file that an ancestor was scored on. Chance level: of a model that knows nothing. "
+        "p: probability of a difference as large between equal checkpoints, by a paired test on the same rows."
+    )
+    return f'<h2>Metrics of each stage</h2>\n<p class="quiet">{note}</p>{table(head, metric_rows(stages))}'
 
 
-def losses(metrics: dict[str, list[dict]]) -> list[str]:
-    """A chart per stage, all in one style."""
-    charts = []
-    for name, logged in metrics.items():
-        points = lambda key, rows=logged: [(row["step"], row[key]) for row in rows if key in row]
-        lines = [Line("training", points("loss")), Line("held-out", points("val_loss"), dots=True)]
-        lines.append(Line("tags, training", points("tag_loss")))
-        charts.append(chart(name, lines, "optimizer step", "nats a token"))
-    charts = "".join(charts)
-    return ["<h2>Loss</h2>", f'<div class="grid">{charts}</div>'] if charts else []
+def loss_section(metrics: dict[str, list[dict]]) -> str:
+    """Return a chart per stage, all in one style."""
+    charts = ""
+    for name, log in metrics.items():
+        lines = []
+        for key, title in (("loss", "training"), ("val_loss", "held-out"), ("tag_loss", "tags, training")):
+            points = [(row["step"], row[key]) for row in log if key in row]
+            lines.append(Line(title, points, dots=key == "val_loss"))
+        charts += chart(name, lines, "optimizer step", "nats per token")
+    return section("Loss", charts)
 
 
-def positions(scores: dict[str, dict]) -> list[str]:
-    """Loss by how many tokens the model saw before."""
-    charts = []
-    for name, files in scores.items():
-        for file, result in files.items():
-            for figure, curve in result.get("by_position", {}).items():
+def position_section(scores: dict[str, dict]) -> str:
+    """Return charts of the loss by the number of tokens the model saw before."""
+    charts = ""
+    for title, result in scores.items():
+        for metric, curve in result.get("by_position", {}).items():
+            if len(curve) > 2:
                 points = [(int(position), value) for position, value in curve.items()]
-                if len(points) > 2:
-                    lines = [Line(label(figure), points, dots=True)]
-                    charts.append(chart(f"{name} on {file}", lines, "tokens before", ""))
-    if not charts:
-        return []
-    words = '<p class="quiet">Whether a model uses a long context: the cost of a token by how many stand before it.</p>'
-    return ["<h2>By position</h2>", words, f'<div class="grid">{"".join(charts)}</div>']
+                charts += chart(title, [Line(label(metric), points, dots=True)], "tokens before", "")
+    note = "A model that uses its context predicts a token better the more tokens it saw before."
+    return section("By position", charts, note)
 
 
-def said(answer: str | None, right: bool | None = None) -> str:
-    """An answer and whether it is right."""
+def format_answer(answer: str | None, correct: bool | None = None) -> str:
+    """Format an answer and whether it is right."""
     if answer is None:
         return '<span class="quiet">not scored</span>'
-    verdict = "" if right is None else ' <b class="good">right</b>' if right else ' <b class="bad">wrong</b>'
+    verdict = {None: "", True: ' <b class="good">right</b>', False: ' <b class="bad">wrong</b>'}[correct]
     return f'<div class="said">{text(answer) or "(nothing)"}{verdict}</div>'
 
 
-def samples(stages: list[dict]) -> list[str]:
-    """Some answers before and after; for a text, how the same beginning goes on."""
-    cards = []
+def sample_section(stages: list[dict]) -> str:
+    """Return some answers before and after; for a text, its continuations."""
+    cards = ""
     for stage in stages:
         if "continued" in stage:
-            pairs = {when: said(words) for when, words in stage["continued"].items()}
-            title = f"{stage['name']}: a held-out row, continued"
-            cards.append(f'<div class="card"><h3>{text(title)}</h3>{definitions(pairs)}</div>')
+            pairs = {when: format_answer(answer) for when, answer in stage["continued"].items()}
+            cards += card(f"{stage['name']}: a held-out row, continued", pairs)
         for sample in stage["samples"]:
-            pairs = {key: f'<div class="said">{text(sample[key])}</div>' for key in ("question", "wanted")}
-            pairs |= {when: said(**sample[when]) for when in ("before", "after") if when in sample}
-            title = f"{stage['name']}: {sample['task']}"
-            cards.append(f'<div class="card"><h3>{text(title)}</h3>{definitions(pairs)}</div>')
-    return ["<h2>Samples</h2>", f'<div class="grid">{"".join(cards)}</div>'] if cards else []
+            pairs = {key: format_answer(sample[key]) for key in ("question", "reference")}
+            pairs |= {when: format_answer(**sample[when]) for when in ("before", "after") if when in sample}
+            cards += card(f"{stage['name']}: {sample['task']}", pairs)
+    return section("Samples", cards)
 
 
-def groups(scores: dict[str, dict]) -> list[str]:
-    """Figures by language, task, turn and where the answer begins."""
-    parts = []
-    for name, files in scores.items():
-        for file, result in files.items():
-            rows = [
-                [
-                    f"{group.removeprefix('by_')} {value}",
-                    label(figure),
-                    number(found["value"]),
-                    interval(found),
-                    number(found["chance"]),
-                    found["n"],
-                ]
-                for group in ("by_language", "by_task", "by_turn", "by_start")
-                for value, figures in result.get(group, {}).items()
-                for figure, found in shown(figures).items()
-            ]
-            if rows:
-                head = ["rows", "figure", "value", "95 % interval", "chance", "n"]
-                title = f"<summary>{text(name)} on {text(file)}</summary>"
-                parts.append(f"<details>{title}{table(head, rows, left=2)}</details>")
-    return ["<h2>In detail</h2>", *parts] if parts else []
+def group_section(scores: dict[str, dict]) -> str:
+    """Return the metrics by language, task, turn and where the answer begins."""
+    parts = ""
+    head = ["rows", "metric", "value", "95 % interval", "chance level", "n"]
+    for title, result in scores.items():
+        rows = []
+        for group in ("language", "task", "turn", "start"):
+            for value, metrics in result.get(f"by_{group}", {}).items():
+                for name, metric in metrics.items():
+                    numbers = [format_number(metric["value"]), format_interval(metric)]
+                    rows.append(
+                        [f"{group} {value}", label(name), *numbers, format_number(metric["chance_level"]), metric["n"]]
+                    )
+        if rows:
+            parts += f"<details><summary>{text(title)}</summary>{table(head, rows, left=2)}</details>"
+    return parts and f"<h2>In detail</h2>\n{parts}"
 
 
-def effort(stages: list[dict]) -> list[str]:
-    """Size, work and time of every stage, its machine, the digest of its weights, and its flags."""
-    rows, settings = [], []
+def resource_section(stages: list[dict]) -> str:
+    """Return size, work and time of every stage, its machine, the digest of its weights, and its flags."""
+    rows, settings = [], ""
     for stage in stages:
+        work = [f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['minutes']:.1f}"]
         rate = f"{stage['tokens_per_second']:,.0f}" if stage["tokens_per_second"] else "-"
-        rows.append(
-            [
-                stage["name"],
-                f"{stage['layers']} x {stage['width']}",
-                f"{stage['steps']:,}",
-                f"{stage['tokens']:,}",
-                f"{stage['minutes']:.1f}",
-                rate,
-                stage["weights"],
-                stage["machine"] or "not recorded",
-            ]
-        )
-        words = " ".join(f"--{key} {value}" for key, value in stage["flags"].items())
+        machine = stage["machine"] or "not recorded"
+        rows.append([stage["name"], f"{stage['layers']} x {stage['width']}", *work, rate, stage["weights"], machine])
+        flags = " ".join(f"--{key} {value}" for key, value in stage["flags"].items())
         head = f"<summary>{text(stage['name'])}, from {text(stage['parent'] or 'fresh weights')}</summary>"
-        settings.append(f"<details>{head}<p><code>{text(words)}</code></p></details>")
+        settings += f"<details>{head}<p><code>{text(flags)}</code></p></details>\n"
     tokens, minutes = (sum(stage[key] for stage in stages) for key in ("tokens", "minutes"))
     rows.append(["all", "", "", f"{tokens:,}", f"{minutes:.1f}", "", "", ""])
     head = ["stage", "layers x width", "steps", "tokens", "minutes", "tokens/s", "weights", "machine"]
-    return ["<h2>Time and machine</h2>", table(head, rows), "<h2>Settings</h2>", *settings]
+    return f"<h2>Time and machine</h2>\n{table(head, rows)}\n<h2>Settings</h2>\n{settings}"
 
 
-def check(data: dict, folder: Path, path: Path) -> None:
-    """ValueError where the page, or report.json, would replace a file of another kind."""
+def check_replaceable(data: dict, folder: Path, path: Path) -> None:
+    """Raise ValueError if the page, or report.json, would replace a file of another kind."""
     if any(stage["name"] == "report" for stage in data["stages"]):
         raise ValueError(f"{folder / 'report.json'} belongs to a checkpoint of that name: rename it first")
     if path.exists() and f"<title>{TITLE}".encode() not in path.read_bytes()[:200]:
@@ -187,24 +152,25 @@ def check(data: dict, folder: Path, path: Path) -> None:
 
 
 def write(folder: Path, path: Path) -> Path:
-    """Write the page about `folder` to `path`, and its data to `folder`/report.json."""
+    """Write the page on `folder` to `path`, and its data to `folder`/report.json."""
     data = collect(folder)
-    check(data, folder, path)
+    check_replaceable(data, folder, path)
     stages = data["stages"]
+    names = [stage["name"] for stage in stages]
     scores = {}
     for stage in stages:
-        results = read_scores(folder, stage["name"])
-        scores[stage["name"]] = {file: one for file, one in results.items() if file not in stage["stale"]}
-    metrics = {stage["name"]: read_metrics(folder, stage["name"]) for stage in stages}
+        for file, result in read_scores(folder, stage["name"]).items():
+            if file not in stage["stale"]:
+                scores[f"{stage['name']} on {file}"] = result
     body = [
-        f"<h1>{text(' → '.join(scores))}</h1>",
+        f"<h1>{text(' → '.join(names))}</h1>",
         f'<p class="quiet">{text(folder)}, {data["made"]}</p>',
-        *taught(stages),
-        *losses(metrics),
-        *samples(stages),
-        *positions(scores),
-        *groups(scores),
-        *effort(stages),
+        metrics_section(stages),
+        loss_section({name: read_log(folder / f"{name}.metrics.jsonl") for name in names}),
+        sample_section(stages),
+        position_section(scores),
+        group_section(scores),
+        resource_section(stages),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     content = page(f"{TITLE}{folder}", body)

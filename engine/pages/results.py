@@ -1,109 +1,112 @@
-"""What a folder of checkpoints holds, as data: report.json, of which the page and the terminal's summary are made.
+"""Collect the results in a folder of checkpoints: report.json, the source of the page and of the terminal's summary.
 
-A stage's scored files are of two kinds. One that an ancestor was scored on is what the ancestor taught, and here is
-"kept"; the others are what the stage itself "taught". Before and after are compared row by row: with the --baseline,
-else with the parent's own records of the same file, where its rows and settings are the same.
+A stage's scored files are "retained" if an ancestor was scored on them, since that ancestor taught them, else "new".
+Before and after are compared row by row: with the --baseline, else with the parent's own records of the same file, if
+its rows and settings are the same.
 """
 
 import json
 import time
 from pathlib import Path
 
-from engine.checkpoint.weights import read_meta
+from engine.checkpoint.weights import load_model, read_meta, weights_hash
 from engine.options import ROAD
 from engine.score.evaluate import compare
-from engine.score.records import digest_of, read_records
-from engine.score.table import shown
+from engine.score.records import read_records
 
 VALIDATION = ("val_loss", "val_bits_per_byte", "val_tag_loss")
-SAMPLES = 3  # of every scored file
-FREE = ("rows", "chats")  # settings that may differ between parent and child: answers are compared row by row
+NUM_SAMPLES = 3  # of every scored file
+FREE_SETTINGS = ("rows", "chats")  # may differ between parent and child: answers are compared row by row
 
 
 def read_stages(folder: Path) -> dict[str, dict]:
-    """{name: its .json} of the checkpoints in a folder, in the order of the road; ValueError where there are none."""
-    found = {path.stem: read_meta(path) for path in folder.glob("*.pth")}
-    found = {name: meta for name, meta in found.items() if "stage" in meta}
-    if not found:
+    """Read {name: its .json} of a folder's checkpoints, in the order of the stages; ValueError if there are none."""
+    stages = {path.stem: read_meta(path) for path in folder.glob("*.pth")}
+    stages = {name: meta for name, meta in stages.items() if "stage" in meta}
+    if not stages:
         raise ValueError(
             f"{folder}: no checkpoint with its .json there to report on; train one with: python pretrain.py"
         )
-    road = list(ROAD)
-    return dict(sorted(found.items(), key=lambda item: road.index(item[0]) if item[0] in road else len(road)))
+    order = dict.fromkeys([*ROAD, *stages])
+    return {name: stages[name] for name in order if name in stages}
 
 
 def read_scores(folder: Path, name: str) -> dict[str, dict]:
+    """Read {file name: its scores} of a checkpoint."""
     path = folder / f"{name}.scores.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def ancestors(stages: dict[str, dict], name: str) -> list[str]:
-    """The checkpoints of the folder that this one came from, its parent first."""
-    found: list[str] = []
-    while (parent := Path(stages[name].get("parent") or "").stem) in stages and parent not in [name, *found]:
-        found.append(parent)
+    """Return the checkpoints of the folder that this one descends from, its parent first."""
+    names: list[str] = []
+    while (parent := Path(stages[name].get("parent") or "").stem) in stages and parent not in [name, *names]:
+        names.append(parent)
         name = parent
-    return found
+    return names
 
 
-def comparable(result: dict, other: dict) -> bool:
-    """Whether two files of records are of the same rows, asked alike."""
-    settings = [{key: value for key, value in one["settings"].items() if key not in FREE} for one in (result, other)]
-    return settings[0] == settings[1] and result["content"] == other["content"]
+def are_comparable(result: dict, other: dict) -> bool:
+    """Return whether two results are of the same rows and settings."""
+    differ = [key for key, value in result["settings"].items() if other["settings"].get(key) != value]
+    return result["content"] == other["content"] and set(differ) <= set(FREE_SETTINGS)
 
 
-def earlier_of(folder: Path, result: dict, parents: dict[str, dict], parent: str, file: str) -> tuple[dict, str, dict]:
-    """(changes by figure, of whom, records by row) of what stood before; empty where nothing does."""
+def find_baseline(folder: Path, result: dict, parent: str, parent_result: dict | None) -> tuple[dict, str, dict]:
+    """Return (changes by metric, baseline, its records by row and turn), all empty if there is none.
+
+    Args:
+        folder: Of the checkpoints.
+        result: Scores of one file.
+        parent: Name of the parent.
+        parent_result: The parent's scores of the same file.
+    """
     if "baseline" in result:
-        base = result["baseline"]
-        return base["figures"], base["checkpoint"], read_records(folder / base["records"])
-    other = parents.get(file)
-    if other is None or not comparable(result, other):
+        baseline = result["baseline"]
+        return baseline["metrics"], baseline["checkpoint"], read_records(folder / baseline["records"])
+    if parent_result is None or not are_comparable(result, parent_result):
         return {}, "", {}
-    records = read_records(folder / other["records"])
-    ours = read_records(folder / result["records"])
-    return compare(list(ours.values()), list(records.values())), parent, records
+    earlier = read_records(folder / parent_result["records"])
+    records = read_records(folder / result["records"])
+    return compare(list(records.values()), list(earlier.values())), parent, earlier
 
 
-def file_figures(result: dict, changes: dict[str, dict], of: str) -> dict:
-    """A file's figures: value, interval, chance and n, and what was before, the change and its p-value."""
-    figures = {}
-    for name, found in shown(result["figures"]).items():
+def file_metrics(result: dict, changes: dict[str, dict]) -> dict[str, dict]:
+    """Return a file's metrics with the value before, the change, its interval and its p-value."""
+    metrics = {}
+    for name, metric in result["metrics"].items():
         change = changes.get(name, {})
-        figures[name] = {"before": change.get("before"), "after": found["value"]}
-        figures[name] |= {key: found[key] for key in ("low", "high", "chance", "n", "left_out") if key in found}
-        figures[name] |= (
-            {"change": {key: change[key] for key in ("difference", "low", "high", "p", "n")}} if change else {}
-        )
-    return {"rows": result["rows"], "compared_with": of, "figures": figures}
+        metrics[name] = {"before": change.get("before"), "after": metric["value"], **metric, "change": change or None}
+        del metrics[name]["value"]
+    return metrics
 
 
 def file_samples(folder: Path, result: dict, earlier: dict) -> list[dict]:
-    """Some answers before and after, of as many tasks as there are."""
-    answered = {key: one for key, one in read_records(folder / result["records"]).items() if "answer" in one}
-    first_of = {record["groups"].get("task"): key for key, record in sorted(answered.items(), reverse=True)}
-    samples = []
-    for key in [key for task, key in sorted(first_of.items(), key=lambda pair: pair[1]) if task][:SAMPLES]:
-        record, before = answered[key], earlier.get(key)
-        sample = {"task": record["groups"]["task"], "question": record["question"], "wanted": record["reference"]}
-        sample |= {"before": said(before)} if earlier else {}
-        samples.append(sample | {"after": said(record)})
-    return samples
+    """Return some answers before and after, of as many tasks as there are."""
+    samples: dict[str, dict] = {}
+    for key, record in sorted(read_records(folder / result["records"]).items()):
+        task = record["groups"].get("task")
+        if task and task not in samples and "answer" in record:
+            sample = {"task": task, "question": record["question"], "reference": record["reference"]}
+            if earlier:
+                sample["before"] = scored_answer(earlier.get(key, {}))
+            samples[task] = sample | {"after": scored_answer(record)}
+    return list(samples.values())[:NUM_SAMPLES]
 
 
-def said(record: dict | None) -> dict:
-    """An answer, None where it was not asked for, and whether it is right."""
-    sums = (record or {}).get("sums", {})
-    right = next((bool(sums[name][0]) for name in ("correct", "exact") if name in sums), None)
-    return {"answer": (record or {}).get("answer"), "right": right}
+def scored_answer(record: dict) -> dict:
+    """Return a record's answer, None if it has none, and whether it is correct."""
+    sums = record.get("sums", {})
+    scores = sums.get("correct", sums.get("exact_match"))
+    return {"answer": record.get("answer"), "correct": bool(scores[0]) if scores else None}
 
 
-def effort(meta: dict) -> dict:
-    """What a stage took and on what."""
-    seconds, tokens, shape = meta.get("seconds", 0), meta.get("tokens", 0), meta["config"]
+def resources(meta: dict) -> dict:
+    """Return a stage's size, work, time and machine."""
+    seconds, tokens = meta.get("seconds", 0), meta.get("tokens", 0)
     return {
-        "layers": shape["n_layers"],
-        "width": shape["dim"],
+        "layers": meta["config"]["n_layers"],
+        "width": meta["config"]["dim"],
         "steps": meta.get("step", 0),
         "tokens": tokens,
         "minutes": seconds / 60,
@@ -114,30 +117,28 @@ def effort(meta: dict) -> dict:
 
 
 def collect(folder: Path) -> dict:
-    """All of it, in the order of the road; figures of other weights than a checkpoint's are only named ("stale")."""
+    """Collect all of it, in the order of the stages; metrics of other weights than a checkpoint's are only named."""
     stages = read_stages(folder)
+    weights = {name: weights_hash(load_model(folder / f"{name}.pth")[0].state_dict()) for name in stages}
     scores = {name: read_scores(folder, name) for name in stages}
-    weights = {name: digest_of(folder / f"{name}.pth") for name in stages}
-    fresh = {
-        name: {file: result for file, result in scores[name].items() if result.get("weights") == weights[name]}
-        for name in stages
-    }
-    found = []
+    current = {n: {f: r for f, r in scores[n].items() if r.get("weights") == weights[n]} for n in stages}
+    reports = []
     for name, meta in stages.items():
         road = ancestors(stages, name)
+        parent = road[0] if road else ""
         before = meta.get("initial_validation", {})
-        stage = {"name": name, "parent": meta.get("parent"), "weights": weights[name], **effort(meta)}
-        stage["validation"] = {
-            key: {"before": before.get(key), "after": meta[key]} for key in VALIDATION if key in meta
-        }
+        validation = {key: {"before": before.get(key), "after": meta[key]} for key in VALIDATION if key in meta}
+        report = {"name": name, "parent": meta.get("parent"), "weights": weights[name], **resources(meta)}
+        report |= {"validation": validation, "new": {}, "retained": {}, "samples": []}
+        report["stale"] = sorted(scores[name].keys() - current[name].keys())
         if isinstance(meta.get("sample"), str):
-            stage["continued"] = {"before": before.get("sample"), "after": meta["sample"]}
-        stage |= {"taught": {}, "kept": {}, "samples": [], "stale": sorted(scores[name].keys() - fresh[name].keys())}
-        for file, result in fresh[name].items():
-            kind = "kept" if any(file in scores[one] for one in road) else "taught"
-            parent = road[0] if road else ""
-            changes, of, earlier = earlier_of(folder, result, fresh.get(parent, {}), parent, file)
-            stage[kind][file] = file_figures(result, changes, of)
-            stage["samples"] += [{"file": file} | one for one in file_samples(folder, result, earlier)]
-        found.append(stage)
-    return {"folder": str(folder), "made": time.strftime("%Y-%m-%d %H:%M"), "stages": found}
+            report["continued"] = {"before": before.get("sample"), "after": meta["sample"]}
+        for file, result in current[name].items():
+            status = "retained" if any(file in scores[ancestor] for ancestor in road) else "new"
+            parent_result = current.get(parent, {}).get(file)
+            changes, compared_with, earlier = find_baseline(folder, result, parent, parent_result)
+            metrics = file_metrics(result, changes)
+            report[status][file] = {"rows": result["rows"], "compared_with": compared_with, "metrics": metrics}
+            report["samples"] += [{"file": file} | sample for sample in file_samples(folder, result, earlier)]
+        reports.append(report)
+    return {"folder": str(folder), "made": time.strftime("%Y-%m-%d %H:%M"), "stages": reports}

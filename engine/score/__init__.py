@@ -1,1 +1,1 @@
-"""How good a checkpoint is."""
+"""Score checkpoints on held-out files of rows."""

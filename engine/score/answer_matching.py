@@ -32,7 +32,7 @@ def score_answer(answer: str, reference: str) -> dict[str, float]:
     """
     prediction = final_answer(answer)
     if not has_thought(reference):
-        return {"exact": float(prediction.strip() == reference.strip()), "f1": token_f1(prediction, reference)}
+        return {"exact_match": float(prediction.strip() == reference.strip()), "f1": token_f1(prediction, reference)}
     expected = final_answer(reference)
     correct = bool(prediction.strip() and expected.strip()) and answers_match(prediction, expected)
     scores = {}

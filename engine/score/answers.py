@@ -1,10 +1,10 @@
-"""Conversations: what the assistant's answers cost, and what the model says in their place.
+"""Score conversations: the loss on the assistant's answers, and generated answers compared with them.
 
-Every assistant turn of a row is one item, except for those that the row says are only read: training does not learn
-them either. The turns before it are given as they stand in the row, the model answers greedily, in batches, and the
-answer is judged against the row's own.
+Every assistant turn of a row is one item, except for turns that the row excludes from training. The prompt holds the
+turns before it as they are in the row; answers are generated greedily, in batches.
 """
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ from engine.generate.engine import complete
 from engine.reasoning import split_reasoning
 from engine.schemas import is_trained
 from engine.score import answer_matching
-from engine.score.loglikelihood import curve, token_nats
+from engine.score.loglikelihood import new_record, sums_by_position, token_losses
 from model import SpongeBob
 
-START_STEP = 512  # tokens; answers are grouped by where they begin
+START_STEP = 512  # tokens; answers are grouped by the position where they begin
 
 
 class Turn(NamedTuple):
@@ -31,77 +31,76 @@ class Turn(NamedTuple):
     task: str | None
 
     @property
-    def size(self) -> int:
-        return sum(len(message["content"]) for message in self.messages)
-
-    @property
     def reference(self) -> str:
+        """Return the row's own answer."""
         return self.messages[-1]["content"]
 
 
-def turns(row: int, messages: list[dict], task: str | None) -> list[Turn]:
-    """The answers of a conversation; the row's task is that of the last one."""
+def split_turns(row: int, messages: list[dict], task: str | None) -> list[Turn]:
+    """Split a conversation into its answers; the row's task is that of the last one."""
     ends = [end for end, message in enumerate(messages, 1) if is_trained(message)]
     return [Turn(row, turn, messages[:end], task if end == ends[-1] else None) for turn, end in enumerate(ends, 1)]
 
 
-def most_frequent(items: list[Turn]) -> str:
-    """The answer a model that knows no question does best with."""
+def most_frequent_answer(items: list[Turn]) -> str:
+    """Return the answer that scores best without reading the question."""
     return Counter(answer_matching.answer_key(item.reference) for item in items).most_common(1)[0][0]
 
 
 def score_turns(
-    model: SpongeBob, tokenizer: Tokenizer, items: list[Turn], batch: int, *, max_new_tokens: int, frequent: str
+    model: SpongeBob, tokenizer: Tokenizer, items: list[Turn], batch: int, *, max_new_tokens: int, most_frequent: str
 ) -> list[dict]:
-    """Loss on the answer, the answer itself and its marks. A prompt that fills the context has neither."""
+    """Score the loss on each answer and a greedy answer; a turn whose prompt fills the context is skipped.
+
+    Args:
+        items: Answers of one file.
+        batch: Answers per forward pass of the loss.
+        max_new_tokens: Longest generated answer in tokens.
+        most_frequent: Key of the answer that defines the chance level.
+    Returns:
+        A record per answer.
+    """
     dataset, context = SFTDataset(tokenizer), model.config.max_seq_len
     prompts = [dataset.prompt(item.messages[:-1]) for item in items]
-    records = [
-        {
-            "row": item.row,
-            "turn": item.turn,
-            "groups": {"turn": item.turn} | ({"task": item.task} if item.task else {}),
-            "sums": {"too_long": [float(len(prompt) >= context), 1.0]},
-            "chance": {},
-        }
-        for item, prompt in zip(items, prompts, strict=True)
-    ]
-    fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < context]
-    if not fitting:
-        return records
-    items, prompts = [items[at] for at in fitting], [prompts[at] for at in fitting]
-    fits = [records[at] for at in fitting]
-    losses(model, dataset, items, prompts, fits, batch)
+    records: list[dict] = [{"turn": item.turn, **new_record(item, turn=item.turn)} for item in items]
+    jobs = list(zip(items, prompts, records, strict=True))
+    fitting = [job for job in jobs if len(job[1]) < context]
+    for item, prompt, record in jobs:
+        if len(prompt) >= context:
+            record["skipped"] = ["answer_loss", *answer_matching.score_answer("", item.reference), "cut_off"]
+    add_losses(model, dataset, fitting, batch)
+    prompts = [prompt for _, prompt, _ in fitting]
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    said = complete(model, prompts, max_new_tokens=limits, end_id=dataset.eos, temperature=0)
-    for item, record, limit, ids in zip(items, fits, limits, said, strict=True):
+    outputs = complete(model, prompts, max_new_tokens=limits, end_id=dataset.eos, temperature=0)
+    for (item, _, record), limit, ids in zip(fitting, limits, outputs, strict=True):
         answer = tokenizer.decode(ids, skip_special_tokens=False)
-        marks = answer_matching.score_answer(answer, item.reference) | {"cut_off": float(len(ids) >= limit)}
+        chance = float(answer_matching.answer_key(item.reference) == most_frequent)
+        for name, score in answer_matching.score_answer(answer, item.reference).items():
+            record["sums"][name] = [score, 1.0, chance if name in ("exact_match", "correct") else None]
+        record["sums"]["cut_off"] = [float(len(ids) >= limit), 1.0, None]
         if answer_matching.has_thought(item.reference):
-            marks["thinking_tokens"] = len(tokenizer.encode(split_reasoning(answer)[0]).ids)
-        record["sums"] |= {name: [float(mark), 1.0] for name, mark in marks.items()}
-        luck = float(answer_matching.answer_key(item.reference) == frequent)
-        record["chance"] |= {name: luck for name in ("exact", "correct") if name in marks}
-        record |= {
-            "question": item.messages[-2]["content"] if len(item.messages) > 1 else "",
-            "reference": item.reference,
-            "answer": answer,
-        }
+            record["sums"]["thinking_tokens"] = [len(tokenizer.encode(split_reasoning(answer)[0]).ids), 1.0, None]
+        question = item.messages[-2]["content"] if len(item.messages) > 1 else ""
+        record |= {"question": question, "reference": item.reference, "answer": answer}
     return records
 
 
-def losses(
-    model: SpongeBob, dataset: SFTDataset, items: list[Turn], prompts: list[list[int]], records: list[dict], batch: int
-) -> None:
-    """Add the nats of each answer's tokens, its end mark included, as in training, as far as the context goes."""
+def add_losses(model: SpongeBob, dataset: SFTDataset, jobs: list[tuple[Turn, list[int], dict]], batch: int) -> None:
+    """Add the loss on each answer's tokens and end token to its record, as in training, up to the context length.
+
+    Args:
+        jobs: (answer, prompt's ids, record) of each.
+        batch: Answers per forward pass.
+    """
     sequences = []
-    for document, prompt in zip(dataset.encode([item.messages for item in items]), prompts, strict=True):
+    documents = dataset.encode([item.messages for item, _, _ in jobs])
+    for document, (_, prompt, _) in zip(documents, jobs, strict=True):
         end = len(prompt) + int(np.count_nonzero(document.classes[len(prompt) :] != NO_LOSS))
         sequences.append(document.ids[: min(end, model.config.max_seq_len + 1)].tolist())
-    uniform = np.log(model.config.vocab_size)
-    for nats, prompt, record in zip(token_nats(model, sequences, batch), prompts, records, strict=True):
-        nats = nats[len(prompt) - 1 :]
+    for losses, (_, prompt, record) in zip(token_losses(model, sequences, batch), jobs, strict=True):
+        losses = losses[len(prompt) - 1 :]
+        chance = math.log(model.config.vocab_size) * len(losses)
         record["groups"]["start"] = len(prompt) // START_STEP * START_STEP
-        record["sums"]["answer_loss"] = [float(nats.sum()), float(len(nats))]
-        record["chance"]["answer_loss"] = float(uniform * len(nats))
-        record["curve"] = {"answer_loss": curve(nats, np.ones(len(nats)), len(prompt))}
+        record["sums"]["answer_loss"] = [float(losses.sum()), float(len(losses)), chance]
+        num_seen = len(prompt) + np.arange(len(losses))
+        record["curve"] = {"answer_loss": sums_by_position(losses, np.ones(len(losses)), num_seen)}

@@ -1,4 +1,4 @@
-"""One scored answer a record: what is scored, where the records of a file lie, and how they are read back."""
+"""Records of scored rows: read a file's items, name its file of records, and read the records of an earlier run."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
-from engine.checkpoint.weights import config_dict, load_model, weights_hash
+from engine.checkpoint.weights import config_dict, weights_hash
 from engine.corpus import jsonl
 from engine.corpus.digests import hash_file
 from engine.files import read_log
@@ -18,30 +18,30 @@ from engine.score.loglikelihood import Text
 from engine.tokenizer import fingerprint
 from model import SpongeBob
 
-VERSION = 3  # part of the records' key: raise it when a row would be scored differently than before
+VERSION = 4  # part of the records' key: raise it when a row would be scored differently than before
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What figures depend on beside weights and rows."""
+class EvalSettings:
+    """Everything that metrics depend on, except weights and rows."""
 
     rows: int = 200  # first good rows of each file (0: all)
     max_new_tokens: int = 512
-    shots: tuple[int, ...] = (0, 5)  # examples before a multiple-choice question
+    num_fewshot: tuple[int, ...] = (0, 5)  # examples before a multiple-choice question
     chats: bool = True  # whether multiple choice is asked with roles
     dtype: str = "float32"
 
 
 def read_items(path: Path, limit: int) -> list:
-    """Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    items, good = [], 0
-    counts = jsonl.RowCounts()
+    """Read Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
+    items, counts = [], jsonl.RowCounts()
+    num_good = 0
     for number, line in jsonl.read_lines(path):
-        found = counts.read(number, line, partial(_items_of, number))
-        if found is not None:
-            items += found
-            good += 1
-        if good == limit and limit:
+        content = counts.read(number, line, partial(_items_of, number))
+        if content is not None:
+            items += content
+            num_good += 1
+        if num_good == limit and limit:
             break
     report = jsonl.RowReport(False, {str(path): counts})
     report.check_bad_rows(SFTDataset.valid)
@@ -52,28 +52,25 @@ def read_items(path: Path, limit: int) -> list:
 def _items_of(number: int, row: dict, notes: set[str]) -> list:
     task = str(row["task"]) if "task" in row else None
     if SFTDataset.holds(row):
-        return answers.turns(number, SFTDataset.read(row, notes), task)
+        return answers.split_turns(number, SFTDataset.read(row, notes), task)
     if "choices" in row:
         return [multiple_choice.read_question(number, row)]
     return [Text(number, PretrainDataset.read(row, notes), task)]
 
 
-def digest_of(path: Path) -> str | None:
-    """The same of a .pth; None where none lies there."""
-    return weights_hash(load_model(path)[0].state_dict()) if path.is_file() else None
-
-
-def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: Settings) -> Path:
+def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: EvalSettings) -> Path:
+    """Name the file of records by a key of everything they depend on."""
     shape, weights = config_dict(model.config), weights_hash(model.state_dict())
     identity = [VERSION, weights, shape, hash_file(path), fingerprint(tokenizer), asdict(settings)]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
 
 
-def read_records(path: Path) -> dict[tuple, dict]:
-    """The whole records of a file by (row, turn)."""
-    return {key_of(record): record for record in read_log(path)}
+def read_records(path: Path) -> dict[tuple[int, int], dict]:
+    """Read a file's complete records by (row, turn)."""
+    return {record_key(record): record for record in read_log(path)}
 
 
-def key_of(record: dict) -> tuple[int, int]:
+def record_key(record: dict) -> tuple[int, int]:
+    """Return (row, turn), or (row, 0) for rows without turns."""
     return record["row"], record.get("turn", 0)

@@ -1,110 +1,109 @@
-"""Scores as text: a table for the terminal, one Markdown row per checkpoint."""
+"""Format scores as text: a table for the terminal, one Markdown row per checkpoint."""
 
 from collections.abc import Iterable
 
+from engine.console import printable
+
 LABELS = {
+    "val_loss": "loss (nats per token)",
+    "val_bits_per_byte": "bits per byte",
+    "val_tag_loss": "loss of tag tokens",
     "bits_per_byte": "bits per byte",
-    "answer_loss": "answer loss (nats a token)",
-    "exact": "exact match",
+    "answer_loss": "answer loss (nats per token)",
+    "exact_match": "exact match",
     "f1": "token F1",
     "well_formed": "well-formed",
     "correct": "correct answers",
     "cut_off": "cut off",
-    "too_long": "prompt too long",
     "thinking_tokens": "tokens of thinking",
+    "acc_letter": "accuracy by letter",
+    "acc": "accuracy by text",
+    "acc_norm": "accuracy by text per character",
 }
-LEFT_OUT = "their examples do not fit into the context, or there are too few"
+WHY_SKIPPED = "the prompt with its examples does not fit into the context, or there are too few examples"
 
 
 def label(name: str) -> str:
-    """A figure's name in words: text_norm_5shot is "choice by text a character, 5 examples"."""
+    """Return a metric's name in words: acc_norm_5shot is "accuracy by text per character, 5-shot"."""
     form, _, shots = name.rpartition("_")
-    forms = {"letter": "by letter", "text": "by text", "text_norm": "by text a character"}
-    if form in forms:
-        return f"choice {forms[form]}, {shots.removesuffix('shot')} examples"
+    if shots.endswith("shot") and form in LABELS:
+        return f"{LABELS[form]}, {shots.removesuffix('shot')}-shot"
     return LABELS.get(name, name)
 
 
-def plain(words: object) -> str:
-    """Without control characters, which would reach the terminal: files and tasks are named by whoever wrote them."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(words))
+def format_count(metric: dict) -> str:
+    """Format the number of answers, and of how many if some lack the metric."""
+    return f"{metric['n']} of {metric['n'] + metric['skipped']}" if metric.get("skipped") else str(metric["n"])
 
 
-def counted(figure: dict) -> str:
-    """How many answers a figure is of, and of how many where some have none."""
-    return f"{figure['n']} of {figure['n'] + figure['left_out']}" if figure.get("left_out") else str(figure["n"])
+def format_number(value: float | None) -> str:
+    """Format a value with four decimals, a large one with one."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
+def format_interval(metric: dict) -> str:
+    """Format the interval; that of a single row is "-"."""
+    if metric["low"] is None:
+        return "-"
+    return f"[{format_number(metric['low'])}, {format_number(metric['high'])}]"
 
 
-def interval(figure: dict) -> str:
-    if figure["low"] is None:
-        return "-"  # of one row
-    return f"[{number(figure['low'])}, {number(figure['high'])}]"
-
-
-def shown(figures: dict[str, dict]) -> dict[str, dict]:
-    """Without the figure that only speaks when something went wrong."""
-    return {
-        name: figure
-        for name, figure in figures.items()
-        if name != "too_long" or figure.get("value", figure.get("after"))
-    }
-
-
-def table(results: dict[str, dict]) -> str:
-    """Every file's figures with their interval and chance level, then those by group."""
+def format_scores(results: dict[str, dict]) -> str:
+    """Format every file's metrics with interval and chance level, then by group and by position."""
     lines = []
     for file, result in results.items():
-        lines.append(f"{plain(file)}: {result['rows']} rows, {result['seconds']:.0f} s")
-        lines.append(f"  {'':38}{'value':>9}  {'95 % interval':^19}{'chance':>9}{'n':>8}")
-        for name, figure in shown(result["figures"]).items():
-            numbers = f"{number(figure['value']):>9}  {interval(figure):^19}{number(figure['chance']):>9}"
-            lines.append(f"  {label(name):38}{numbers}{counted(figure):>8}")
+        lines.append(f"{printable(file)}: {result['rows']} rows, {result['seconds']:.0f} s")
+        lines.append(f"  {'':42}{'value':>9}  {'95 % interval':^19}{'chance':>9}{'n':>8}")
+        for name, metric in result["metrics"].items():
+            numbers = f"{format_number(metric['value']):>9}  {format_interval(metric):^19}"
+            lines.append(
+                f"  {label(name):42}{numbers}{format_number(metric['chance_level']):>9}{format_count(metric):>8}"
+            )
         for name, count in result.get("missing", {}).items():
-            lines.append(f"  {label(name):38}no figure, {count} rows left out: {LEFT_OUT}")
-        if partial := [label(name) for name, figure in result["figures"].items() if figure.get("left_out")]:
-            lines.append(f"  not of all rows ({LEFT_OUT}): {'; '.join(partial)}")
+            lines.append(f"  {label(name):42}no metric, {count} rows skipped: {WHY_SKIPPED}")
+        if partial := [label(name) for name, metric in result["metrics"].items() if metric.get("skipped")]:
+            lines.append(f"  not of all rows ({WHY_SKIPPED}): {'; '.join(partial)}")
         for group in (key for key in result if key.startswith("by_") and key != "by_position"):
-            for value, figures in result[group].items():
-                words = ", ".join(f"{name} {number(figure['value'])}" for name, figure in shown(figures).items())
-                lines.append(f"  {group.replace('_', ' ')} {plain(value)}: {words}")
+            for value, metrics in result[group].items():
+                values = ", ".join(f"{name} {format_number(metric['value'])}" for name, metric in metrics.items())
+                lines.append(f"  {group.replace('_', ' ')} {printable(value)}: {values}")
         for name, curve in result.get("by_position", {}).items():
             if len(curve) > 1:
-                seen = ", ".join(f"{at}..: {value:.3f}" for at, value in curve.items())
-                lines.append(f"  {label(name)} by tokens seen before, from {seen}")
+                points = ", ".join(f"{position}..: {value:.3f}" for position, value in curve.items())
+                lines.append(f"  {label(name)} by tokens seen before, from {points}")
     return "\n".join(lines)
 
 
-def comparison(results: dict[str, dict[str, dict]], baseline: str) -> str:
-    """What changed from `baseline` to the checkpoint, on the same rows."""
+def format_comparison(results: dict[str, dict[str, dict]], baseline: str) -> str:
+    """Format the changes from `baseline` to the checkpoint, on the same rows."""
     lines = [f"compared with {baseline}, on the same rows (p: how likely so large a difference is between equals)"]
-    for file, figures in results.items():
-        lines.append(plain(file))
-        lines.append(f"  {'':38}{'before':>9}{'after':>9}{'change':>10}  {'95 % interval':^19}{'p':>9}{'rows':>7}")
-        for name, found in shown(figures).items():
-            numbers = f"{number(found['before']):>9}{number(found['after']):>9}{found['difference']:>+10.4f}"
-            lines.append(f"  {label(name):38}{numbers}  {interval(found):^19}{found['p']:>9.4f}{found['n']:>7}")
+    for file, metrics in results.items():
+        lines.append(printable(file))
+        lines.append(f"  {'':42}{'before':>9}{'after':>9}{'change':>10}  {'95 % interval':^19}{'p':>9}{'rows':>7}")
+        for name, change in metrics.items():
+            numbers = f"{format_number(change['before']):>9}{format_number(change['after']):>9}"
+            numbers += f"{change['difference']:>+10.4f}  {format_interval(change):^19}"
+            lines.append(f"  {label(name):42}{numbers}{change['p']:>9.4f}{change['n']:>7}")
     return "\n".join(lines)
 
 
-def short(files: Iterable[str]) -> dict[str, str]:
-    """{file name: its first part}, the whole name where two begin alike."""
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """Return {file name: its part before the first dot}, or the whole name where two begin alike."""
     first = {file: file.split(".")[0] for file in files}
     return {file: part if list(first.values()).count(part) == 1 else file for file, part in first.items()}
 
 
-def markdown(checkpoint: str, results: dict[str, dict]) -> str:
-    """A table of one row, to be pasted: figure, interval and chance level of every file."""
-    names = short(results)
-    cells = {
-        f"{plain(names[file])}: {label(name)}": f"{number(figure['value'])} {interval(figure)}"
-        + (f", chance {number(figure['chance'])}" if figure["chance"] is not None else "")
-        + (f", {counted(figure)} rows" if figure.get("left_out") else "")
-        for file, result in results.items()
-        for name, figure in shown(result["figures"]).items()
-    }
+def format_markdown(checkpoint: str, results: dict[str, dict]) -> str:
+    """Format a table of one row, to be pasted: metric, interval and chance level of every file."""
+    names = short_names(results)
+    cells = {}
+    for file, result in results.items():
+        for name, metric in result["metrics"].items():
+            chance = "" if metric["chance_level"] is None else f", chance {format_number(metric['chance_level'])}"
+            count = f", {format_count(metric)} rows" if metric.get("skipped") else ""
+            numbers = f"{format_number(metric['value'])} {format_interval(metric)}{chance}{count}"
+            cells[f"{printable(names[file])}: {label(name)}"] = numbers
     rows = ["checkpoint", *cells], ["---"] * (1 + len(cells)), [checkpoint, *cells.values()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

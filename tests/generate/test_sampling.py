@@ -82,6 +82,14 @@ def test_a_look_at_the_likeliest_finds_what_a_sorted_vocabulary_does(top_k, top_
     torch.testing.assert_close(found, sampling.filtered_probs(logits, *columns))
 
 
+def test_top_k_keeps_exactly_k_of_equal_logits():
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits[:, 7] = logits[:, 30] = 4.0  # equal and the largest
+    greedy = drawn(logits, temperature=0)
+    assert drawn(logits, top_k=1) == greedy == drawn(logits, top_p=1e-9) and len(greedy) == 1
+    assert len(drawn(torch.zeros(1, 9), top_k=3, top_p=1)) == 3
+
+
 def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     assert drawn(logits, temperature=0) == {1} == drawn(logits, temperature=0.05)

@@ -1,73 +1,50 @@
-"""A stage is shown on what the stages before it taught, beside its parent, and never with figures of other weights."""
+"""A stage is compared with its parent on all rows taught so far, and never shown with metrics of other weights."""
 
 import json
 
 import pytest
+from factories import save, write_rows
+from scoring import chat
 from tiny_model import tiny
 
 import eval_model
-from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
-from engine.flags import ROOT
+from engine.checkpoint.weights import weights_hash
 from engine.pages import report, results
 from engine.score import evaluate
-from engine.score.records import read_records, weights_hash
-from engine.tokenizer import fingerprint, load_tokenizer
+from engine.score.records import read_records
 
-TOKENIZER = load_tokenizer(ROOT / "spongebob_tokenizer")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def save(folder, name, seed, parent=None):
-    meta = {"stage": name.removesuffix("_long"), "parent": parent and str(folder / f"{parent}.pth"), "seconds": 120.0}
-    model = tiny(seed=seed)
-    meta |= {"config": config_dict(model.config), "tokenizer": fingerprint(TOKENIZER), "machine": "1 x Abacus"}
-    save_weights(folder / f"{name}.pth", full_state_dict(model), meta)
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def chat(question, answer):
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"conversations": turns, "task": "fact"}
+def save_stage(folder, name, seed, parent=None):
+    meta = {"parent": parent and str(folder / f"{parent}.pth"), "seconds": 120.0, "machine": "1 x Abacus"}
+    save(tiny(seed=seed), folder / f"{name}.pth", stage=name.removesuffix("_long"), **meta)
 
 
 def score(folder, checkpoint, *files, baseline=None, limit=0):
-    eval_model.main(
-        [
-            "--save_dir",
-            str(folder),
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-            "--max_new_tokens",
-            "4",
-            "--max_eval_rows",
-            str(limit),
-            "--ckpt",
-            str(folder / f"{checkpoint}.pth"),
-            "--score",
-            *map(str, files),
-            *(["--baseline", str(folder / f"{baseline}.pth")] if baseline else []),
-        ]
-    )
+    argv = ["--save_dir", folder, "--ckpt", folder / f"{checkpoint}.pth", "--score", *files, "--max_eval_rows", limit]
+    if baseline:
+        argv += ["--baseline", folder / f"{baseline}.pth"]
+    eval_model.main([*map(str, argv), *"--device cpu --dtype float32 --max_new_tokens 4".split()])
+
+
+def read_scores(folder, name, file="texts.jsonl"):
+    return json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))[file]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three stages in a row and one beside them; each scored on its own rows and on those of its ancestors."""
+    """Make a chain of three stages and a branch; score each on its own rows and on those of its ancestors."""
     folder = tmp_path_factory.mktemp("results")
-    for seed, (name, parent) in enumerate(
-        [("pretrain", None), ("SFT", "pretrain"), ("SFT_long", "SFT"), ("distill", "SFT")]
-    ):
-        save(folder, name, seed, parent)
+    parents = {"pretrain": None, "SFT": "pretrain", "SFT_long": "SFT", "distill": "SFT"}
+    for seed, (name, parent) in enumerate(parents.items()):
+        save_stage(folder, name, seed, parent)
     texts = write_rows(folder / "texts.jsonl", [{"text": "海风" * n} for n in (3, 5, 8, 13)])
-    facts = write_rows(folder / "facts.jsonl", [chat(f"谁{n}？", "汪晴晴" * n) for n in (1, 2, 3)])
-    longer = write_rows(folder / "longer.jsonl", [chat(f"长{n}？", "好") for n in (1, 2)])
-    problems = write_rows(folder / "r1.jsonl", [chat("三加四？", "<think>想</think><answer>七</answer>")] * 2)
+    rows = [chat(f"谁{n}？", "汪晴晴" * n, task="fact") for n in (1, 2, 3)]
+    facts = write_rows(folder / "facts.jsonl", rows)
+    longer = write_rows(folder / "longer.jsonl", [chat(f"长{n}？", "好", task="fact") for n in (1, 2)])
+    row = chat("三加四？", "<think>想</think><answer>七</answer>", task="fact")
+    problems = write_rows(folder / "r1.jsonl", [row] * 2)
     score(folder, "pretrain", texts)
     score(folder, "SFT", texts, facts, limit=3)
     score(folder, "SFT_long", facts, longer)
@@ -79,52 +56,47 @@ def stages(folder):
     return {stage["name"]: stage for stage in results.collect(folder)["stages"]}
 
 
-def test_a_file_that_an_ancestor_was_scored_on_is_kept_and_the_others_are_taught(folder):
-    kinds = {name: (set(stage["taught"]), set(stage["kept"])) for name, stage in stages(folder).items()}
-    assert kinds["pretrain"] == ({"texts.jsonl"}, set())
-    assert kinds["SFT"] == ({"facts.jsonl"}, {"texts.jsonl"})
-    assert kinds["SFT_long"] == ({"longer.jsonl"}, {"facts.jsonl"})
+def test_files_that_an_ancestor_was_scored_on_are_retained(folder):
+    files = {name: (set(stage["new"]), set(stage["retained"])) for name, stage in stages(folder).items()}
+    assert files["pretrain"] == ({"texts.jsonl"}, set())
+    assert files["SFT"] == ({"facts.jsonl"}, {"texts.jsonl"})
+    assert files["SFT_long"] == ({"longer.jsonl"}, {"facts.jsonl"})
     # SFT_long is no ancestor of distill: what it taught is nothing distill could forget
-    assert kinds["distill"] == ({"longer.jsonl", "r1.jsonl"}, {"texts.jsonl", "facts.jsonl"})
+    assert files["distill"] == ({"longer.jsonl", "r1.jsonl"}, {"texts.jsonl", "facts.jsonl"})
 
 
-def test_before_is_the_parents_own_figure_on_the_same_rows_paired_row_by_row(folder):
-    found = stages(folder)["SFT"]["kept"]["texts.jsonl"]
-    ours, theirs = (
-        json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))["texts.jsonl"]
-        for name in ("SFT", "pretrain")
-    )
-    records = [list(read_records(folder / one["records"]).values()) for one in (ours, theirs)]
+def test_before_is_the_parents_metric_on_the_same_rows(folder):
+    result = stages(folder)["SFT"]["retained"]["texts.jsonl"]
+    scores, parent_scores = (read_scores(folder, name) for name in ("SFT", "pretrain"))
+    records = [list(read_records(folder / result["records"]).values()) for result in (scores, parent_scores)]
     change = evaluate.compare(*records)["bits_per_byte"]
-    figure = found["figures"]["bits_per_byte"]
-    assert found["compared_with"] == "pretrain" and figure["n"] == 3 == change["n"]  # pretrain was scored on four
-    assert (figure["before"], figure["after"]) == (change["before"], ours["figures"]["bits_per_byte"]["value"])
-    assert figure["change"]["p"] == change["p"] and figure["before"] != theirs["figures"]["bits_per_byte"]["value"]
+    metric = result["metrics"]["bits_per_byte"]
+    assert result["compared_with"] == "pretrain" and metric["n"] == 3 == change["n"]  # pretrain was scored on four
+    assert (metric["before"], metric["after"]) == (change["before"], scores["metrics"]["bits_per_byte"]["value"])
+    assert metric["change"]["p"] == change["p"]
+    assert metric["before"] != parent_scores["metrics"]["bits_per_byte"]["value"]
 
 
-def test_a_baseline_that_was_named_goes_before_the_parents_own_scores(folder):
-    for kind, file in (("kept", "facts.jsonl"), ("taught", "r1.jsonl")):
-        found = stages(folder)["distill"][kind][file]
-        assert found["compared_with"].endswith("SFT.pth") and found["figures"]["answer_loss"]["before"] is not None
+@pytest.mark.parametrize("status, file", [("retained", "facts.jsonl"), ("new", "r1.jsonl")])
+def test_named_baseline_takes_precedence_over_the_parents_scores(folder, status, file):
+    result = stages(folder)["distill"][status][file]
+    assert result["compared_with"].endswith("SFT.pth") and result["metrics"]["answer_loss"]["before"] is not None
 
 
-def test_scores_of_other_rows_or_settings_are_not_taken_for_the_parents(folder):
-    ours, theirs = (
-        json.loads((folder / f"{name}.scores.json").read_text(encoding="utf-8"))["texts.jsonl"]
-        for name in ("SFT", "pretrain")
-    )
-    assert results.comparable(ours, theirs)
-    assert not results.comparable(ours, theirs | {"content": "other"})
-    assert not results.comparable(ours, theirs | {"settings": theirs["settings"] | {"max_new_tokens": 5}})
+def test_scores_of_other_rows_or_settings_are_not_comparable(folder):
+    result, other = read_scores(folder, "SFT"), read_scores(folder, "pretrain")
+    assert results.are_comparable(result, other)
+    assert not results.are_comparable(result, other | {"content": "other"})
+    assert not results.are_comparable(result, other | {"settings": other["settings"] | {"max_new_tokens": 5}})
 
 
-def test_page_and_terminal_have_the_kept_rows(folder, capsys):
+def test_page_and_terminal_show_the_retained_files(folder, capsys):
     eval_model.main(["--save_dir", str(folder), "--report"])
-    told = capsys.readouterr().out
+    out = capsys.readouterr().out
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for head in ("SFT, texts.jsonl (kept)", "SFT_long, facts.jsonl (kept)", "distill, facts.jsonl (kept)"):
-        assert head in told and head in page
-    assert "distill, r1.jsonl\n" in told
+    for heading in ("SFT, texts.jsonl", "SFT_long, facts.jsonl", "distill, facts.jsonl"):
+        assert f"{heading} (retained)" in out and f"{heading} (retained)" in page
+    assert "distill, r1.jsonl\n" in out
 
 
 def test_report_json_holds_what_the_page_shows(folder):
@@ -134,43 +106,43 @@ def test_report_json_holds_what_the_page_shows(folder):
     assert [stage["name"] for stage in data["stages"]] == ["pretrain", "SFT", "SFT_long", "distill"]
     assert (distill["minutes"], distill["machine"]) == (2.0, "1 x Abacus")
     assert distill["weights"] == weights_hash(tiny(seed=3).state_dict())
-    figure = distill["kept"]["facts.jsonl"]["figures"]["exact"]
-    assert figure.keys() >= {"before", "after", "low", "high", "chance", "n", "change"}
+    metric = distill["retained"]["facts.jsonl"]["metrics"]["exact_match"]
+    assert metric.keys() >= {"before", "after", "low", "high", "chance_level", "n", "change"}
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"{figure['change']['p']:.4f}" in page and distill["weights"] in page
-    assert any(sample["file"] == "facts.jsonl" and sample["wanted"] == "汪晴晴" for sample in distill["samples"])
+    assert f"{metric['change']['p']:.4f}" in page and distill["weights"] in page
+    assert any(sample["file"] == "facts.jsonl" and sample["reference"] == "汪晴晴" for sample in distill["samples"])
 
 
-def test_figures_of_other_weights_are_marked_and_never_shown(tmp_path, capsys):
-    save(tmp_path, "pretrain", 0)
-    save(tmp_path, "SFT", 1, "pretrain")
+def test_metrics_of_other_weights_are_named_as_stale_and_never_shown(tmp_path, capsys):
+    save_stage(tmp_path, "pretrain", 0)
+    save_stage(tmp_path, "SFT", 1, "pretrain")
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": "海风" * n} for n in (3, 5, 8)])
     score(tmp_path, "pretrain", texts)
     score(tmp_path, "SFT", texts)
-    value = json.loads((tmp_path / "SFT.scores.json").read_text())["texts.jsonl"]["figures"]["bits_per_byte"]["value"]
+    value = read_scores(tmp_path, "SFT")["metrics"]["bits_per_byte"]["value"]
     capsys.readouterr()
-    save(tmp_path, "SFT", 7, "pretrain")  # trained anew, not scored
+    save_stage(tmp_path, "SFT", 7, "pretrain")  # trained again, not scored
     eval_model.main(["--save_dir", str(tmp_path), "--report"])
-    told, page = capsys.readouterr().out, (tmp_path / "report.html").read_text(encoding="utf-8")
-    words = "SFT, texts.jsonl: stale, of other weights than SFT.pth; score it again"
-    assert words in told and words in page
-    assert f"{value:.4f}" not in told + page
+    out, page = capsys.readouterr().out, (tmp_path / "report.html").read_text(encoding="utf-8")
+    note = "SFT, texts.jsonl: stale, of other weights than SFT.pth; score it again"
+    assert note in out and note in page
+    assert f"{value:.4f}" not in out + page
     stage = stages(tmp_path)["SFT"]
-    assert (stage["stale"], stage["taught"], stage["kept"]) == (["texts.jsonl"], {}, {})
+    assert (stage["stale"], stage["new"], stage["retained"]) == (["texts.jsonl"], {}, {})
 
-    save(tmp_path, "pretrain", 8)  # the parent's figures are of other weights, too: nothing stands before
+    save_stage(tmp_path, "pretrain", 8)  # the parent's metrics are of other weights, too: there is no value before
     score(tmp_path, "SFT", texts)
-    assert stages(tmp_path)["SFT"]["kept"]["texts.jsonl"]["figures"]["bits_per_byte"]["before"] is None
+    assert stages(tmp_path)["SFT"]["retained"]["texts.jsonl"]["metrics"]["bits_per_byte"]["before"] is None
 
 
-def test_a_file_that_is_no_report_and_another_checkpoints_json_are_not_replaced(tmp_path):
-    save(tmp_path, "pretrain", 0)
+def test_report_replaces_no_file_of_another_kind(tmp_path):
+    save_stage(tmp_path, "pretrain", 0)
     (tmp_path / "page.html").write_text("mine")
     with pytest.raises(ValueError, match="page.html: a file that is no report is there"):
         report.write(tmp_path, tmp_path / "page.html")
     report.write(tmp_path, tmp_path / "new.html")
     report.write(tmp_path, tmp_path / "new.html")
-    save(tmp_path, "report", 0)
+    save_stage(tmp_path, "report", 0)
     before = (tmp_path / "report.json").read_bytes()
     with pytest.raises(ValueError, match="report.json belongs to a checkpoint"):
         report.write(tmp_path, tmp_path / "new.html")

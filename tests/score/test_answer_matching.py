@@ -105,8 +105,8 @@ def test_empty_answer_of_an_unfinished_thought_is_wrong(answer):
     ],
 )
 def test_reference_without_tags_is_compared_with_the_extracted_answer(answer, score):
-    assert score_answer(answer, "码头") == {"exact": score, "f1": score}
+    assert score_answer(answer, "码头") == {"exact_match": score, "f1": score}
 
 
 def test_exact_match_ignores_surrounding_space_alone():
-    assert score_answer("是。", "是") == {"exact": 0, "f1": 1}
+    assert score_answer("是。", "是") == {"exact_match": 0, "f1": 1}
