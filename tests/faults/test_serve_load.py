@@ -12,11 +12,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from factories import EOS, ROOT, TOKENIZER, save
+from factories import ROOT, save
+from live_server import greedy_answer, user
 from tiny_model import tiny
-
-from dataset import SFTDataset
-from engine.generate.engine import complete
 
 SECONDS, CLIENTS = 30, 16
 
@@ -25,8 +23,8 @@ SECONDS, CLIENTS = 30, 16
 def server(tmp_path):
     """(process, address) of serve.py on a tiny checkpoint."""
     save(tiny(), tmp_path / "SFT.pth")
-    words = f"--save_dir {tmp_path} --device cpu --weight_dtype float32 --slots 8 --port 0"
-    command = [sys.executable, ROOT / "serve.py", *words.split()]
+    flags = f"--save_dir {tmp_path} --device cpu --weight_dtype float32 --slots 8 --port 0"
+    command = [sys.executable, ROOT / "serve.py", *flags.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         address = None
         while address is None:
@@ -35,31 +33,25 @@ def server(tmp_path):
         process.kill()
 
 
-def said(question, count):
-    prompt = SFTDataset(TOKENIZER).prompt([{"role": "user", "content": question}])
-    (ids,) = complete(tiny(), [prompt], max_new_tokens=count, end_id=EOS, temperature=0)
-    return TOKENIZER.decode(ids, skip_special_tokens=False)
-
-
-def memory(process) -> int:
-    """KiB of a process."""
+def resident_kib(process) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
 
 
 @pytest.mark.faults
-def test_no_answer_is_lost_or_anothers_while_clients_come_and_go_and_memory_stays_flat(server):
+def test_clients_that_come_and_go_get_their_answers_in_flat_memory(server):
     process, address = server
-    expected = {f"问题 {n}": said(f"问题 {n}", 5 + n % 30) for n in range(60)}
-    until, kept, counts = time.monotonic() + SECONDS, [], {"whole": 0, "streamed": 0, "left": 0}
+    expected = {f"问题 {n}": greedy_answer(f"问题 {n}", 5 + n % 30) for n in range(60)}
+    end, memory = time.monotonic() + SECONDS, []
+    counts = {"whole": 0, "streamed": 0, "left": 0}
 
     def ask(client_number):
         rng = random.Random(client_number)
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30) as client:
-            while time.monotonic() < until:
+            while time.monotonic() < end:
                 number, how = rng.randrange(60), rng.choice(list(counts))
                 options = {
                     "model": "SFT",
-                    "messages": [{"role": "user", "content": f"问题 {number}"}],
+                    "messages": user(f"问题 {number}"),
                     "temperature": 0,
                     "max_tokens": 5 + number % 30,
                     "stream": how != "whole",
@@ -73,33 +65,37 @@ def test_no_answer_is_lost_or_anothers_while_clients_come_and_go_and_memory_stay
                         if how == "left" and text:
                             answer.close()
                             break
-                wanted = expected[f"问题 {number}"]
-                assert wanted.startswith(text) if how == "left" else text == wanted
+                whole = expected[f"问题 {number}"]
+                assert whole.startswith(text) if how == "left" else text == whole
                 counts[how] += 1
                 if client_number == 0:
-                    kept.append(memory(process))
+                    memory.append(resident_kib(process))
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(ask, range(CLIENTS)))  # raises what a client met
-    print(f"{counts} in {SECONDS} s; KiB {kept[len(kept) // 3]} after a third, {kept[-1]} at the end")
+    print(f"{counts} in {SECONDS} s; KiB {memory[len(memory) // 3]} after a third, {memory[-1]} at the end")
     assert min(counts.values()) > 10
-    assert kept[-1] < 1.05 * kept[len(kept) // 3]
+    assert memory[-1] < 1.05 * memory[len(memory) // 3]
 
 
 @pytest.mark.faults
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM for others")
-def test_a_server_that_gets_sigterm_answers_what_it_was_asked_and_ends_with_0(server):
+def test_sigterm_finishes_running_answers_and_ends_with_0(server):
     process, address = server
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30)
     options = {"model": "SFT", "temperature": 0, "max_tokens": 60}
-    ask = lambda n: client.chat.completions.create(messages=[{"role": "user", "content": f"问题 {n}"}], **options)
-    assert ask(0).choices[0].message.content == said("问题 0", 60)
+
+    def ask(number):
+        return client.chat.completions.create(messages=user(f"问题 {number}"), **options).choices[0].message.content
+
+    assert ask(0) == greedy_answer("问题 0", 60)
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = [pool.submit(ask, number) for number in range(CLIENTS)]
         time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        done = [answer.exception() or answer.result().choices[0].message.content for answer in answers]
+        done = [answer.exception() or answer.result() for answer in answers]
     assert process.wait(30) == 0
-    # Who was not yet connected is refused; who was gets the whole answer.
-    assert all(isinstance(one, openai.APIConnectionError) or one == said(f"问题 {n}", 60) for n, one in enumerate(done))
-    assert sum(isinstance(one, str) for one in done) > 0
+    # Clients that were not connected yet are refused; the others get the whole answer.
+    for number, answer in enumerate(done):
+        assert isinstance(answer, openai.APIConnectionError) or answer == greedy_answer(f"问题 {number}", 60)
+    assert any(isinstance(answer, str) for answer in done)

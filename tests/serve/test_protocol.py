@@ -1,0 +1,98 @@
+"""Requests and errors in OpenAI's shape; log-probabilities."""
+
+import httpx
+import openai
+import pytest
+from factories import TOKENIZER
+from live_server import greedy_answer, user
+
+from dataset import SFTDataset
+from engine.reasoning import format_reasoning
+
+
+@pytest.mark.parametrize(
+    "options, status, message",
+    [
+        ({"model": "GPT"}, 404, "no model 'GPT' here, only: SFT, distill, pretrain"),
+        ({"messages": []}, 400, "messages"),
+        ({"temperature": -1}, 400, "400 - temperature -1.0 must not be negative"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"temperature": 1e308}, 400, "temperature"),
+        ({"presence_penalty": -1e39}, 400, "presence_penalty"),
+        ({"extra_body": {"top_k": 10**20}}, 400, "top_k"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"extra_body": {"repetition_penalty": 1e-320}}, 400, "repetition_penalty"),
+        ({"stop": ["1", "2", "3", "4", "5"]}, 400, "at most four"),
+        ({"n": 0}, 400, "n: "),
+        ({"n": 41}, 400, "41 answers exceed the 40 of this server"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"messages\.0\.content\.0\.type: "),
+        ({"stop": [1]}, 400, r"stop\.0: Input should be a valid string"),
+        ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs: true"),
+        ({"frequency_penalty": 1}, 400, "frequency_penalty"),
+        ({"extra_body": {"colour": 1}}, 400, "colour"),
+        ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
+        ({"messages": user("长" * 9000)}, 413, "20000 bytes"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "1"}]}, 400, "role"),
+    ],
+)
+def test_wrong_request_is_refused_in_openais_shape(client, options, status, message):
+    with pytest.raises(openai.APIStatusError, match=message) as caught:
+        client.chat.completions.create(**{"model": "SFT", "messages": user("你好")} | options)
+    assert caught.value.status_code == status
+    assert caught.value.body.keys() == {"message", "type", "param", "code"}
+
+
+NEUTRAL_FIELDS = {
+    **dict.fromkeys(["n", "stream", "logprobs", "tools", "logit_bias", "temperature", "stop", "response_format"]),
+    "tool_choice": "none",
+    "functions": [],
+    "messages": [{"role": "user", "content": "你好", "name": None, "refusal": None, "tool_calls": []}],
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
+def test_null_and_neutral_fields_change_nothing(address, more):
+    needed = {"model": "SFT", "temperature": 0, "max_tokens": 5}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=NEUTRAL_FIELDS | needed | more)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == greedy_answer("你好", 5)
+
+
+def test_reasoning_content_in_a_request_becomes_tags(client):
+    history = [*user("一加一？"), {"role": "assistant", "content": "2", "reasoning_content": "一加一，\n要进位吗？"}]
+    answer = client.chat.completions.create(model="SFT", messages=[*history, *user("再加一？")], max_tokens=1)
+    plain = [
+        *user("一加一？"),
+        {"role": "assistant", "content": format_reasoning("一加一，\n要进位吗？", "2")},
+        *user("再加一？"),
+    ]
+    assert answer.usage.prompt_tokens == len(SFTDataset(TOKENIZER).prompt(plain))
+
+
+def test_logprobs_are_those_of_the_tokens(client):
+    options = {"model": "SFT", "messages": user("你好"), "temperature": 0, "max_tokens": 6, "logprobs": True}
+    answer = client.chat.completions.create(**options, top_logprobs=3).choices[0]
+    tokens = answer.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode("utf-8", "replace") == answer.message.content
+    for token in tokens:
+        first, second, third = token.top_logprobs
+        assert (token.logprob, token.bytes) == (first.logprob, first.bytes)
+        assert 0 >= first.logprob > second.logprob > third.logprob
+    parts = [chunk.choices[0].logprobs for chunk in client.chat.completions.create(**options, stream=True)]
+    streamed = sum((part.content for part in parts if part), [])
+    assert [token.logprob for token in streamed] == [token.logprob for token in tokens]
+    text = client.completions.create(model="SFT", prompt="你好", max_tokens=4, temperature=0, logprobs=2).choices[0]
+    assert len(text.logprobs.tokens) == 4 == len(text.logprobs.token_logprobs) and text.logprobs.text_offset[0] == 0
+
+
+def test_text_offset_is_that_of_the_tokens_character(client, let_it_say):
+    text = "龘a靐b"
+    num_tokens = len(let_it_say(text)) - 1
+    params = {"model": "SFT", "prompt": "一", "logprobs": 1}
+    answer = client.completions.create(**params).choices[0]
+    assert answer.text == text and len(answer.logprobs.tokens) == num_tokens > len(text)
+    for token, offset in zip(answer.logprobs.tokens, answer.logprobs.text_offset, strict=True):
+        assert text.startswith(token, offset) or (token.startswith("bytes:\\x") and text[offset] in "龘靐")
+    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**params, stream=True)]
+    assert sum((part.text_offset for part in parts if part), []) == answer.logprobs.text_offset
