@@ -155,3 +155,39 @@ def test_at_most_twelve_tables_are_formatted_by_hand():
             comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
             by_hand += [path for comment in comments if re.match("# fmt: (skip|off)", comment)]
     assert len(by_hand) <= 12, by_hand
+
+
+# Modules without a test file of their name, and the files that test them.
+TESTED_IN = {
+    "Config": "test_model stage/test_rope_scaling",
+    **dict.fromkeys(("pretrain", "SFT", "distill"), "test_flags stage/test_train"),
+    **dict.fromkeys(("train_tokenizer", "eval_model", "export"), "test_flags"),
+    "serve": "serve/test_api",
+    "engine.console": "stage/test_surroundings",
+    "engine.corpus.digests": "corpus/test_token_cache",
+    "engine.corpus.jsonl": "corpus/test_token_cache faults/test_long_lines",
+    "engine.corpus.worker_pool": "corpus/test_token_cache stage/test_surroundings",
+    "engine.export.hugging_face": "export/test_imported test_model_vs_hf",
+    "engine.generate.detokenizer": "generate/test_engine",
+    "engine.generate.sample_text": "stage/test_train",
+    "engine.machine.nan_checks": "machine/test_cuda_without_one stage/test_surroundings",
+    "engine.machine.rendezvous": "machine/test_parallel",
+    "engine.machine.stopping": "faults/test_kills stage/test_surroundings",
+    "engine.pages.html": "pages/test_report",
+    "engine.score.answers": "score/test_evaluate",
+    "engine.score.loglikelihood": "score/test_evaluate",
+    "engine.score.records": "score/test_evaluate",
+    "engine.score.table": "score/test_evaluate",
+    **{f"engine.serve.{name}": "serve/test_api" for name in ("engine_thread", "models", "protocol", "response")},
+    "engine.stage.prepare": "stage/test_train",
+    "engine.stage.saver": "stage/test_train faults/test_disk",
+    "engine.talk.session": "talk/test_terminal",
+}
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    names = {path.stem for path in ROOT.glob("tests/**/test_*.py")}
+    missing = {name for name in FILES if not name.endswith("__init__") and f"test_{name.split('.')[-1]}" not in names}
+    assert missing <= TESTED_IN.keys()
+    for files in TESTED_IN.values():
+        assert all((ROOT / "tests" / f"{file}.py").is_file() for file in files.split())
