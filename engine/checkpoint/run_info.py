@@ -1,4 +1,4 @@
-"""run.pt of a state: what resuming needs beside tensors of the model's size, checked when it is read."""
+"""Read and check run.pt of a training state: all that resuming needs except tensors of the model's size."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,7 +8,7 @@ from engine.checkpoint.weights import read_tensors
 
 STATE_VERSION = 5  # raise it when an older state cannot be continued
 
-# What must be there, and of which kind, before anything is made of it.
+# Keys and types of each part, checked before any of it is used.
 REQUIRED_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "resume_key": {"learning_rate": float, "schedule": str, "steps": int, "warmup_iters": int},
     "batch": {"rows_per_step": int, "batch_size": int, "accumulation_steps": int, "world_size": int},
@@ -31,7 +31,7 @@ REQUIRED_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Where a run stands and what it was started with."""
+    """The progress of a run and what it was started with."""
 
     resume_key: dict[str, Any]  # the settings that must be equal for a run to be resumed
     batch: dict[str, int]  # how a step's rows were divided
@@ -45,29 +45,34 @@ class RunInfo:
 
 
 def read_info(state: Path) -> RunInfo:
-    """ValueError names what is not as this program writes it."""
+    """Read run.pt of a state.
+
+    Raises:
+        ValueError: Another version, or a key that is missing, unexpected or of another type.
+    """
     file = state / "run.pt"
     content = read_tensors(file)
     if content.get("version") != STATE_VERSION:
         raise ValueError(
             f"{state}: a state of another version of this program ({content.get('version', 1)}, this one continues "
-            f"{STATE_VERSION}). Finish the run with the version that began it, or start anew with --name or --overwrite"
+            f"{STATE_VERSION}). Finish it with the version that began it, or start again with --name or --overwrite"
         )
-    odd = list(content.keys() ^ {one.name for one in fields(RunInfo)})
-    for name, keys in REQUIRED_KEYS.items():
+    invalid = content.keys() ^ {field.name for field in fields(RunInfo)}
+    for name, types in REQUIRED_KEYS.items():
         part = content.get(name)
-        if not isinstance(part, dict):
-            odd.append(name)
+        if isinstance(part, dict):
+            invalid |= {f"{name}.{key}" for key, type_ in types.items() if not isinstance(part.get(key), type_)}
         else:
-            odd += [f"{name}.{key}" for key, kind in keys.items() if not isinstance(part.get(key), kind)]
+            invalid.add(name)
     ranks = content.get("ranks")
-    whole = isinstance(ranks, list) and all(
-        isinstance(one, dict) and one.keys() >= {"random", "window_sums"} for one in ranks
-    )
-    if not ranks or not whole:
-        odd.append("ranks")
+    if not isinstance(ranks, list) or not ranks or not all(map(_is_rank, ranks)):
+        invalid.add("ranks")
     if not isinstance(content.get("compiled"), bool):
-        odd.append("compiled")
-    if odd:
-        raise ValueError(f"{file}: {', '.join(sorted(set(odd)))} missing or not as this program writes it")
+        invalid.add("compiled")
+    if invalid:
+        raise ValueError(f"{file}: {', '.join(sorted(invalid))} missing or not as this program writes it")
     return RunInfo(**content)
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"random", "window_sums"}
