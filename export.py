@@ -24,7 +24,13 @@ from engine.tokenizer import load_tokenizer
 
 
 def export_model(args: Args, target: Path, write: Callable) -> None:
-    """Export the checkpoint that is chosen."""
+    """Export the chosen checkpoint.
+
+    Args:
+        args: The flags.
+        target: File or folder to write.
+        write: Called with model, tokenizer folder, target, dtype and content of the .json.
+    """
     checkpoint = args.checkpoint
     model, meta = open_chosen(checkpoint, load_tokenizer(checkpoint.tokenizer_dir))
     meta["stage"] = meta.get("stage") or MODES[checkpoint.model_mode]
@@ -32,7 +38,7 @@ def export_model(args: Args, target: Path, write: Callable) -> None:
 
 
 def export_page(args: Args, target: Path) -> None:
-    """Export the checkpoint that is chosen, or those of --stages, as one page."""
+    """Export the chosen checkpoint, or those of --stages, as one page."""
     checkpoint, page = args.checkpoint, args.page
     shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
     if page.stages is None:

@@ -27,6 +27,13 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_absent(*paths: Path) -> None:
+    """Refuse to overwrite; ValueError names the first path that exists."""
+    for path in paths:
+        if path.exists():
+            raise ValueError(f"{path} already exists; choose another name, nothing is overwritten")
+
+
 def remove_temp_files(*paths: Path) -> None:
     """Remove the temporary files that killed calls of atomic_write left; those of weights are as large as weights."""
     for path in paths:

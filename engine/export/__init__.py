@@ -1,1 +1,1 @@
-"""Checkpoints for other programs, and theirs as one of ours."""
+"""Export checkpoints to other programs, and import theirs."""

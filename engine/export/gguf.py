@@ -1,7 +1,7 @@
-"""Weights for llama.cpp and Ollama: one .gguf file with tokenizer and chat template, and Ollama's Modelfile beside it.
+"""Export to llama.cpp and Ollama: one .gguf file with tokenizer and chat template, and a Modelfile for Ollama.
 
-llama.cpp's `llama` turns the pairs of a head that lie side by side, as Meta's weights do: no row changes its place.
-The file is written by the `gguf` package; llama.cpp's own converter refuses every tokenizer that it has not met.
+llama.cpp's `llama` rotates interleaved pairs, as Meta's weights do, so no row is permuted. The `gguf` package writes
+the file, because llama.cpp's own converter refuses every tokenizer that it does not know.
 """
 
 import json
@@ -18,18 +18,18 @@ from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
 from engine.checkpoint.weights import full_state_dict
 from engine.export.hugging_face import check_float16_range
 from engine.export.names import NAMES, TO_GGUF, translate
-from engine.files import atomic_write
+from engine.files import atomic_write, check_absent
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, check_parameters_known, rope_frequencies
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # ours: gguf's
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}  # --dtype: gguf's name
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
-Q8_BLOCK_SIZE = 32  # numbers that share a scale in Q8_0
+Q8_BLOCK_SIZE = 32  # values that share a scale in Q8_0
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# Ollama puts <s> in front of a prompt itself, so that the first turn comes without one.
+# Ollama itself adds <s> in front of a prompt, so the first turn has none.
 OLLAMA_CHAT = """{{ $begun := false }}{{ range .Messages }}{{ if or (ne .Role "system") .Content }}\
 {{ if $begun }}<s>{{ end }}{{ $begun = true }}{{ .Role }}
 {{ .Content }}</s>
@@ -38,10 +38,13 @@ OLLAMA_CHAT = """{{ $begun := false }}{{ range .Messages }}{{ if or (ne .Role "s
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """What llama.cpp calls this tokenizer's way to cut a text into words. ValueError: it knows none like it."""
+    """Return llama.cpp's name of how this tokenizer splits text into words.
+
+    ValueError: it has no name for this split.
+    """
     content = json.loads(tokenizer.to_str())
-    model, cut = content["model"], content["pre_tokenizer"]
-    parts = cut.get("pretokenizers", [cut])
+    model, pre_tokenizer = content["model"], content["pre_tokenizer"]
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [part["type"] for part in parts]
     plain = not any(part.get("add_prefix_space") for part in parts) and content["normalizer"] is None
     if plain and kinds == ["ByteLevel"] and parts[0]["use_regex"] and not model.get("ignore_merges"):
@@ -56,22 +59,23 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     )
 
 
-def tensor_of(name: str, weight: Tensor, kind: Any) -> np.ndarray:
-    """A weight in the dtype `kind` of gguf; norms, which are vectors, stay in float32 as llama.cpp wants them."""
+def convert(name: str, weight: Tensor, gguf_type: Any) -> np.ndarray:
+    """Return a float32 weight, (rows, columns) or (length,), as `gguf_type`; llama.cpp wants vectors in float32."""
     import gguf
 
     if weight.dim() == 1:
         return weight.numpy()
-    if kind.name == "Q8_0" and weight.shape[1] % Q8_BLOCK_SIZE:
+    if gguf_type.name == "Q8_0" and weight.shape[1] % Q8_BLOCK_SIZE:
         raise ValueError(
-            f"--dtype q8_0: rows of {name} have {weight.shape[1]} numbers, no multiple of {Q8_BLOCK_SIZE} (one scale)"
+            f"--dtype q8_0: rows of {name} have {weight.shape[1]} values, not a multiple of {Q8_BLOCK_SIZE}"
         )
-    if kind.name == "F16":
+    if gguf_type.name == "F16":
         check_float16_range(name, weight)
-    return gguf.quants.quantize(weight.numpy(), kind)
+    return gguf.quants.quantize(weight.numpy(), gguf_type)
 
 
 def add_shape(writer: Any, config: LLMConfig) -> None:
+    """Add what llama.cpp reads of the model's config."""
     writer.add_context_length(config.max_seq_len)
     writer.add_embedding_length(config.dim)
     writer.add_block_count(config.n_layers)
@@ -85,53 +89,53 @@ def add_shape(writer: Any, config: LLMConfig) -> None:
 
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Tokens and merges, which of them end an answer, and the chat template.
+    """Add tokens, merges, special tokens and the chat template.
 
-    A model with more rows than the tokenizer has tokens gets names for them that no text spells.
+    Rows of the model without a token get names that no text contains.
     """
     import gguf
 
     content, added = json.loads(tokenizer.to_str()), tokenizer.get_added_tokens_decoder()
-    tokens, kinds = [], []
+    tokens, types = [], []
     for index in range(vocab_size):
         token = tokenizer.id_to_token(index)
-        kind = gguf.TokenType.NORMAL if token is not None else gguf.TokenType.UNUSED
+        token_type = gguf.TokenType.NORMAL if token is not None else gguf.TokenType.UNUSED
         if index in added:
-            kind = gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
+            token_type = gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
         tokens.append(f"[unused {index}]" if token is None else token)
-        kinds.append(kind)
+        types.append(token_type)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
+    writer.add_token_types(types)
     merges = content["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     ids = {name: tokenizer.token_to_id(name) for name in (UNK, BOS, EOS)}
     writer.add_bos_token_id(ids[BOS])
     writer.add_eos_token_id(ids[EOS])
-    writer.add_eot_token_id(ids[EOS])  # a turn ends with what a text ends with
+    writer.add_eot_token_id(ids[EOS])  # a turn ends like a document
     writer.add_unk_token_id(ids[UNK])
     writer.add_pad_token_id(ids[UNK])
-    writer.add_add_bos_token(True)  # as every text began in training
+    writer.add_add_bos_token(True)  # as in training
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(without_loss_marks(CHAT_TEMPLATE))
 
 
 def without_loss_marks(template: str) -> str:
-    """A chat template without {% generation %}, which is for training and which not every program knows."""
+    """Remove {% generation %} from a chat template: it is for training, and not every program knows it."""
     return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
 def rope_divisors(config: LLMConfig) -> Tensor:
-    """(D/2,) float32: by what a scaled model divides each frequency. llama.cpp keeps Llama 3.1's scaling as these."""
+    """Return (D/2,) float32, the divisors of the frequencies: llama.cpp's form of Llama 3.1's RoPE scaling."""
     cpu = torch.device("cpu")
     plain = LLMConfig(dim=config.head_dim, n_heads=1, n_kv_heads=1, rope_theta=config.rope_theta)
     return rope_frequencies(plain, cpu) / rope_frequencies(config, cpu)
 
 
 def modelfile(weights: str, config: LLMConfig, chats: bool) -> str:
-    """What `ollama create NAME -f FILE` reads; relative to it, `weights` is the .gguf."""
+    """Return the text that `ollama create NAME -f FILE` reads; `weights` is the .gguf, relative to FILE."""
     template = OLLAMA_CHAT if chats else "{{ .Prompt }}"
     system = f'SYSTEM """{DEFAULT_SYSTEM}"""\n' if chats else ""
     limits = f'PARAMETER stop "{EOS}"\nPARAMETER num_ctx {config.max_seq_len}\n'
@@ -139,38 +143,44 @@ def modelfile(weights: str, config: LLMConfig, chats: bool) -> str:
 
 
 def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dtype: str, meta: dict) -> None:
-    """Write `target` (.gguf) and, beside it, <its stem>.Modelfile. ValueError: one is there, or cannot say the same.
+    """Write a .gguf and its Modelfile.
 
-    Only the stage is read of `meta`, the .json: a pretrained model continues texts and does not chat.
+    Args:
+        model: The model to export.
+        tokenizer_dir: Folder of its tokenizer.
+        target: The .gguf; the Modelfile gets its stem.
+        dtype: One of DTYPES, for matrices.
+        meta: Content of the .json; only "stage" is read, as a pretrained model continues texts and does not chat.
+    Raises:
+        ValueError: The gguf package is missing, a file exists, or llama.cpp would compute something else.
     """
     try:
         import gguf
     except ImportError:
         raise ValueError("--format gguf needs the gguf package: pip install 'gguf>=0.19'") from None
-    target, config, tokenizer = Path(target), model.config, load_tokenizer(tokenizer_dir)
+    target, tokenizer = Path(target), load_tokenizer(tokenizer_dir)
     if target.suffix != ".gguf":
-        raise ValueError(f"{target}: name a file that ends in .gguf, which is how programs know one")
-    beside = target.with_suffix(".Modelfile")
-    for path in (target, beside):
-        if path.exists():
-            raise ValueError(f"{path}: there already; name another, nothing is overwritten")
+        raise ValueError(f"{target}: name a file that ends in .gguf, which other programs expect")
+    modelfile_path = target.with_suffix(".Modelfile")
+    check_absent(target, modelfile_path)
 
-    kind = gguf.GGMLQuantizationType[DTYPES[dtype]]
+    config = model.config
+    gguf_type = gguf.GGMLQuantizationType[DTYPES[dtype]]
     writer = gguf.GGUFWriter(None, "llama")
     writer.add_name(target.stem)
-    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind.name]])
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[gguf_type.name]])
     add_shape(writer, config)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    if kind.name == "Q8_0":
+    if gguf_type.name == "Q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if config.rope_parameters["rope_type"] != "default":
         writer.add_tensor("rope_freqs.weight", rope_divisors(config).numpy())
     weights = full_state_dict(model)
     check_parameters_known(weights, NAMES, "--format gguf")
     for name, weight in weights.items():
-        if name != "output.weight":  # it is the embedding; a file without one says so
-            data = tensor_of(name, weight, kind)
-            writer.add_tensor(translate(name, TO_GGUF), data, raw_dtype=None if weight.dim() == 1 else kind)
+        if name != "output.weight":  # tied: llama.cpp takes the embedding where it is absent
+            raw_dtype = None if weight.dim() == 1 else gguf_type
+            writer.add_tensor(translate(name, TO_GGUF), convert(name, weight, gguf_type), raw_dtype=raw_dtype)
 
     def write(path: Path) -> None:
         writer.write_header_to_file(path)
@@ -181,4 +191,4 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, write)
     text = modelfile(target.name, config, meta.get("stage") != "pretrain")
-    atomic_write(beside, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(modelfile_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

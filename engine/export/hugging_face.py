@@ -1,4 +1,4 @@
-"""Weights for other programs: a Hugging Face folder that holds an ordinary Llama. The way back is in imported.py."""
+"""Export to transformers: a folder that holds an ordinary LlamaForCausalLM. The inverse is in imported.py."""
 
 import json
 from pathlib import Path
@@ -63,12 +63,14 @@ def from_hf_state_dict(weights: dict[str, Tensor], config: LLMConfig) -> dict[st
 
 
 def check_float16_range(name: str, weight: Tensor) -> None:
-    """ValueError: a weight that would be infinite in float16."""
-    if (largest := weight.abs().max().item()) > torch.finfo(torch.float16).max:
+    """Refuse a weight that would be infinite in float16; ValueError names it."""
+    largest = weight.abs().max().item()
+    if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"--dtype float16: {name} holds {largest:g}, more than float16 can; bfloat16 can")
 
 
 def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
+    """Return the LlamaConfig of the same shape."""
     return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.dim,
@@ -88,45 +90,53 @@ def hf_config(config: LLMConfig, **token_ids: Any) -> LlamaConfig:
 def to_hf(
     model: SpongeBob, tokenizer_dir: str | Path, folder: str | Path, dtype: str = "float32", meta: dict | None = None
 ) -> None:
-    """Write config, safetensors, tokenizer, generation settings and a model card with the figures of `meta`, the .json.
+    """Write config, safetensors, tokenizer, generation settings and a model card.
 
-    ValueError: `folder` is not empty.
+    Args:
+        model: The model to export.
+        tokenizer_dir: Folder of its tokenizer.
+        folder: Created; may exist if it is empty.
+        dtype: Of the written weights: float32, bfloat16 or float16.
+        meta: Content of the .json, whose metrics the model card lists.
+    Raises:
+        ValueError: `folder` is not empty, or Llama or `dtype` cannot represent the model.
     """
     if dtype == "q8_0":
         raise ValueError("--dtype q8_0 is only for --format gguf; hf has float32, bfloat16 and float16")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: there already and not an empty folder; name another, nothing is overwritten")
+        raise ValueError(f"{folder} exists and is not an empty folder; choose another name, nothing is overwritten")
     tokenizer = load_tokenizer(tokenizer_dir)
-    names = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
-    if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # as byte-level BPE spells a line break
+    if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # a line break in byte-level BPE
         print0(
             f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
-            "encoded otherwise by other programs: they encode the role's line together with it"
+            "encoded differently by other programs: they encode the role's line together with it"
         )
+    names = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": UNK}
     token_ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
     llama = LlamaForCausalLM(hf_config(model.config, **token_ids))
     llama.load_state_dict(to_hf_state_dict(full_state_dict(model), model.config), strict=True)
-    for name, weight in llama.named_parameters() if dtype == "float16" else ():
-        check_float16_range(name, weight)
+    if dtype == "float16":
+        for name, weight in llama.named_parameters():
+            check_float16_range(name, weight)
     llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
     llama.save_pretrained(folder)
-    _for_older_readers(folder / "config.json")
-    # A text begins as it did in training. A chat does without: its template writes <s> itself.
+    _add_fields_of_transformers_4(folder / "config.json")
+    # A text begins as in training. A chat needs no <s>: its template writes it.
     begin = [(BOS, token_ids["bos_token_id"])]
     tokenizer.post_processor = TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", begin)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.save(str(folder / "tokenizer.json"))
     config = tokenizer_config(
         model.config.max_seq_len,
         add_bos_token=True,
-        padding_side="left",  # answers are written to the right
-        model_input_names=["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which a Llama refuses
+        padding_side="left",  # answers are appended on the right
+        model_input_names=["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which Llama refuses
     )
     write_json(folder / "tokenizer_config.json", config)
     (folder / "README.md").write_text(model_card(folder.resolve().name, model, dtype, meta or {}), encoding="utf-8")
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors are written for their owner alone
+        path.chmod(0o644)  # safetensors are written with mode 600
 
 
 CARD = """---
@@ -139,47 +149,51 @@ license: unknown
 A Llama of {millions:.1f} million weights, trained from scratch by SelfLLM-Engine: {n_layers} blocks of width {dim},
 {n_heads} query heads, {n_kv_heads} key-value heads, {vocab_size:,} tokens, a context of {max_seq_len:,}; in {dtype}.
 
-{figures}
+{metrics}
 ```python
 from transformers import pipeline
 
 {use}
 ```
 
-LICENSE: these weights carry none until whoever trained them states one here; the data decides what is possible. The
-program that trained them is under the MIT licence.
+LICENSE: these weights have none until their author states one here; the training data limits the choice. The program
+that trained them is under the MIT license.
 """
-FIGURES = {
+CARD_METRICS = {
     "stage": "stage",
     "step": "optimizer steps",
-    "tokens": "tokens read",
+    "tokens": "training tokens",
     "val_loss": "held-out loss, nats per token",
     "val_bits_per_byte": "held-out bits per byte",
-    "on_sample": "trained on the bundled sample alone",
+    "on_sample": "trained on the bundled sample only",
 }
 
 
-def model_card(name: str, model: SpongeBob, dtype: str, meta: dict) -> str:
-    """The README.md of a folder; what `meta`, the .json of the weights, does not say is left out."""
-    said = {what: meta[key] for key, what in FIGURES.items() if meta.get(key) not in (None, False)}
-    shown = [
-        f"| {what} | {'yes' if value is True else f'{value:.4f}' if isinstance(value, float) else value} |"
-        for what, value in said.items()
-    ]
-    figures = "\n".join(["| figure | value |", "|---|---|", *shown, ""]) if shown else ""
+def model_card(title: str, model: SpongeBob, dtype: str, meta: dict) -> str:
+    """Return the README.md of a folder; metrics that `meta`, the .json of the weights, lacks are left out."""
+    rows = []
+    for key, label in CARD_METRICS.items():
+        value = meta.get(key)
+        if value not in (None, False):
+            rows.append(f"| {label} | {_format_metric(value)} |")
+    metrics = "\n".join(["| metric | value |", "|---|---|", *rows, ""]) if rows else ""
     prompt = '[{"role": "user", "content": "你好"}]' if meta.get("stage") != "pretrain" else '"从前"'
     answer = f"talk({prompt}, max_new_tokens=64, return_full_text=False)"
-    use = f'talk = pipeline("text-generation", {json.dumps(name, ensure_ascii=False)})\nprint({answer})'
-    shape = {
-        key: getattr(model.config, key)
-        for key in ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-    }
+    use = f'talk = pipeline("text-generation", {json.dumps(title, ensure_ascii=False)})\nprint({answer})'
+    names = ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+    shape = {name: getattr(model.config, name) for name in names}
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return CARD.format(name=name, millions=millions, dtype=dtype, figures=figures, use=use, **shape)
+    return CARD.format(name=title, millions=millions, dtype=dtype, metrics=metrics, use=use, **shape)
 
 
-def _for_older_readers(path: Path) -> None:
-    """transformers 5 writes only rope_parameters and dtype. Who does not know those silently takes theta 10000."""
+def _format_metric(value: Any) -> str:
+    if value is True:
+        return "yes"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _add_fields_of_transformers_4(path: Path) -> None:
+    """Add what transformers 5 leaves out: older versions ignore rope_parameters and silently take theta 10000."""
     config = json.loads(path.read_text(encoding="utf-8"))
     rope = config["rope_parameters"]
     config |= {"rope_theta": rope["rope_theta"], "torch_dtype": config["dtype"]}

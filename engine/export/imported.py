@@ -1,6 +1,6 @@
-"""Folders of others become a .pth and its .json: a LlamaForCausalLM of Hugging Face, or Meta's with params.json.
+"""Import a folder as a .pth and its .json: Hugging Face's LlamaForCausalLM, or Meta's with params.json.
 
-What this model cannot compute is refused in one line that names it: it would load, and say something else.
+Anything that this model does not compute is refused in one line: it would load, and generate other text.
 """
 
 import json
@@ -15,13 +15,13 @@ from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import config_dict, full_state_dict, load_weights, read_tensors, save_weights
 from engine.console import print0
 from engine.export.hugging_face import from_hf_state_dict
-from engine.files import first_line
+from engine.files import check_absent, first_line
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
-# What a LlamaConfig may say beside numbers: the only value that this model has, which is also its default.
-ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
-SIZES = {
+# Options of a LlamaConfig with the only value that this model supports, which is also their default.
+SUPPORTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
+HF_SIZES = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
@@ -32,9 +32,17 @@ META_SIZES = ("dim", "n_layers", "n_heads")
 
 
 def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
-    """Write `target` (.pth) and its .json. ValueError: one is there, or the folder holds what this model is not."""
-    found = {"config.json": _hugging_face, "params.json": _meta}
-    read = next((read for name, read in found.items() if (folder / name).is_file()), None)
+    """Write the .pth and .json of another program's model.
+
+    Args:
+        folder: With config.json and safetensors (Hugging Face), or params.json and consolidated.00.pth (Meta).
+        target: The .pth.
+        max_seq_len: Context length in tokens (default: the one in the folder).
+    Raises:
+        ValueError: A file exists, or the folder holds no model that is computed as here.
+    """
+    readers = {"config.json": _hugging_face, "params.json": _meta}
+    read = next((read for name, read in readers.items() if (folder / name).is_file()), None)
     if read is None:
         hint = "neither config.json (Hugging Face) nor params.json (Meta) is there"
         if (folder / "adapter_config.json").is_file():
@@ -42,16 +50,14 @@ def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
         raise ValueError(f"--import_hf {folder}: {hint}")
     if target.suffix != ".pth":
         raise ValueError(f"{target}: name a file that ends in .pth")
-    for path in (target, target.with_suffix(".json")):
-        if path.exists():
-            raise ValueError(f"{path}: there already; name another file, nothing is overwritten")
+    check_absent(target, target.with_suffix(".json"))
     weights, config = read(folder, max_seq_len)
     model = SpongeBob(config)
     load_weights(model, weights, folder)
     meta: dict[str, Any] = {"parent": None, "imported": folder.name, "config": config_dict(config)}
     if (folder / "tokenizer.json").is_file():
         meta["tokenizer"] = fingerprint(load_tokenizer(folder))
-        print0(f"{folder}: its tokenizer is {meta['tokenizer']}; where yours differs, give --tokenizer_dir {folder}")
+        print0(f"{folder}: its tokenizer is {meta['tokenizer']}; if yours differs, pass --tokenizer_dir {folder}")
     save_weights(target, full_state_dict(model), meta)
 
 
@@ -80,11 +86,11 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
     content = _json(file, ("model_type",))
     if content["model_type"] != "llama":
         raise ValueError(f"{file}: model_type {content['model_type']!r}; only 'llama' is computed as here")
-    content = _json(file, tuple(SIZES))
-    for name, value in ONLY.items():
+    content = _json(file, tuple(HF_SIZES))
+    for name, value in SUPPORTED.items():
         if content.get(name, value) != value:
             raise ValueError(f"{file}: {name} is {str(content[name])[:60]}; this model has only {value}")
-    shape = {ours: content[name] for name, ours in SIZES.items()}
+    shape = {field: content[name] for name, field in HF_SIZES.items()}
     parameters = content.get("rope_parameters")
     theta = content.get("rope_theta", None if "rope_theta" in (parameters or {}) else 1e4)
     shape |= {
@@ -102,7 +108,7 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
         )
     weights = {name.removeprefix("model."): tensor for name, tensor in _safetensors(folder).items()}
     if not content.get("tie_word_embeddings", False) and not any(name.endswith("lm_head.weight") for name in weights):
-        raise ValueError(f"{file}: tie_word_embeddings is false and no lm_head.weight is there: half of it is missing")
+        raise ValueError(f"{file}: tie_word_embeddings is false and lm_head.weight is missing")
     weights, _ = plain_weights(weights, folder)
     try:
         return from_hf_state_dict(weights, config), config
@@ -111,16 +117,16 @@ def _hugging_face(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tens
 
 
 def _safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, of one file or of several with an index."""
+    """Read all tensors of a folder, from one file or from several with an index."""
     index = folder / "model.safetensors.index.json"
-    names = [folder / "model.safetensors"]
+    paths = [folder / "model.safetensors"]
     if index.is_file():
-        places = _json(index, ("weight_map",))["weight_map"]
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        weight_map = _json(index, ("weight_map",))["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError(f"{index}: weight_map names no files")
-        names = [folder / Path(name).name for name in sorted(set(places.values()))]
+        paths = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
     weights = {}
-    for path in names:
+    for path in paths:
         if not path.is_file():
             old = " (pytorch_model.bin is not read: save_pretrained() of today's transformers writes it)"
             raise ValueError(f"{path}: not there{old if (folder / 'pytorch_model.bin').is_file() else ''}")
@@ -135,11 +141,11 @@ def _safetensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _meta(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tensor], LLMConfig]:
-    """params.json and consolidated.00.pth; sizes that params.json leaves to a formula are read off the tensors."""
+    """Read params.json and consolidated.00.pth; the sizes that params.json lacks are read off the tensors."""
     file, path = folder / "params.json", folder / "consolidated.00.pth"
     content = _json(file, META_SIZES)
     if (folder / "consolidated.01.pth").is_file():
-        raise ValueError(f"{folder}: weights in several pieces; only one consolidated.00.pth is read")
+        raise ValueError(f"{folder}: weights in several files; only a single consolidated.00.pth is read")
     if content.get("use_scaled_rope"):
         raise ValueError(f"{file}: use_scaled_rope, without its factor; the Hugging Face form of this model says it")
     weights, buffers = plain_weights(read_tensors(path), path)
@@ -151,9 +157,9 @@ def _meta(folder: Path, max_seq_len: int | None) -> tuple[dict[str, Tensor], LLM
     length = max_seq_len or content.get("max_seq_len")
     if not length:
         raise ValueError(f"{file}: says no max_seq_len; give --max_seq_len, the context that it was trained with")
-    shape = {name: content[name] for name in META_SIZES} | {name: len(weights[of]) for name, of in sizes.items()}
-    assumed = {"n_kv_heads": shape["n_heads"], "norm_eps": 1e-5, "rope_theta": 1e4}  # by Meta's program
-    given = {name: content[name] for name in assumed if content.get(name)}
-    config = _config(file, shape | assumed | given | {"max_seq_len": length})
+    shape = {name: content[name] for name in META_SIZES} | {size: len(weights[name]) for size, name in sizes.items()}
+    defaults = {"n_kv_heads": shape["n_heads"], "norm_eps": 1e-5, "rope_theta": 1e4}  # of Meta's program
+    stated = {name: content[name] for name in defaults if content.get(name)}
+    config = _config(file, shape | defaults | stated | {"max_seq_len": length})
     check_buffers(buffers, config, path)
     return weights, config

@@ -152,7 +152,7 @@ def test_a_split_that_llama_cpp_would_make_otherwise_is_refused():
 @pytest.mark.parametrize(
     "change, words, reason",
     [
-        ({"dim": 40, "n_heads": 2}, "x.gguf --dtype q8_0", "have 40 numbers, no multiple of 32"),
+        ({"dim": 40, "n_heads": 2}, "x.gguf --dtype q8_0", "have 40 values, not a multiple of 32"),
         ({}, "x.gguf --dtype float16", "holds 70000, more than float16 can"),
         ({}, "x.bin", "ends in .gguf"),
         ({}, "there.gguf", "nothing is overwritten"),

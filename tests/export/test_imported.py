@@ -112,8 +112,8 @@ def test_the_model_card_tells_the_figures_of_the_json_and_asks_for_a_licence(hom
     card = (home / "exported/README.md").read_text("utf-8")
     for said in (
         "| held-out loss, nats per token | 1.2346 |",
-        "| tokens read | 9000 |",
-        "bundled sample alone | yes",
+        "| training tokens | 9000 |",
+        "bundled sample only | yes",
         "LICENSE:",
         "license: unknown",
         "2 blocks of width 64",
@@ -219,7 +219,9 @@ REFUSED = {
     "says no num_attention_heads": lambda folder: config_of(folder, num_attention_heads=0),
     "config.json: not JSON .maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 100000),
     "output.weight differs from tok_embeddings.weight, but this model ties them": untied,
-    "tie_word_embeddings is false and no lm_head": lambda folder: config_of(folder, tie_word_embeddings=False),
+    "tie_word_embeddings is false and lm_head.weight is missing": lambda folder: config_of(
+        folder, tie_word_embeddings=False
+    ),
     "model_type 'qwen3'": lambda folder: config_of(folder, model_type="qwen3"),
     "attention_bias is True": lambda folder: config_of(folder, attention_bias=True),
     "hidden_act is gelu": lambda folder: config_of(folder, hidden_act="gelu"),
@@ -249,7 +251,7 @@ def test_what_this_model_cannot_compute_is_refused_in_one_line(reason, home, tmp
 
 def test_nothing_is_overwritten_and_an_import_says_where(home, tmp_path):
     (tmp_path / "w.json").write_text("mine")
-    for target, reason in (("w.pth", "w.json: there already"), ("w.bin", "ends in .pth")):
+    for target, reason in (("w.pth", "w.json already exists"), ("w.bin", "ends in .pth")):
         with pytest.raises(ValueError, match=reason):
             imported(home / "exported", tmp_path / target)
     for words in ("--format hf --import_hf x y", "x", "--format hf"):

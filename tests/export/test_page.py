@@ -518,7 +518,7 @@ def test_stages_are_found_under_the_names_of_the_original_scripts(folder, tmp_pa
 
 def test_a_page_that_is_there_is_not_overwritten(folder):
     before = (folder / "SFT_int8.html").stat()
-    with pytest.raises(ValueError, match="SFT_int8.html: there already"):
+    with pytest.raises(ValueError, match="SFT_int8.html already exists"):
         chat_page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
     assert (folder / "SFT_int8.html").stat() == before
 
