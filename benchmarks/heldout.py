@@ -1,4 +1,4 @@
-"""Held-out bits per byte of any model, on the very pieces that the stages validate with."""
+"""Measure held-out bits per byte of any model, on the segments that the stages validate with."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from engine.tokenizer import token_bytes
 
 
 class HeldOut:
-    """`HeldOut(...)(logits)` is the bits per byte of a model, given as (B, T) ids -> (B, T, V) logits.
+    """Compute the bits per byte of a model, given as a function (B, T) ids -> (B, T, V) logits.
 
-    Control tokens stand for no text: their cost is left out, as in the stages' val_bits_per_byte.
+    The loss of special tokens, which are no text, is left out, as in the stages' val_bits_per_byte.
     """
 
     def __init__(self, cache: TokenCache, documents: np.ndarray, tokenizer: Tokenizer, row_len: int, device: str):
@@ -28,18 +28,18 @@ class HeldOut:
         spans = zip(segments.starts, segments.lengths, strict=True)
         rows = [torch.from_numpy(cache.ids[start : start + n + 1].astype(np.int64)) for start, n in spans]
         self.rows = sorted(rows, key=len)  # little padding
-        self.size_of = torch.from_numpy(token_bytes(tokenizer)).to(device)
+        self.bytes_of = torch.from_numpy(token_bytes(tokenizer)).to(device)
         self.device = device
 
     @torch.no_grad()
     def __call__(self, logits: Callable[[Tensor], Tensor], batch_size: int = 16) -> float:
-        nats, size = 0.0, 0
+        total, size = 0.0, 0  # nats, bytes
         for start in range(0, len(self.rows), batch_size):
-            # Padding (id 0, <unk>) comes behind the text, where causality hides it, and stands for no bytes.
+            # Padding (id 0, <unk>) follows the text, where causality hides it, and has no bytes.
             ids = pad_sequence(self.rows[start : start + batch_size], batch_first=True).to(self.device)
             labels = ids[:, 1:]
-            costs = F.cross_entropy(logits(ids[:, :-1]).float().flatten(0, 1), labels.flatten(), reduction="none")
-            sizes = self.size_of[labels].flatten()
-            nats += costs[sizes > 0].cpu().double().sum().item()
+            losses = F.cross_entropy(logits(ids[:, :-1]).float().flatten(0, 1), labels.flatten(), reduction="none")
+            sizes = self.bytes_of[labels].flatten()
+            total += losses[sizes > 0].cpu().double().sum().item()
             size += sizes.sum().item()
-        return nats / size / math.log(2)
+        return total / size / math.log(2)

@@ -1,20 +1,19 @@
-"""Quality on equal terms: ours and the peers from fresh weights to distillation, equal tokens or equal time a stage.
+"""Compare quality on equal terms, ours and the peers from fresh weights to distillation: equal tokens or time a stage.
 
     python -m benchmarks.quality --data pretrain.jsonl sft_512.jsonl r1_1024.jsonl --tokens 300e3 100e3 100e3
     python -m benchmarks.quality --data pretrain.jsonl sft_512.jsonl r1_1024.jsonl --seconds 120 60 60
 
 Every contender has the same shape, tokenizer, rows and held-out rows, and starts a stage from what its own last stage
 left. What it leaves is a checkpoint with our names, scored as `eval_model.py --score` does: bits per byte after
-pretraining, loss on answers after SFT, well-formed and correct answers after distillation. With --tokens as many runs
-as there are cores go on at once, one thread each; with --seconds one at a time. Tokenising, compiling and scoring are
-not on the clock.
+pretraining, loss on answers after SFT, well-formed and correct answers after distillation. With --tokens there are as
+many runs at once as there are cores, one thread each; with --seconds one at a time. Tokenizing, compiling and scoring
+are not timed.
 """
 
 import argparse
 import importlib
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from engine.score import evaluate, records
 from engine.tokenizer import load_tokenizer
 
 STAGES = tuple(rows.DATASETS)
-FIGURES = {  # column: (stage, figure of its held-out rows)
+METRICS = {  # column: (stage, metric of its held-out rows)
     "bits/byte after pretraining": ("pretrain", "bits_per_byte"),
     "answer loss after SFT": ("SFT", "answer_loss"),
     "well-formed after distillation": ("distill", "well_formed"),
@@ -63,65 +62,73 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def write_heldout(path: Path, out: Path, val_fraction: float, count: int, seed: int = 0) -> None:
-    """`count` rows, drawn at random, of those that every run holds out of a file."""
-    found = [line for _, line in jsonl.read_lines(path)]
-    hashes = np.array([line_hash(line) for line in found], dtype=np.uint64)
-    kept = np.flatnonzero(np.isin(hashes, held_out_hashes([hashes], val_fraction)))
-    chosen = np.random.default_rng(seed).permutation(kept)[:count]
-    out.write_bytes(b"".join(found[number].rstrip() + b"\n" for number in sorted(chosen)))
+    """Write `count` random rows of those that every run holds out of a file."""
+    lines = [line for _, line in jsonl.read_lines(path)]
+    hashes = np.array([line_hash(line) for line in lines], dtype=np.uint64)
+    held_out = np.flatnonzero(np.isin(hashes, held_out_hashes([hashes], val_fraction)))
+    selected = np.random.default_rng(seed).permutation(held_out)[:count]
+    out.write_bytes(b"".join(lines[number].rstrip() + b"\n" for number in sorted(selected)))
 
 
 def main(job: dict) -> dict:
-    """One contender's three stages, and the scores of each."""
-    found, folder, module, parent = {"tokens": [], "seconds": [], "scored": []}, Path(job["folder"]), job["module"], {}
+    """Run a contender's three stages, and score each."""
+    folder, module = Path(job["folder"]), importlib.import_module(job["module"])
+    results: dict = {"tokens": [], "seconds": [], "scored": []}
+    parent = {}
     for stage in STAGES:
-        out, place = folder / f"{stage}.pth", folder / f"{stage}.run"
-        place.mkdir()
-        one = job | job["stages"][stage] | parent | {"stage": stage, "out": str(out), "folder": str(place)}
-        figures = importlib.import_module(module).main(planned(module, one, log_rows=10))
+        out, stage_folder = folder / f"{stage}.pth", folder / f"{stage}.run"
+        stage_folder.mkdir()
+        paths = {"out": str(out), "folder": str(stage_folder)}
+        stage_job = job | job["stages"][stage] | parent | {"stage": stage} | paths
+        figures = module.main(planned(job["module"], stage_job, log_rows=10))
         for name in ("tokens", "seconds"):
-            found[name].append(figures.get(f"all_{name}", figures[name]))
+            results[name].append(figures.get(f"all_{name}", figures[name]))
         # Of an answer in SFT only the loss is asked for.
-        said = job["max_new_tokens"] if stage == "distill" else 1
-        scores = scored(out, Path(one["heldout"]), job["tokenizer_dir"], said)
-        found["scored"].append(len(Path(one["heldout"]).read_bytes().splitlines()))
-        found |= {name: scores[name]["value"] for of, name in FIGURES.values() if of == stage}
-        found |= {"chance_level": scores["correct"]["chance_level"]} if stage == "distill" else {}
+        max_new_tokens = job["max_new_tokens"] if stage == "distill" else 1
+        heldout = Path(stage_job["heldout"])
+        scores = scored(out, heldout, job["tokenizer_dir"], max_new_tokens)
+        results["scored"].append(len(heldout.read_bytes().splitlines()))
+        results |= {name: scores[name]["value"] for of_stage, name in METRICS.values() if of_stage == stage}
+        if stage == "distill":
+            results["chance_level"] = scores["correct"]["chance_level"]
         parent = {"parent": str(out)}
-    return found
+    return results
 
 
 def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
-    """The figures of a file of rows, as eval_model.py --score has them."""
+    """Return the metrics of a file of rows, as eval_model.py --score computes them."""
     settings = records.EvalSettings(rows=0, max_new_tokens=max_new_tokens)
     model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
     results, _ = evaluate.score_files(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
     return results[heldout.name]["metrics"]
 
 
-def table(found: dict[str, list[dict]]) -> list[str]:
-    """Mean and standard deviation over the seeds."""
-    lines = [["", *FIGURES, "tokens read", "seconds"]]
-    for name, runs in found.items():
-        if failed := next((one["failed"] for one in runs if "failed" in one), None):
-            lines.append([name, f"not measured: {failed}", *[""] * (len(lines[0]) - 2)])
+def table(results: dict[str, list[dict]]) -> list[str]:
+    """Format mean and standard deviation over the seeds."""
+    lines = [["", *METRICS, "tokens read", "seconds"]]
+    notes = {}
+    for name, runs in results.items():
+        if failed := compare.failure(runs):
+            lines.append([name, failed, *[""] * (len(lines[0]) - 2)])
             continue
-        forms = {figure: "{:.1%}" if evaluate.is_proportion(figure) else "{:.3f}" for _, figure in FIGURES.values()}
-        cells = [compare.mean([one[figure] for one in runs], form) for figure, form in forms.items()]
-        for what in ("tokens", "seconds"):
-            each = [statistics.mean(one[what][stage] for one in runs) for stage in range(len(STAGES))]
-            cells.append(" + ".join(f"{value:,.0f}" for value in each))
+        cells = []
+        for _, metric in METRICS.values():
+            form = "{:.1%}" if evaluate.is_proportion(metric) else "{:.3f}"
+            cells.append(compare.mean([run[metric] for run in runs], form))
+        for key in ("tokens", "seconds"):
+            means = [statistics.mean(values) for values in zip(*(run[key] for run in runs), strict=True)]
+            cells.append(" + ".join(f"{value:,.0f}" for value in means))
         lines.append([name, *cells])
-    chances = {one["chance_level"] for runs in found.values() for one in runs if "chance_level" in one}
-    counts = next((one["scored"] for runs in found.values() for one in runs if "scored" in one), [])
-    told = f"Scored on {', '.join(map(str, counts))} held-out rows."
-    if chances:
-        told += f" The most frequent answer alone would be correct in {max(chances):.1%}."
-    return [*compare.table(lines), "", told]
+        notes |= runs[0]
+    if not notes:
+        return compare.table(lines)
+    counts = ", ".join(map(str, notes["scored"]))
+    chance = f"The most frequent answer alone would be correct in {notes['chance_level']:.1%}."
+    return [*compare.table(lines), "", f"Scored on {counts} held-out rows. {chance}"]
 
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
-    """(contender, its job for this module's main), seed by seed."""
+    """Return (contender, its job for this module's main), seed by seed."""
     tokenizer, stages = load_tokenizer(args.tokenizer_dir), {}
     for number, (stage, file) in enumerate(zip(STAGES, args.data, strict=True)):
         cache = rows.open_rows(Path(file), tokenizer, Path(args.cache_dir), os.cpu_count() or 1)
@@ -146,15 +153,14 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict]]:
         "loader_processes": 0,
         "grouped": False,
     }
-    ways = [(f"ours {words}", "benchmarks.ours", args.rates, words) for words in args.ours]
-    ways += [(peer, MODULES[peer], args.peer_rates, "") for peer in args.peers]
+    contenders = [(f"ours {flags}", "benchmarks.ours", args.rates, flags) for flags in args.ours]
+    contenders += [(peer, MODULES[peer], args.peer_rates, "") for peer in args.peers]
     jobs = []
     for seed in range(args.seeds):
-        for name, module, rates, words in ways:
-            own = {
-                stage: stages[stage] | {"learning_rate": rate, "flags": f"--learning_rate {rate} {words}"}
-                for stage, rate in zip(STAGES, rates, strict=True)
-            }
+        for name, module, rates, flags in contenders:
+            own = {}
+            for stage, rate in zip(STAGES, rates, strict=True):
+                own[stage] = stages[stage] | {"learning_rate": rate, "flags": f"--learning_rate {rate} {flags}"}
             jobs.append((name, shared | {"module": module, "stages": own, "seed": 42 + seed}))
     return jobs
 
@@ -164,11 +170,10 @@ def run_all(argv: list[str] | None = None) -> None:
     before = compare.machine()
     with tempfile.TemporaryDirectory() as folder:
         jobs = jobs_of(args, Path(folder))
-        found = compare.side_by_side(jobs, "benchmarks.quality", alone=args.seconds is not None)
+        results = compare.side_by_side(jobs, "benchmarks.quality", alone=args.seconds is not None)
     terms = "equal time" if args.seconds else "equal tokens"
     heading = f"quality, {terms}, {args.n_layers} layers x {args.dim}, rows of {args.max_seq_len}"
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(heading, "benchmarks.quality", words, table(found), Path(args.results), before)
+    compare.publish(heading, "benchmarks.quality", argv, table(results), Path(args.results), before)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Distillation step by step: how soon answers are well-formed, and how many are right, by the weight of the tags.
+"""Follow distillation: how soon answers are well-formed, and how many are correct, by the weight of the tags.
 
     python -m benchmarks.tags --parent demo/SFT.pth                     # the bundled sample, tag weights 1, 3, 10, 30
     python -m benchmarks.tags --parent demo/SFT.pth --weights 10 --no_thoughts      # answers without their thoughts
 
 Every run starts from the same checkpoint, with rows in an order of its own; every --every steps the model answers
-held-out questions greedily. Not a timing: as many runs as there are cores go on at once, one thread each. Leaves a
-table and a picture beside --results.
+held-out questions greedily. Nothing is timed: there are as many runs at once as there are cores, one thread each.
+Writes a table, and a picture next to --results.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import json
 import re
 import shlex
 import statistics
-import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from benchmarks import compare
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(job: dict) -> dict:
-    """One run of distill.py whose validations answer questions too: {"history": [[step, well-formed, correct]]}."""
+    """Run distill.py with validations that also answer questions: {"history": [[step, well-formed, correct]]}."""
     import distill
     from engine import loop
     from engine.files import read_log
@@ -58,22 +58,22 @@ def main(job: dict) -> dict:
 
     tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     items = records.read_items(Path(job["heldout"]), job["answers"])
-    losses = loop.validate
+    validate_loss = loop.validate
 
     def validate(run: loop.Run) -> dict:
-        figures = losses(run)
+        values = validate_loss(run)
         run.model.eval()
-        answered = answers.score_turns(
+        scored = answers.score_turns(
             run.model, tokenizer, items, 32, max_new_tokens=job["max_new_tokens"], most_frequent=""
         )
         run.model.train()
-        return figures | {
-            mark: statistics.mean(record["sums"][mark][0] for record in answered) for mark in ("well_formed", "correct")
-        }
+        for metric in ("well_formed", "correct"):
+            values[metric] = statistics.mean(record["sums"][metric][0] for record in scored)
+        return values
 
     loop.validate = validate
     folder = Path(job["folder"])
-    words = {
+    flags = {
         "init_from": job["parent"],
         "data_path": job["data_path"],
         "save_dir": folder,
@@ -88,14 +88,14 @@ def main(job: dict) -> dict:
         "save_step": 0,
         "log_step": job["every"],
     }
-    argv = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    argv = [f"--{name}={value}" for name, value in flags.items()]
     distill.main([*argv, *shlex.split(job["flags"])])
     log = read_log(folder / "distill.metrics.jsonl")
     return {"history": [[row["step"], row["well_formed"], row["correct"]] for row in log if "well_formed" in row]}
 
 
 def without_thoughts(path: Path, out: Path) -> Path:
-    """The same rows with empty thoughts: what the answers alone teach."""
+    """Write the same rows with empty thoughts, to learn from the answers alone."""
     with open(path, encoding="utf-8") as lines, open(out, "w", encoding="utf-8") as file:
         for row in map(json.loads, lines):
             for message in row["conversations"]:
@@ -105,29 +105,26 @@ def without_thoughts(path: Path, out: Path) -> Path:
     return out
 
 
-def table(found: dict[str, list[dict]]) -> list[str]:
+def table(results: dict[str, list[dict]]) -> list[str]:
+    """Format when answers became well-formed, and how many were correct at the end."""
     lines = [["", f"steps until {FORMED:.0%} well-formed", "well-formed at the end", "correct at the end", "each"]]
-    for name, runs in found.items():
-        if failed := next((one["failed"] for one in runs if "failed" in one), None):
-            lines.append([name, f"not measured: {failed}", "", "", ""])
+    for name, runs in results.items():
+        if failed := compare.failure(runs):
+            lines.append([name, failed, "", "", ""])
             continue
-        soon = [next((step for step, formed, _ in one["history"] if formed >= FORMED), None) for one in runs]
-        last = [one["history"][-1] for one in runs]
-        correct = [right for *_, right in last]
-        lines.append(
-            [
-                name,
-                ", ".join("never" if step is None else str(step) for step in soon),
-                f"{statistics.mean(formed for _, formed, _ in last):.1%}",
-                compare.mean(correct, "{:.1%}"),
-                ", ".join(f"{right:.0%}" for right in correct),
-            ]
-        )
+        first = []
+        for run in runs:
+            reached = [str(step) for step, formed, _ in run["history"] if formed >= FORMED]
+            first.append(reached[0] if reached else "never")
+        formed = statistics.mean(run["history"][-1][1] for run in runs)
+        correct = [run["history"][-1][2] for run in runs]
+        each = ", ".join(f"{share:.0%}" for share in correct)
+        lines.append([name, ", ".join(first), f"{formed:.1%}", compare.mean(correct, "{:.1%}"), each])
     return compare.table(lines)
 
 
-def draw(found: dict[str, list[dict]], path: Path) -> None:
-    """Mean over seeds, and from the lowest to the highest as a shade."""
+def draw(results: dict[str, list[dict]], path: Path) -> None:
+    """Draw the mean over seeds, with the range from lowest to highest shaded."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,9 +132,9 @@ def draw(found: dict[str, list[dict]], path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained", sharex=True)
     for axes, column, title in zip(panels, (1, 2), ("well-formed", "correct"), strict=True):
-        for name, runs in found.items():
+        for name, runs in results.items():
             steps = [point[0] for point in runs[0]["history"]]
-            shares = [[100 * one["history"][at][column] for one in runs] for at in range(len(steps))]
+            shares = [[100 * run["history"][i][column] for run in runs] for i in range(len(steps))]
             (line,) = axes.plot(steps, [statistics.mean(share) for share in shares], label=name, linewidth=1.3)
             axes.fill_between(steps, list(map(min, shares)), list(map(max, shares)), alpha=0.12, color=line.get_color())
         axes.set(xlabel="optimizer step", ylabel="% of held-out answers", title=title, ylim=(-2, 102))
@@ -158,24 +155,22 @@ def run_all(argv: list[str] | None = None) -> None:
         "flags": args.ours,
     }
     with tempfile.TemporaryDirectory() as folder:
-        ways = {f"tag weight {weight:g}": {"tag_weight": weight} for weight in args.weights}
+        settings = {f"tag weight {weight:g}": {"tag_weight": weight} for weight in args.weights}
         if args.no_thoughts:
             path = without_thoughts(Path(args.data_path), Path(folder) / "r1_1024.jsonl")
-            ways[f"without thoughts, tag weight {args.weights[0]:g}"] = {
-                "tag_weight": args.weights[0],
-                "data_path": str(path),
-            }
-        jobs = [(name, shared | way | {"seed": 42 + seed}) for name, way in ways.items() for seed in range(args.seeds)]
-        found = compare.side_by_side(jobs, "benchmarks.tags")
-    lines, picture = table(found), Path(args.results).with_name("tags.png")
-    complete = {name: runs for name, runs in found.items() if not any("failed" in one for one in runs)}
+            name = f"without thoughts, tag weight {args.weights[0]:g}"
+            settings[name] = {"tag_weight": args.weights[0], "data_path": str(path)}
+        jobs = []
+        for (name, setting), seed in product(settings.items(), range(args.seeds)):
+            jobs.append((name, shared | setting | {"seed": 42 + seed}))
+        results = compare.side_by_side(jobs, "benchmarks.tags")
+    lines, picture = table(results), Path(args.results).with_name("tags.png")
+    complete = {name: runs for name, runs in results.items() if not compare.failure(runs)}
     if complete:
         draw(complete, picture)
         lines += ["", f"![well-formed and correct answers by step]({picture.name})"]
-    words = sys.argv[1:] if argv is None else argv
-    compare.publish(
-        f"tag weights, {Path(args.data_path).name}", "benchmarks.tags", words, lines, Path(args.results), before
-    )
+    title = f"tag weights, {Path(args.data_path).name}"
+    compare.publish(title, "benchmarks.tags", argv, lines, Path(args.results), before)
 
 
 if __name__ == "__main__":

@@ -300,8 +300,8 @@ def test_tag_tokens_of_the_distilled_original_weigh_ten_times_as_much():
 def test_quality_is_told_as_mean_and_deviation_over_seeds():
     first = {"bits_per_byte": 2.0, "well_formed": 0.5, "tokens": [10, 20, 30]}
     second = {"bits_per_byte": 3.0, "well_formed": 0.7, "tokens": [20, 20, 30]}
-    both = {"answer_loss": 3.0, "correct": 0.1, "chance_level": 0.2, "seconds": [1, 2, 3]}
+    both = {"answer_loss": 3.0, "correct": 0.1, "chance_level": 0.2, "scored": [4, 4, 4], "seconds": [1, 2, 3]}
     runs = [first | both, second | both]
-    _, _, line, failed, _, luck = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
+    _, _, line, failed, _, note = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
     assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line
-    assert "not measured: why" in failed and "20.0%" in luck
+    assert "not measured: why" in failed and "20.0%" in note
