@@ -69,7 +69,7 @@ def saved(content, path, config=True, **options):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("config", [True, False], ids=["with .json", "shape off the tensors"])
-def test_every_form_gives_the_same_weights_and_says_what_was_taken_off(form, config, weights, tmp_path, capsys):
+def test_every_form_gives_the_same_weights_and_prints_what_is_removed(form, config, weights, tmp_path, capsys):
     path = saved(FORMS[form](weights), tmp_path / "w.pth", config)
     model, _ = load_model(path, n_heads=None if config else 4)
     for name, tensor in model.state_dict().items():
@@ -105,7 +105,7 @@ def test_half_precision_and_the_old_container_are_read(dtype, weights, tmp_path)
         (lambda w: [w], "holds list, expected a dict"),
     ],
 )
-def test_what_would_be_silently_wrong_is_refused_by_name(change, reason, weights, tmp_path):
+def test_silently_wrong_weights_are_refused_by_name(change, reason, weights, tmp_path):
     with pytest.raises(ValueError, match=f"w.pth: .*{reason}") as told:
         load_model(saved(change(weights), tmp_path / "w.pth", config=False), n_heads=4)
     assert "\n" not in str(told.value) and "\x1b" not in str(told.value)
@@ -126,7 +126,7 @@ class Trainer:
         (lambda path: torch.save(tiny(**SHAPE), path), "more than plain tensors"),
     ],
 )
-def test_a_file_that_is_none_says_what_it_is_in_one_line_that_is_true(write, reason, tmp_path):
+def test_a_file_of_another_type_is_named_in_one_line(write, reason, tmp_path):
     write(tmp_path / "w.pth")
     with pytest.raises(ValueError, match=f"w.pth: .*{reason}") as told:
         load_model(tmp_path / "w.pth")
@@ -134,7 +134,7 @@ def test_a_file_that_is_none_says_what_it_is_in_one_line_that_is_true(write, rea
     assert "\n" not in words and "\x1b" not in words and "weights_only" not in words and len(words) < 400
 
 
-def test_a_folder_is_called_one(tokenizer, tmp_path):
+def test_a_folder_and_a_missing_file_are_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="a folder; name the .pth file"):
         open_checkpoint(tmp_path, tokenizer, "t")
     with pytest.raises(ValueError, match="no such checkpoint"):
@@ -157,7 +157,7 @@ def test_a_folder_is_called_one(tokenizer, tmp_path):
         {"config": {"norm_eps": None}},
     ],
 )
-def test_a_json_of_another_kind_is_one_line_that_names_it(meta, weights, tmp_path):
+def test_an_invalid_json_is_refused_in_one_line(meta, weights, tmp_path):
     path = saved(weights, tmp_path / "w.pth")
     path.with_suffix(".json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(ValueError, match=r"w\.json: ") as told:
@@ -170,13 +170,13 @@ def test_a_json_of_another_kind_is_one_line_that_names_it(meta, weights, tmp_pat
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def test_rope_is_scaled_under_the_old_name_of_its_type_too():
+def test_rope_scaling_accepts_the_old_key_of_its_type():
     wanted = rope_frequencies(LLMConfig(rope_scaling={"rope_type": "llama3", **LLAMA3}), torch.device("cpu"))
     found = rope_frequencies(LLMConfig(rope_scaling={"type": "llama3", **LLAMA3}), torch.device("cpu"))
     assert torch.equal(found, wanted) and not torch.equal(found, rope_frequencies(LLMConfig(), torch.device("cpu")))
 
 
-def test_the_theta_inside_rope_parameters_counts():
+def test_rope_theta_is_read_from_rope_parameters():
     assert LLMConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}).rope_theta == 5e5
     assert LLMConfig(rope_theta=1e4).rope_parameters["rope_theta"] == 1e4 and LLMConfig().rope_theta == 1e6
     again = LLMConfig(**json.loads(json.dumps(config_dict(LLMConfig(rope_theta=1e4)))))
@@ -198,7 +198,7 @@ def test_the_theta_inside_rope_parameters_counts():
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
     ],
 )
-def test_contradictions_in_the_shape_are_refused(given, reason):
+def test_contradicting_config_values_are_refused(given, reason):
     with pytest.raises(ValueError, match=reason):
         LLMConfig(**given)
     assert isinstance(SpongeBob(LLMConfig(**SHAPE)), SpongeBob)

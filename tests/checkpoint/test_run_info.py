@@ -43,7 +43,7 @@ def info_of(tmp_path):
     return info_of
 
 
-def test_what_was_written_is_read(info_of):
+def test_run_info_is_read_back(info_of):
     found = info_of(vars(WHOLE))
     assert found.progress == WHOLE.progress
     assert found.version == STATE_VERSION
@@ -63,7 +63,7 @@ def test_what_was_written_is_read(info_of):
         (lambda content: content.update(compiled=None), "compiled"),
     ],
 )
-def test_a_wrong_key_is_named(info_of, change, words):
+def test_an_invalid_key_of_run_info_is_named(info_of, change, words):
     content = copy.deepcopy(vars(WHOLE))
     change(content)
     with pytest.raises(ValueError, match=f"run.pt: {words} missing or not as this program writes it$"):
@@ -71,7 +71,7 @@ def test_a_wrong_key_is_named(info_of, change, words):
 
 
 @pytest.mark.parametrize("version, named", [(1, 1), (None, 1), (STATE_VERSION + 1, STATE_VERSION + 1)])
-def test_a_state_of_another_version_is_refused_in_one_line_that_says_what_to_do(info_of, version, named):
+def test_a_state_of_another_version_is_refused_with_advice(info_of, version, named):
     content = vars(WHOLE) | {"version": version}
     if version is None:  # the first one did not say
         del content["version"]

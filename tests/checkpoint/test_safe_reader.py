@@ -38,7 +38,7 @@ def written(folder, tensors):
         ("pathlib._local", "WindowsPath"),
     ],
 )
-def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, owner, tmp_path):
+def test_a_state_with_a_path_of_either_system_is_read(home, kind, owner, tmp_path):
     """A path of the other system cannot be made here, and torch writes one into each state."""
     file = written(tmp_path, training_state.snapshot_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
@@ -52,7 +52,7 @@ def test_a_state_says_where_it_lay_in_the_paths_of_either_system(home, kind, own
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "..\\a", "a\\b", "C:a", "C:\\a", "\\\\server\\share\\a", "."])
-def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner, tmp_path):
+def test_tensors_outside_the_folder_are_refused_on_either_system(name, owner, tmp_path):
     file = written(tmp_path, training_state.snapshot_tensors(*owner)) / "tensors/.metadata"
     metadata = pickle.loads(file.read_bytes())
     for info in metadata.storage_data.values():
@@ -71,7 +71,7 @@ def test_the_list_of_tensors_points_into_its_folder_on_either_system(name, owner
         ("optimizer.layers.0.attention.wq.weight.momentum_buffer", torch.ones(16), "(16,), expected (16, 16)"),
     ],
 )
-def test_values_of_the_optimizer_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
+def test_optimizer_values_that_do_not_fit_are_refused_by_name(name, found, expected, owner, tmp_path):
     tensors = training_state.snapshot_tensors(*owner)
     assert name in tensors
     written(tmp_path, tensors | {name: found})

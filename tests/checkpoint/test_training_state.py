@@ -8,13 +8,13 @@ from engine.checkpoint.run_info import RunInfo
 INFO = RunInfo(resume_key={}, batch={}, run="r", tracker_id=None, progress={}, scaler={}, ranks=[], compiled=False)
 
 
-def test_the_newest_states_are_kept_as_many_as_were_asked_for(tmp_path):
+def test_only_the_newest_states_are_kept(tmp_path):
     for step in (2, 4, 6, 8):
         training_state.write(tmp_path, step, {"model.weight": torch.ones(3)}, INFO, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000006", "00000008"]
 
 
-def test_a_bit_that_turned_is_damage_though_the_size_is_the_same(tmp_path):
+def test_a_flipped_bit_is_found_at_the_same_size(tmp_path):
     training_state.write(tmp_path, 2, {"model.weight": torch.ones(3)}, INFO, keep=2)
     (file,) = (tmp_path / "00000002/tensors").glob("*.distcp")
     assert training_state.find_corruption(tmp_path / "00000002") is None

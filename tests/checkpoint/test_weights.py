@@ -31,14 +31,14 @@ def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_pa
     assert out.endswith(TOKENIZER.decode(greedy(model, ids), skip_special_tokens=False) + "\n")
 
 
-def test_another_tokenizers_weights_are_refused(model, tmp_path):
+def test_weights_of_another_tokenizer_are_refused(model, tmp_path):
     save(model, tmp_path / "SFT.pth", tokenizer="0123456789ab")
     with pytest.raises(ValueError, match="--tokenizer_dir"):
         eval_model.main(["--save_dir", str(tmp_path), "--prompt", "x"])
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
-def test_the_exported_folder_loads_in_transformers_and_says_the_same(ask, tmp_path, scaling):
+def test_exported_folder_gives_the_same_logits_and_answer_in_transformers(ask, tmp_path, scaling):
     model, folder = tiny(rope_scaling=scaling, rope_theta=50000.0), tmp_path / "hf"
     save(model, tmp_path / "SFT.pth")
     export.main(["--format", "hf", str(folder), "--save_dir", str(tmp_path)])

@@ -48,7 +48,7 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
-def test_every_weight_comes_back_under_llama_cpps_name_and_is_rounded_as_asked(small, tmp_path, dtype):
+def test_every_weight_has_llama_cpps_name_and_the_requested_rounding(small, tmp_path, dtype):
     model = tiny(vocab_size=300)
     to_gguf(model, small, tmp_path / "m.gguf", dtype, {})
     found, weights = tensors_of(tmp_path / "m.gguf"), full_state_dict(model)
@@ -68,7 +68,7 @@ def test_every_weight_comes_back_under_llama_cpps_name_and_is_rounded_as_asked(s
             assert torch.equal(there, weight.to(kind).float()), name
 
 
-def test_shape_tokenizer_template_and_end_tokens_are_written_down(tmp_path):
+def test_gguf_holds_shape_tokenizer_template_and_end_tokens(tmp_path):
     model = tiny(max_seq_len=96, rope_theta=50000.0, vocab_size=6405)  # more rows than the tokenizer has tokens
     save(model, tmp_path / "SFT.pth")
     export.main(["--format", "gguf", str(tmp_path / "m.gguf"), "--save_dir", str(tmp_path)])
@@ -107,7 +107,7 @@ def test_shape_tokenizer_template_and_end_tokens_are_written_down(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "SFT"])
-def test_ollamas_file_lies_beside_it(stage, tmp_path):
+def test_gguf_comes_with_a_modelfile(stage, tmp_path):
     save(tiny(), tmp_path / "w.pth", stage=stage)
     export.main(["--format", "gguf", str(tmp_path / "m.gguf"), "--ckpt", str(tmp_path / "w.pth")])
     text = (tmp_path / "m.Modelfile").read_text("utf-8")
@@ -116,7 +116,7 @@ def test_ollamas_file_lies_beside_it(stage, tmp_path):
     assert ('TEMPLATE """{{ .Prompt }}"""' in text) == (stage == "pretrain")
 
 
-def test_scaled_rotary_frequencies_are_the_plain_ones_over_the_files_divisors(small, tmp_path):
+def test_rope_divisors_give_the_scaled_frequencies(small, tmp_path):
     scaled, plain = (LLMConfig(dim=64, n_layers=1, n_heads=4, rope_scaling=scaling) for scaling in (SCALING, None))
     to_gguf(tiny(rope_scaling=SCALING, vocab_size=300), small, tmp_path / "s.gguf", "float32", {})
     divisors = torch.from_numpy(tensors_of(tmp_path / "s.gguf")["rope_freqs.weight"].copy())
@@ -132,7 +132,7 @@ def split_by(*cuts, **model) -> Tokenizer:
     return tokenizer
 
 
-def test_a_split_that_llama_cpp_would_make_otherwise_is_refused():
+def test_a_split_that_llama_cpp_does_not_know_is_refused():
     parts = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     llama = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated")
     assert pre_tokenizer_name(split_by(llama, parts, ignore_merges=True)) == "llama-bpe"
@@ -158,7 +158,7 @@ def test_a_split_that_llama_cpp_would_make_otherwise_is_refused():
         ({}, "there.gguf", "nothing is overwritten"),
     ],
 )
-def test_what_would_be_wrong_is_refused_and_leaves_nothing(change, words, reason, small, tmp_path, monkeypatch):
+def test_a_refused_export_writes_nothing(change, words, reason, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny(vocab_size=300, **change)
     model.layers[0].attention.wq.weight.data[0, 0] = 70000
@@ -217,7 +217,7 @@ def documents(count):
 class TestByLlamaCpp:
     pytestmark = runtimes
 
-    def test_the_ids_of_300_documents_are_the_same(self, llama):
+    def test_llama_cpp_encodes_300_documents_to_the_same_ids(self, llama):
         ask, texts = llama(tiny()), [text for text in documents(400) if text]
         texts += [
             "  def f(x):\n\n\treturn 1_000.5\r\n",
@@ -237,7 +237,7 @@ class TestByLlamaCpp:
 
     @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
     @pytest.mark.parametrize("kv_heads", [4, 2])
-    def test_64_greedy_tokens_are_the_same_in_float32(self, llama, scaling, kv_heads):
+    def test_llama_cpp_generates_the_same_64_greedy_tokens(self, llama, scaling, kv_heads):
         model = tiny(n_kv_heads=kv_heads, rope_scaling=scaling, rope_theta=50000.0, max_seq_len=256)
         ask, ids = llama(model), SFTDataset(TOKENIZER).prompt(CHAT)
         told = ask("/completion", prompt=ids, n_predict=64, temperature=0, return_tokens=True)
@@ -245,14 +245,14 @@ class TestByLlamaCpp:
         assert len(wanted) == 64 and told["tokens"] == wanted
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
-    def test_the_smaller_files_load_and_begin_with_the_same_token(self, llama, dtype):
+    def test_llama_cpp_reads_smaller_dtypes_with_the_same_first_token(self, llama, dtype):
         model = tiny(max_seq_len=256)
         ids = SFTDataset(TOKENIZER).prompt(CHAT)
         told = llama(model, dtype)("/completion", prompt=ids, n_predict=1, temperature=0, return_tokens=True)
         assert told["tokens"] == greedy(model, ids, 1)
 
     @pytest.mark.parametrize("system", [None, "Be brief.", ""], ids=["default", "own", "none"])
-    def test_its_template_renders_the_prompt_that_training_rendered(self, llama, system):
+    def test_llama_cpp_renders_the_prompt_of_training(self, llama, system):
         ask = llama(tiny(max_seq_len=256))
         messages = [*([] if system is None else [{"role": "system", "content": system}]), *CHAT]
         prompt = ask("/apply-template", messages=messages)["prompt"]  # <s> is put in front when it is encoded

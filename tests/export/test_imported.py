@@ -63,7 +63,7 @@ def config_of(folder, **changes):
 # ------------------------------------------------------------------------------------------- what others read
 
 
-def test_another_program_begins_a_text_and_a_chat_as_training_did(chats):
+def test_exported_tokenizer_begins_text_and_chat_as_in_training(chats):
     _, _, theirs = chats
     assert theirs("你好 sea")["input_ids"] == [1, *TOKENIZER.encode("你好 sea", add_special_tokens=False).ids]
     assert theirs("x", add_special_tokens=False)["input_ids"] == TOKENIZER.encode("x", add_special_tokens=False).ids
@@ -73,14 +73,14 @@ def test_another_program_begins_a_text_and_a_chat_as_training_did(chats):
     assert (theirs.model_max_length, theirs.padding_side) == (120, "left")
 
 
-def test_a_pipeline_answers_with_our_own_greedy_words(chats):
+def test_a_pipeline_gives_our_own_greedy_answer(chats):
     folder, model, _ = chats
     talk = pipeline("text-generation", str(folder), device="cpu")
     told = talk(CHAT[:1], max_new_tokens=16, do_sample=False, return_full_text=False)[0]["generated_text"]
     assert told == TOKENIZER.decode(greedy(model, SFTDataset(TOKENIZER).prompt(CHAT[:1]), 16)) and told
 
 
-def test_the_template_marks_what_training_learned(chats):
+def test_the_template_masks_the_positions_that_training_learned(chats):
     _, _, theirs = chats
     found = theirs.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     document = SFTDataset(TOKENIZER).encode([CHAT])[0]
@@ -88,7 +88,7 @@ def test_the_template_marks_what_training_learned(chats):
     assert found["assistant_masks"] == [int(kind > 0) for kind in document.classes]
 
 
-def test_a_content_may_be_a_list_of_parts_or_null(chats):
+def test_the_template_takes_lists_of_parts_and_null(chats):
     _, _, theirs = chats
     parts = [{"type": "text", "text": "天空"}, {"type": "image", "url": "x"}, {"type": "text", "text": "?"}]
     given = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}, {"role": "assistant"}]
@@ -97,7 +97,7 @@ def test_a_content_may_be_a_list_of_parts_or_null(chats):
     assert texts[0] == texts[1] and "None" not in texts[0]
 
 
-def test_older_readers_find_their_fields_and_other_users_may_read_the_files(home):
+def test_transformers_4_finds_its_fields_and_all_users_may_read(home):
     config = config_of(home / "exported")
     assert (config["rope_theta"], config["torch_dtype"]) == (50000.0, "float32")
     assert config["rope_scaling"] == SCALING
@@ -108,7 +108,7 @@ def test_older_readers_find_their_fields_and_other_users_may_read_the_files(home
         assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "exported").iterdir()} == {0o644}
 
 
-def test_the_model_card_tells_the_figures_of_the_json_and_asks_for_a_licence(home):
+def test_the_model_card_lists_the_metrics_and_asks_for_a_license(home):
     card = (home / "exported/README.md").read_text("utf-8")
     for said in (
         "| held-out loss, nats per token | 1.2346 |",
@@ -122,7 +122,7 @@ def test_the_model_card_tells_the_figures_of_the_json_and_asks_for_a_licence(hom
     assert "bits per byte" not in card  # the .json does not say
 
 
-def test_half_precision_is_half_the_file_and_the_same_numbers_rounded(home):
+def test_half_precision_export_holds_the_rounded_weights(home):
     whole, half = (load_file(home / name / "model.safetensors") for name in ("exported", "half"))
     assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in whole.items())
     assert config_of(home / "half")["dtype"] == "bfloat16"
@@ -150,7 +150,7 @@ def imported(folder, target, *words):
     return target
 
 
-def test_the_way_out_and_back_is_bitwise(home, tmp_path):
+def test_export_and_import_are_bitwise_inverse(home, tmp_path):
     target = imported(home / "exported", tmp_path / "back.pth")
     assert same(weights(target), weights(home / "SFT.pth"))
     meta, before = (json.loads(path.with_suffix(".json").read_text("utf-8")) for path in (target, home / "SFT.pth"))
@@ -161,7 +161,7 @@ def test_the_way_out_and_back_is_bitwise(home, tmp_path):
     )
 
 
-def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir(home, tmp_path):
+def test_shards_saved_by_transformers_are_imported_into_save_dir(home, tmp_path):
     llama = LlamaForCausalLM.from_pretrained(home / "half", dtype=torch.bfloat16)
     llama.save_pretrained(tmp_path / "again", max_shard_size="60KB")
     assert (tmp_path / "again/model.safetensors.index.json").is_file()
@@ -174,7 +174,7 @@ def test_what_transformers_saved_again_in_pieces_comes_back_and_lies_in_save_dir
     assert model.config.max_seq_len == 64 and "tokenizer" not in meta
 
 
-def test_a_config_of_transformers_4_means_what_it_meant_there(home, tmp_path):
+def test_a_config_of_transformers_4_keeps_its_meaning(home, tmp_path):
     shutil.copytree(home / "exported", tmp_path / "old")
     config_of(
         tmp_path / "old",
@@ -241,7 +241,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_this_model_cannot_compute_is_refused_in_one_line(reason, home, tmp_path):
+def test_a_model_that_is_not_computed_here_is_refused_in_one_line(reason, home, tmp_path):
     shutil.copytree(home / "exported", tmp_path / "theirs")
     REFUSED[reason](tmp_path / "theirs")
     with pytest.raises(ValueError, match=reason) as told:
@@ -249,7 +249,7 @@ def test_what_this_model_cannot_compute_is_refused_in_one_line(reason, home, tmp
     assert "\n" not in str(told.value) and not list(tmp_path.glob("w.*"))
 
 
-def test_nothing_is_overwritten_and_an_import_says_where(home, tmp_path):
+def test_import_overwrites_nothing_and_needs_its_flags(home, tmp_path):
     (tmp_path / "w.json").write_text("mine")
     for target, reason in (("w.pth", "w.json already exists"), ("w.bin", "ends in .pth")):
         with pytest.raises(ValueError, match=reason):
@@ -289,7 +289,7 @@ def leave_meta(folder, model, wrap=lambda tensors: tensors, **changes):
     ],
     ids=["plain", "wrapped"],
 )
-def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
+def test_a_folder_of_meta_is_imported_as_the_same_model(wrap, tmp_path):
     model = tiny(vocab_size=300, rope_theta=50000.0)
     folder = leave_meta(tmp_path / "meta", model, wrap)
     found, _ = load_model(imported(folder, tmp_path / "w.pth", "--max_seq_len", 256))
@@ -306,7 +306,7 @@ def test_a_folder_of_metas_is_the_same_model(wrap, tmp_path):
         ({"n_layers": 3}, ("--max_seq_len", 64), "missing layers.2"),
     ],
 )
-def test_a_folder_of_metas_that_says_something_else_is_refused(changes, words, reason, tmp_path):
+def test_a_folder_of_meta_with_other_settings_is_refused(changes, words, reason, tmp_path):
     folder = leave_meta(tmp_path / "meta", tiny(vocab_size=300, rope_theta=50000.0), **changes)
     with pytest.raises(ValueError, match=reason):
         imported(folder, tmp_path / "w.pth", *words)
@@ -318,7 +318,7 @@ def test_a_folder_of_metas_that_says_something_else_is_refused(changes, words, r
 @pytest.mark.runtimes
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="no trl here: pip install trl")
 @pytest.mark.filterwarnings("default")
-def test_trl_trains_on_the_assistants_words_and_what_it_saves_comes_back(chats, tmp_path):
+def test_trl_trains_on_assistant_tokens_and_its_model_is_imported(chats, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

@@ -54,7 +54,7 @@ def shorten(browser: Browser, tokens: int = 16) -> None:
     browser.run(f"document.getElementById('most').value = {tokens}")
 
 
-def test_a_question_is_answered_and_both_stay_text(browser):
+def test_question_and_answer_stay_text(browser):
     shorten(browser)
     browser.type("#question", HOSTILE)
     browser.click("#send")
@@ -71,7 +71,7 @@ def test_a_question_is_answered_and_both_stay_text(browser):
     assert browser.run("document.querySelectorAll('.turn').length") == 0
 
 
-def test_an_answer_stops_when_told_to_and_the_page_stays_alive_meanwhile(browser):
+def test_an_answer_can_be_stopped_while_the_page_responds(browser):
     browser.run("document.getElementById('most').value = 1024; document.getElementById('top_k').value = 50")
     browser.run("window.ticks = 0; setInterval(() => ticks++, 10)")
     browser.type("#question", "讲一个很长的故事")
@@ -85,7 +85,7 @@ def test_an_answer_stops_when_told_to_and_the_page_stays_alive_meanwhile(browser
     assert "Stopped." in text(browser, ".assistant > p")
 
 
-def test_another_stage_answers_after_its_button_is_clicked(browser):
+def test_the_stage_of_a_clicked_button_answers(browser):
     shorten(browser)
     assert "SFT" in text(browser, "#facts")
     browser.click("#stages button:nth-child(1)")
@@ -98,7 +98,7 @@ def test_another_stage_answers_after_its_button_is_clicked(browser):
     assert text(browser, "#tokens button:nth-child(1)") == "<s>"
 
 
-def test_a_token_can_be_looked_into_and_a_head_and_the_mask_be_switched_off(browser):
+def test_tokens_heads_and_switches_change_what_is_shown(browser):
     browser.type("#own", "你好，世界 hi")
     browser.click("#read")
     browser.wait("document.querySelectorAll('#tokens button').length > 3")
@@ -122,7 +122,7 @@ def test_a_token_can_be_looked_into_and_a_head_and_the_mask_be_switched_off(brow
         browser.wait(f"document.querySelector('#found').textContent === {whole!r}")
 
 
-def test_a_page_that_the_server_sends_shows_what_the_server_answers(page, tmp_path):
+def test_a_served_page_shows_the_answers_of_the_server(page, tmp_path):
     folder = page.parent
     api = serve.make_api(serve.parse_args(["--save_dir", str(folder), "--device", "cpu", "--weight_dtype", "float32"]))
     with listening(api) as (address, _), Browser(f"{address}/", 1280, 900, tmp_path / "profile") as browser:
@@ -150,7 +150,7 @@ def test_a_page_that_the_server_sends_shows_what_the_server_answers(page, tmp_pa
         assert browser.complaints() == []
 
 
-def test_it_speaks_chinese_too(browser):
+def test_the_page_is_available_in_chinese(browser):
     browser.click("#language")
     assert browser.run("document.documentElement.lang") == "zh"
     assert text(browser, "#send") == "发送" and "上下文" in text(browser, "#facts")

@@ -155,7 +155,7 @@ def odd_texts(count: int) -> list[str]:
 @needs_node
 @pytest.mark.parametrize("kind", chat_page.WEIGHT_DTYPES)
 @pytest.mark.parametrize("name", ["SFT", "distill"])
-def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kind, name):
+def test_page_logits_equal_those_of_the_rounded_model(folder, kind, name):
     ids = some_ids(60)
     with torch.no_grad():
         expected = on_the_page(folder, name, kind)(torch.tensor([ids])).logits[0]
@@ -169,7 +169,7 @@ def test_logits_are_those_of_the_model_with_the_same_rounded_weights(folder, kin
 
 
 @needs_node
-def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_serves_the_next(folder, page, tokenizer):
+def test_greedy_answers_equal_the_engine_and_reuse_the_cache(folder, page, tokenizer):
     chat_model = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, "短", 64)
     expected = []
     for history, question in (([], "你好"), ([("你好", "好")], "几点？ <think>")):
@@ -190,7 +190,7 @@ def test_greedy_answers_are_those_of_the_decoding_engine_and_the_cache_of_one_se
 
 
 @needs_node
-def test_the_loss_of_every_token_the_lens_and_the_attention_are_those_of_the_model(folder, page):
+def test_losses_lens_and_attention_equal_the_model(folder, page):
     model, ids, looks = on_the_page(folder), some_ids(50), []
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         real = model_file._sdpa
@@ -219,7 +219,7 @@ def test_the_loss_of_every_token_the_lens_and_the_attention_are_those_of_the_mod
 
 
 @needs_node
-def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
+def test_the_switches_switch_off_the_named_part(folder, page, monkeypatch):
     ids = torch.tensor([some_ids(40)])
 
     def logits(change) -> torch.Tensor:
@@ -275,7 +275,7 @@ def test_the_switches_switch_off_what_they_say(folder, page, monkeypatch):
         {"top_k": 9, "top_p": 0.5},
     ],
 )
-def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(page, chosen):
+def test_sampled_tokens_follow_the_probabilities_of_the_engine(page, chosen):
     logits = 2 * torch.randn(1, 400, generator=torch.Generator().manual_seed(1))
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | chosen
     columns = [torch.tensor([[value]]) for value in (*chosen.values(), 0.0)]
@@ -288,7 +288,7 @@ def test_a_sampled_token_has_the_probability_that_the_decoding_engine_gives_it(p
     assert (counts / 4000 - expected).abs().max() < 1.01 / 4000
 
 
-def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
+def test_int8_weights_are_off_by_at_most_half_a_step():
     rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 5, 50)[:, None]
     rows[3] = 0
     kept = {name: fake_quantize(weight, "int8") for name, weight in {"w": rows, "norm": rows[0]}.items()}
@@ -301,7 +301,7 @@ def test_eight_bits_are_wrong_by_at_most_half_a_step_of_their_row():
 
 
 @needs_node
-def test_the_ids_of_odd_texts_are_those_of_the_tokenizer_and_come_back_as_their_bytes(page, tokenizer):
+def test_unusual_texts_have_the_ids_of_the_tokenizer_and_decode_again(page, tokenizer):
     texts = odd_texts(400)
     code = """
       return input.map((text) => {
@@ -314,7 +314,7 @@ def test_the_ids_of_odd_texts_are_those_of_the_tokenizer_and_come_back_as_their_
 
 
 @needs_node
-def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokenizer):
+def test_the_page_renders_the_prompt_of_training(page, tokenizer):
     print0 = lambda role, content: {"role": role, "content": content}
     chats = [
         [print0("user", "你好")],
@@ -339,7 +339,7 @@ def test_the_prompt_of_a_chat_is_the_one_the_model_was_trained_with(page, tokeni
 
 
 @needs_node
-def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_is_refused(folder, page, tokenizer):
+def test_a_long_chat_drops_its_oldest_pairs_and_refuses_long_questions(folder, page, tokenizer):
     chat_model = ChatModel(Decoder(on_the_page(folder)), tokenizer, True, None, 64)
     pairs = [(f"问题{i}？", f"回答{i}。") for i in range(6)]
     code = """
@@ -363,7 +363,7 @@ def test_a_long_chat_forgets_its_oldest_pairs_and_a_question_beyond_the_context_
 
 
 @needs_node
-def test_a_pretrained_model_continues_a_text_and_an_answer_can_be_stopped_while_it_is_made(folder, page, tokenizer):
+def test_a_pretrained_model_continues_a_text_and_can_be_stopped(folder, page, tokenizer):
     code = """
       let clock = 0;  // a slow machine
       performance.now = () => clock += 30;
@@ -398,21 +398,21 @@ class Tags(HTMLParser):
         self.outside += [tag] if tag in ("link", "iframe", "img", "object", "base") else []
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_its_browser_is_told_to_refuse_it(page):
+def test_the_page_loads_nothing_and_its_policy_forbids_it(page):
     content = page.read_text(encoding="utf-8")
     assert "://" not in content and "url(" not in content and "@import" not in content
     assert Tags(content).outside == []
     assert "default-src 'none'" in content
 
 
-def test_neither_a_name_nor_a_token_can_end_its_script(folder):
+def test_no_name_or_token_can_end_a_script(folder):
     target = folder / "hostile.html"
     chat_page.write_page({"</script><script>alert(1)</script><!--": folder / "SFT.pth"}, TOKENIZER, target)
     tags = Tags(target.read_text(encoding="utf-8"))
     assert tags.scripts == ["data", "words", "weights0", "worker", "view"]
 
 
-def test_the_program_makes_no_markup_of_words_and_is_short_enough_to_be_read():
+def test_the_program_makes_no_markup_of_text_and_stays_short():
     source = {path.name: path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.iterdir()}
     makes_markup = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|</script"
     assert {name for name, text in source.items() if re.search(makes_markup, text)} == {"page.html"}  # it ends scripts
@@ -422,7 +422,7 @@ def test_the_program_makes_no_markup_of_words_and_is_short_enough_to_be_read():
     assert max(len(line) for name in source.keys() - {"words.txt"} for line in source[name].splitlines()) <= 120
 
 
-def test_every_word_of_the_view_is_there_in_both_languages():
+def test_every_text_of_the_view_exists_in_both_languages():
     words = (chat_page.PROGRAM / "words.txt").read_text(encoding="utf-8").splitlines()
     table = {key.strip(): languages for key, *languages in (line.split("|") for line in words)}
     assert all(len(languages) == 2 for languages in table.values())
@@ -460,7 +460,7 @@ def test_export_writes_the_chosen_stages_in_order(folder, flags, names):
     assert [one["chats"] for one in models] == [name != "pretrain" for name in names]
 
 
-def test_a_model_that_learned_from_the_sample_comes_with_questions_it_can_answer(folder, tmp_path):
+def test_a_model_of_the_sample_comes_with_questions(folder, tmp_path):
     path = leave(tmp_path, "SFT")
     assert exported(tmp_path)[0]["questions"] == []
     meta = path.with_suffix(".json")
@@ -468,7 +468,7 @@ def test_a_model_that_learned_from_the_sample_comes_with_questions_it_can_answer
     assert "你是谁？" in exported(tmp_path)[0]["questions"]
 
 
-def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
+def test_export_writes_the_requested_dtype_and_context(folder):
     (one,) = exported(folder, "--weight_dtype", "float16", "--max_seq_len", "77")
     assert one["weights"] == "float16" and one["shape"]["max_seq_len"] == 77
 
@@ -487,14 +487,14 @@ def test_export_writes_the_weights_and_the_context_that_are_asked_for(folder):
         (["--format", "page", "x.html", "--stages", "--save_dir", "empty"], "empty: no stage's checkpoint there"),
     ],
 )
-def test_export_refuses_a_page_that_cannot_be(folder, flags, words, monkeypatch):
+def test_export_refuses_flags_that_make_no_page(folder, flags, words, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=words):
         export.main([*flags] if "--save_dir" in flags else ["--save_dir", str(folder), *flags])
     assert not (folder / "x.html").exists()
 
 
-def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
+def test_vocabulary_rows_without_a_token_are_not_on_the_page(tmp_path):
     checkpoint, page = leave(tmp_path, "SFT", vocab_size=6410), tmp_path / "a new folder" / "page.html"
     chat_page.write_page({"SFT": checkpoint}, TOKENIZER, page)
     logits, error = run(
@@ -510,20 +510,20 @@ def test_rows_of_the_vocabulary_without_a_token_are_not_on_the_page(tmp_path):
     assert error is None
 
 
-def test_stages_are_found_under_the_names_of_the_original_scripts(folder, tmp_path):
+def test_stages_of_the_original_scripts_are_found(folder, tmp_path):
     for end in (".pth", ".json"):
         shutil.copy(folder / f"SFT{end}", tmp_path / f"SFT_1024{end}")
     assert [one["name"] for one in exported(tmp_path, "--stages")] == ["SFT_long"]
 
 
-def test_a_page_that_is_there_is_not_overwritten(folder):
+def test_an_existing_page_is_not_overwritten(folder):
     before = (folder / "SFT_int8.html").stat()
     with pytest.raises(ValueError, match="SFT_int8.html already exists"):
         chat_page.write_page({"SFT": folder / "SFT.pth"}, TOKENIZER, folder / "SFT_int8.html")
     assert (folder / "SFT_int8.html").stat() == before
 
 
-def test_weights_that_a_page_cannot_hold_are_refused():
+def test_weights_that_overflow_on_the_page_are_refused():
     with pytest.raises(ValueError, match="w: holds values that float16 cannot keep"):
         chat_page.pack({"w": torch.full((4, 4), 1e6)}, "float16")
     with pytest.raises(ValueError, match="w: holds values that int8 cannot keep"):
@@ -531,7 +531,7 @@ def test_weights_that_a_page_cannot_hold_are_refused():
     chat_page.pack({"norm": torch.full((4,), 1e6)}, "float16")  # vectors stay in fp32
 
 
-def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path):
+def test_a_tokenizer_that_the_page_cannot_repeat_is_refused(tmp_path):
     other = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     other.normalizer = normalizers.NFC()
     other.add_special_tokens(["<pad>"])
