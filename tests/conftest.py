@@ -1,6 +1,8 @@
 """Fixtures that several files share: the committed tokenizer, a working folder with data, checkpoints to talk to."""
 
+import io
 import os
+import sys
 
 import pytest
 import torch
@@ -55,10 +57,12 @@ def results(model, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(results, capsys):
-    """Run eval_model.py on the tiny checkpoints and return what it printed; `ask.warned` is what it warned of."""
+def ask(results, capsys, monkeypatch):
+    """ask(*flags): run eval_model.py on the tiny checkpoints and return its output; `ask.warned` holds its warnings."""
 
-    def run(*argv):
+    def run(*argv, typed=""):
+        keys = typed if isinstance(typed, bytes) else typed.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(keys), encoding="utf-8"))
         fixed = ["--save_dir", str(results), "--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "12"]
         eval_model.main([*fixed, *map(str, argv)])
         out, run.warned = capsys.readouterr()
