@@ -18,7 +18,6 @@ import export
 from Config import LLMConfig
 from dataset import DEFAULT_SYSTEM, SFTDataset
 from engine.checkpoint.weights import full_state_dict
-from engine.corpus import bpe
 from engine.export.gguf import LLAMA_3_SPLIT, pre_tokenizer_name, to_gguf
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import rope_frequencies
@@ -29,14 +28,6 @@ CHAT = [
     {"role": "assistant", "content": "因为光。"},
     {"role": "user", "content": "Why? 🐙"},
 ]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A folder with a tokenizer of 300 tokens: gguf's reader takes longest for those."""
-    folder = tmp_path_factory.mktemp("small")
-    bpe.save_tokenizer(bpe.train_bpe(iter(["the sea is blue"] * 9), 300, tag_tokens=False), folder)
-    return folder
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:

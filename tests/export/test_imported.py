@@ -2,23 +2,20 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import stat
 
 import pytest
 import torch
-from factories import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, same, save, weights
+from factories import TOKENIZER, same, weights
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import export
 from dataset import SFTDataset
 from engine.checkpoint.weights import full_state_dict, load_model
-from engine.corpus import bpe
-from engine.export.hugging_face import permute_for_hf, to_hf, unpermute_from_hf
-from engine.tokenizer import fingerprint, load_tokenizer
+from engine.export.hugging_face import permute_for_hf, unpermute_from_hf
+from engine.tokenizer import fingerprint
 from model import rope_frequencies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,28 +27,6 @@ CHAT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A small tokenizer, a model in results/ and what export.py made of it."""
-    home = tmp_path_factory.mktemp("home")
-    bpe.save_tokenizer(bpe.train_bpe(iter(["the sea is blue"] * 9), 300, tag_tokens=False), home / "tokenizer")
-    model = tiny(vocab_size=300, rope_scaling=SCALING, rope_theta=50000.0)
-    known = fingerprint(load_tokenizer(home / "tokenizer"))
-    save(model, home / "SFT.pth", tokenizer=known, val_loss=1.23456, step=70, tokens=9000, on_sample=True)
-    words = ["--ckpt", str(home / "SFT.pth"), "--tokenizer_dir", str(home / "tokenizer"), "--format", "hf"]
-    export.main([*words, str(home / "exported")])
-    export.main([*words, str(home / "half"), "--dtype", "bfloat16"])
-    return home
-
-
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory):
-    """A folder for transformers with the committed tokenizer, its model, and its tokenizer as transformers loads it."""
-    folder, model = tmp_path_factory.mktemp("chats") / "hf", tiny(max_seq_len=120)
-    to_hf(model, TOKENIZER_DIR, folder)
-    return folder, model, AutoTokenizer.from_pretrained(folder)
-
-
 def config_of(folder, **changes):
     """config.json, changed where `changes` says so; None takes a field out."""
     path = folder / "config.json"
@@ -60,89 +35,7 @@ def config_of(folder, **changes):
     return content
 
 
-# ------------------------------------------------------------------------------------------- what others read
-
-
-def test_exported_tokenizer_begins_text_and_chat_as_in_training(chats):
-    _, _, theirs = chats
-    assert theirs("你好 sea")["input_ids"] == [1, *TOKENIZER.encode("你好 sea", add_special_tokens=False).ids]
-    assert theirs("x", add_special_tokens=False)["input_ids"] == TOKENIZER.encode("x", add_special_tokens=False).ids
-    rendered = theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert rendered == SFTDataset(TOKENIZER).prompt(CHAT[:3])
-    assert theirs(["a", "b b b"], padding=True)["input_ids"][0][0] == theirs.pad_token_id  # on the left
-    assert (theirs.model_max_length, theirs.padding_side) == (120, "left")
-
-
-def test_a_pipeline_gives_our_own_greedy_answer(chats):
-    folder, model, _ = chats
-    talk = pipeline("text-generation", str(folder), device="cpu")
-    told = talk(CHAT[:1], max_new_tokens=16, do_sample=False, return_full_text=False)[0]["generated_text"]
-    assert told == TOKENIZER.decode(greedy(model, SFTDataset(TOKENIZER).prompt(CHAT[:1]), 16)) and told
-
-
-def test_the_template_masks_the_positions_that_training_learned(chats):
-    _, _, theirs = chats
-    found = theirs.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
-    document = SFTDataset(TOKENIZER).encode([CHAT])[0]
-    assert found["input_ids"] == document.ids.tolist()
-    assert found["assistant_masks"] == [int(kind > 0) for kind in document.classes]
-
-
-def test_the_template_takes_lists_of_parts_and_null(chats):
-    _, _, theirs = chats
-    parts = [{"type": "text", "text": "天空"}, {"type": "image", "url": "x"}, {"type": "text", "text": "?"}]
-    given = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}, {"role": "assistant"}]
-    plain = [{"role": "user", "content": "天空?"}, *[{"role": "assistant", "content": ""}] * 2]
-    texts = [theirs.apply_chat_template(messages, tokenize=False) for messages in (given, plain)]
-    assert texts[0] == texts[1] and "None" not in texts[0]
-
-
-def test_transformers_4_finds_its_fields_and_all_users_may_read(home):
-    config = config_of(home / "exported")
-    assert (config["rope_theta"], config["torch_dtype"]) == (50000.0, "float32")
-    assert config["rope_scaling"] == SCALING
-    known = json.loads((home / "exported/tokenizer_config.json").read_text("utf-8"))
-    assert known["tokenizer_class"] == "PreTrainedTokenizerFast" and known["add_bos_token"]
-    assert known["model_input_names"] == ["input_ids", "attention_mask"]
-    if os.name == "posix":
-        assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "exported").iterdir()} == {0o644}
-
-
-def test_the_model_card_lists_the_metrics_and_asks_for_a_license(home):
-    card = (home / "exported/README.md").read_text("utf-8")
-    for said in (
-        "| held-out loss, nats per token | 1.2346 |",
-        "| training tokens | 9000 |",
-        "bundled sample only | yes",
-        "LICENSE:",
-        "license: unknown",
-        "2 blocks of width 64",
-    ):
-        assert said in card, said
-    assert "bits per byte" not in card  # the .json does not say
-
-
-def test_half_precision_export_holds_the_rounded_weights(home):
-    whole, half = (load_file(home / name / "model.safetensors") for name in ("exported", "half"))
-    assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in whole.items())
-    assert config_of(home / "half")["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="--dtype q8_0 is only for --format gguf"):
-        export.main(
-            [
-                "--format",
-                "hf",
-                "x",
-                "--ckpt",
-                str(home / "SFT.pth"),
-                "--tokenizer_dir",
-                str(home / "tokenizer"),
-                "--dtype",
-                "q8_0",
-            ]
-        )
-
-
-# ------------------------------------------------------------------------------------------------- and back
+# ------------------------------------------------------------------------------------------------- Hugging Face
 
 
 def imported(folder, target, *words):
