@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from Config import LLMConfig
 from engine import cli, loss, options
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, worker_pool
-from engine.flags import RENAMED_FLAGS, ROOT
+from engine.flags import RENAMED_FLAGS, ROOT, flag_fields
 from engine.log import tracker, trackers
 from engine.machine import parallel
 from engine.score import answers
@@ -340,25 +341,53 @@ def outcome(name, runs, monkeypatch):
     return outcome
 
 
+def move_in(name, home, folder, monkeypatch):
+    """Copy what a user has into a new folder, with the checkpoints that the script needs, and work there."""
+    shutil.copytree(home, folder)
+    (folder / "results").mkdir(exist_ok=True)
+    for parent in LEFT_BY_EARLIER.get(name, ()):
+        for ending in (".pth", ".json"):
+            shutil.copyfile(home / f"left/{parent}{ending}", folder / f"results/{parent}{ending}")
+    monkeypatch.chdir(folder)
+
+
+def argv_of(name, home, flags):
+    """Return the usual flags of a script, and these."""
+    argv = FLAGS[name].split() if "--report" not in flags else []  # a report reads no flag of the other modes
+    if name in ("pretrain", "SFT", "distill"):
+        argv += ["--cache_dir", str(home.parent / "cache")]  # one for all
+    return [*argv, *flags.split()]
+
+
 @pytest.fixture
 def after(home, tmp_path_factory, monkeypatch):
     """after(script, run, run, ...) -> the outcome of the runs, each given as flags, in a new folder."""
 
     def after(name, *runs):
-        folder = tmp_path_factory.mktemp(name) / "home"
-        shutil.copytree(home, folder)
-        for parent in LEFT_BY_EARLIER.get(name, ()):
-            for ending in (".pth", ".json"):
-                (folder / "results").mkdir(exist_ok=True)
-                shutil.copyfile(home / f"left/{parent}{ending}", folder / f"results/{parent}{ending}")
-        monkeypatch.chdir(folder)
-        argv = FLAGS[name].split()
-        if name in ("pretrain", "SFT", "distill"):
-            argv += ["--cache_dir", str(home.parent / "cache")]  # one for all
-        # A report reads no flag of the other modes.
-        return outcome(name, [run.split() if "--report" in run else [*argv, *run.split()] for run in runs], monkeypatch)
+        move_in(name, home, tmp_path_factory.mktemp(name) / "home", monkeypatch)
+        return outcome(name, [argv_of(name, home, run) for run in runs], monkeypatch)
 
     return after
+
+
+STOPPED = {}  # (script, flags) -> the folder of a run that was stopped after a step
+
+
+@pytest.fixture
+def resumed(home, tmp_path_factory, monkeypatch):
+    """resumed(script, flags, more flags) -> the error of a stopped run that is resumed with more flags, or None."""
+
+    def resumed(name, flags, more):
+        if (name, flags) not in STOPPED:
+            STOPPED[name, flags] = tmp_path_factory.mktemp(name) / "stopped"
+            move_in(name, home, STOPPED[name, flags], monkeypatch)
+            outcome(name, [argv_of(name, home, f"{flags} --max_minutes 1e-9")], monkeypatch)
+        folder = tmp_path_factory.mktemp(name) / "home"
+        shutil.copytree(STOPPED[name, flags], folder)
+        monkeypatch.chdir(folder)
+        return outcome(name, [argv_of(name, home, f"{flags} {more} --resume")], monkeypatch)["error"]
+
+    return resumed
 
 
 def flags_of(name):
@@ -390,6 +419,41 @@ def test_every_flag_changes_something(name, flag, after):
 
 def test_cases_name_no_flag_that_is_gone():
     assert {name: set(cases) for name, cases in CASES.items()} == {name: set(flags_of(name)) for name in SCRIPTS}
+
+
+CHANGING = [
+    *(("pretrain", flag) for flag, case in (TRAINING | SHAPE).items() if case.changes == "weights"),
+    *(("SFT", flag) for flag, case in PARENT.items() if case.changes == "weights"),
+    ("distill", "--tag_weight"),
+]
+
+
+@pytest.mark.parametrize("name, flag", CHANGING)
+def test_resume_refuses_flag_that_changes_weights(name, flag, resumed):
+    case = CASES[name][flag]
+    assert "belongs to another run" in (resumed(name, case.given, f"{flag} {case.value}") or "resumed in silence")
+
+
+TRAINING_GROUPS = (options.Data, options.Training, options.Output, options.Performance)
+TRAINING_FIELDS = list(chain.from_iterable(map(flag_fields, TRAINING_GROUPS)))
+FREE = [f"--{field.name}" for field in TRAINING_FIELDS if field.metadata["free"]]
+
+
+@pytest.mark.parametrize("flag", FREE)
+def test_resume_takes_another_value_of_free_flag(flag, resumed):
+    case = CASES["pretrain"].get(flag) or CASES["pretrain"][f"--no-{flag[2:]}"]
+    more = "" if flag in ("--resume", "--overwrite") else f"{flag} {case.value}"
+    error = resumed("pretrain", case.given if case.changes != "error" else "", more)
+    assert error is None or (case.changes == "error" and flag in error)
+
+
+def test_flag_is_bound_by_a_key_that_exists():
+    derived = {"stage", "parent", "config", "tokenizer", "rows_per_step", "steps", "warmup_iters", "dtype"}
+    derived |= {"data", "dataset", "encoding", "held_out", "row_len", "loss_weights"}
+    groups = chain.from_iterable(script.parse_args([]).groups for script in (pretrain, SFT, distill))
+    for field in chain.from_iterable(flag_fields(type(group)) for group in groups):
+        free, bound_by = field.metadata["free"], field.metadata["bound_by"]
+        assert bound_by in {"", *derived} and not (free and bound_by)
 
 
 EVERY_MODE = {

@@ -24,7 +24,7 @@ from trace_recipe import trace
 
 import model as model_module
 import pretrain
-from engine import loop, optim
+from engine import loop, optim, packing
 from engine.stage import prepare
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
@@ -166,6 +166,20 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_
     for found in (weights("results/bad.pth"), calls[-1].state_dict()):
         assert all(torch.isfinite(tensor).all() for tensor in found.values())
     assert json.loads((folder / "results/bad.json").read_text("utf-8"))["step"] == 3
+
+
+@pytest.mark.parametrize("prefetchable", [False, True])
+def test_source_that_is_not_prefetchable_is_asked_after_each_step(folder, monkeypatch, prefetchable):
+    events = []
+    for name in ("load_step", "train_step"):
+        real = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *args, name=name, real=real: events.append(name) or real(*args))
+    monkeypatch.setattr(packing.Batches, "prefetchable", prefetchable)
+    pretrain.main([*SHAPE, *SHORT, "--name", "a", "--max_steps", "3"])
+    if prefetchable:
+        assert events != ["load_step", "train_step"] * 3
+    else:
+        assert events == ["load_step", "train_step"] * 3
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 1.0])
