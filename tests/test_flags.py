@@ -450,7 +450,7 @@ def test_resume_takes_another_value_of_free_flag(flag, resumed):
 def test_flag_is_bound_by_a_key_that_exists():
     derived = {"stage", "parent", "config", "tokenizer", "rows_per_step", "steps", "warmup_iters", "dtype"}
     derived |= {"data", "dataset", "encoding", "held_out", "row_len", "loss_weights"}
-    groups = chain.from_iterable(script.parse_args([]).groups for script in (pretrain, SFT, distill))
+    groups = chain.from_iterable(SCRIPTS[name].parse_args([]).groups for name in ("pretrain", "SFT", "distill"))
     for field in chain.from_iterable(flag_fields(type(group)) for group in groups):
         free, bound_by = field.metadata["free"], field.metadata["bound_by"]
         assert bound_by in {"", *derived} and not (free and bound_by)
