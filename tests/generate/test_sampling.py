@@ -48,8 +48,8 @@ def test_max_new_tokens_counts_only_new_tokens_and_may_differ_from_prompt_to_pro
 
 def drawn(logits, **options):
     options = {"temperature": 1.0, "top_p": 1.0} | options
-    chances = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0))
-    return set(sample_next_tokens(logits.expand(2000, -1), [Sampling(**options)] * 2000, chances).tolist())
+    uniforms = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0))
+    return set(sample_next_tokens(logits.expand(2000, -1), [Sampling(**options)] * 2000, uniforms).tolist())
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
@@ -58,10 +58,16 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert drawn(logits, top_p=0.6) == {0, 1}
     assert drawn(logits, top_p=0.9) == {0, 1, 2}
     assert drawn(logits) == {0, 1, 2, 3}
-    assert drawn(logits, top_k=2, top_p=0.6) == {0}  # of what top_k keeps: 0.625 and 0.375
 
 
-def test_min_p_leaves_out_what_is_less_likely_than_its_share_of_the_likeliest():
+def test_top_p_applies_after_temperature_and_top_k():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert drawn(logits, top_p=0.7) == {0, 1}
+    assert drawn(logits, top_p=0.7, temperature=2.0) == {0, 1, 2}  # of 0.38, 0.29, 0.21 and 0.12
+    assert drawn(logits, top_p=0.6, top_k=2) == {0}  # of 0.625 and 0.375
+
+
+def test_min_p_drops_tokens_below_its_share_of_the_largest():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     assert drawn(logits, min_p=0.61) == {0}
     assert drawn(logits, min_p=0.31) == {0, 1}
@@ -73,13 +79,13 @@ def test_min_p_leaves_out_what_is_less_likely_than_its_share_of_the_likeliest():
     [(0, 0.9, 0), (5, 1, 0), (5, 0.5, 0), (0, 1, 0.2), (200, 0.99, 0), (0, 1, 0), (0, 0.9999999, 0), (300, 0.6, 0.001)],
 )
 @pytest.mark.parametrize("sharpness", [0.1, 1.5, 3.0])
-def test_a_look_at_the_likeliest_finds_what_a_sorted_vocabulary_does(top_k, top_p, min_p, sharpness, monkeypatch):
+def test_top_candidates_equal_a_sorted_vocabulary(top_k, top_p, min_p, sharpness, monkeypatch):
     logits = sharpness * torch.randn(6, 500, generator=torch.Generator().manual_seed(0))
     logits[:, 7] = logits[:, 30] = logits.max()
     columns = [torch.full((6, 1), float(value)) for value in (1, top_k, top_p, min_p)]
-    found = sampling.filtered_probs(logits, *columns)
+    probs = sampling.filtered_probs(logits, *columns)
     monkeypatch.setattr(sampling, "NUM_CANDIDATES", 500)
-    torch.testing.assert_close(found, sampling.filtered_probs(logits, *columns))
+    torch.testing.assert_close(probs, sampling.filtered_probs(logits, *columns))
 
 
 def test_top_k_keeps_exactly_k_of_equal_logits():
@@ -96,29 +102,31 @@ def test_temperature_zero_is_greedy_and_low_temperature_sharpens():
     assert drawn(logits, temperature=2.0) == {0, 1, 2}
 
 
-def test_a_token_is_drawn_as_often_as_it_is_likely_and_an_impossible_one_never():
-    probabilities = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.0]])
-    chances = torch.tensor([[0.0], [0.59], [0.61], [1 - 2**-24]])
-    assert sample_from_probs(probabilities.expand(4, -1), chances).tolist() == [1, 1, 3, 3]
+def test_sample_from_probs_inverts_the_cumulative_distribution():
+    probs = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.0]])
+    uniforms = torch.tensor([[0.0], [0.59], [0.61], [1 - 2**-24]])
+    assert sample_from_probs(probs.expand(4, -1), uniforms).tolist() == [1, 1, 3, 3]
 
 
-def test_rows_of_a_batch_have_settings_of_their_own():
+def test_each_row_has_its_own_settings():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4, -1)
     free = {"temperature": 1.0, "top_p": 1.0}
     each = [Sampling(**free), Sampling(**free | {"top_p": 0.6}), Sampling(**free, top_k=3), Sampling(temperature=0)]
     assert sample_next_tokens(logits, each, torch.full((4, 1), 1 - 2**-24)).tolist() == [3, 1, 2, 0]
 
 
-def test_penalties_lower_either_sign_and_leave_unsaid_tokens_alone():
-    said = torch.tensor([[True, False, False]])
-    pick = lambda logits, said, **more: sample_next_tokens(
-        torch.tensor([logits]), [Sampling(temperature=0, **more)], torch.zeros(1, 1), said
-    )
+def test_penalties_lower_generated_tokens_of_either_sign():
+    generated = torch.tensor([[True, False, False]])
+
+    def pick(logits, generated, **penalty):
+        settings = [Sampling(temperature=0, **penalty)]
+        return sample_next_tokens(torch.tensor([logits]), settings, torch.zeros(1, 1), generated)
+
     for penalty in ({"repetition_penalty": 2.0}, {"presence_penalty": 0.75}):
-        assert pick([2.0, 1.5, -9.0], said, **penalty) == 1
-        assert pick([-1.0, -1.5, -9.0], said, **penalty) == 1
-        assert pick([2.0, 1.5, -9.0], ~said, **penalty) == 0
-        assert pick([2.0, 1.5, -9.0], torch.zeros_like(said), **penalty) == 0
+        assert pick([2.0, 1.5, -9.0], generated, **penalty) == 1
+        assert pick([-1.0, -1.5, -9.0], generated, **penalty) == 1
+        assert pick([2.0, 1.5, -9.0], ~generated, **penalty) == 0
+        assert pick([2.0, 1.5, -9.0], torch.zeros_like(generated), **penalty) == 0
 
 
 def pieces(ids):
