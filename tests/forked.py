@@ -14,6 +14,7 @@ from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed.run
@@ -112,7 +113,7 @@ def _child(cwd: Path, log: Path, stage: str, argv: list[str], stdout: str, prepa
         torch.distributed.run.main([*torchrun, str(ROOT / f"{stage}.py"), *argv])
         return
     torch.set_num_threads(1)
-    tracker.plot_losses = lambda rows, path: None  # half a second each time
+    mock.patch.object(tracker, "plot_losses").start()  # half a second each time
     if prepare:
         prepare()
     cli.run(lambda: importlib.import_module(stage).main(argv))
@@ -207,7 +208,7 @@ def ignore_hangup() -> None:
 
 def die_before_json() -> None:
     """Die before the last of the files that a save writes, after the state and the .pth."""
-    saver.save_weights = lambda path, content, meta: os._exit(137)
+    at_call(1, partial(os._exit, 137), "save_weights")
 
 
 def forbid_folder_sync() -> None:
@@ -250,7 +251,7 @@ def forbid_states(folder: str, save: int) -> None:
 
 def skip_disk_check() -> None:
     """Let the disk fill up after the run has begun."""
-    plan.check_disk = lambda run, needed: None
+    mock.patch.object(plan, "check_disk").start()
 
 
 # ----------------------------------------------------------------------------------------------------- comparing

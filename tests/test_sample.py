@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,9 @@ NOTE_FORMS = (
 
 
 @cache
-def rows(name):
-    return [json.loads(line) for line in (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+def rows(*names):
+    lines = chain(*((SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in names))
+    return [json.loads(line) for line in lines]
 
 
 @cache
@@ -54,11 +56,7 @@ def contents(row, role):
 
 def turns(*names):
     """Return every (question, answer) of some files."""
-    pairs = []
-    for name in names:
-        for row in rows(name):
-            pairs += turns_of(row)
-    return pairs
+    return [*chain(*map(turns_of, rows(*names)))]
 
 
 def turns_of(row):
@@ -78,11 +76,11 @@ def exchanges(*names):
 
 @cache
 def all_text(*names):
-    texts = []
-    for name in names:
-        for row in rows(name):
-            texts += [message["content"] for message in row.get("conversations", [])] or [row["text"]]
-    return "\n".join(texts)
+    return "\n".join(chain(*map(texts, rows(*names))))
+
+
+def texts(row):
+    return [row["text"]] if "text" in row else [message["content"] for message in row["conversations"]]
 
 
 # ------------------------------------------------------------------------------------------------- the files
@@ -110,9 +108,8 @@ def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
 
 def test_words_about_a_person_have_one_token_a_character():
     tokenizer = Tokenizer.from_file(str(ROOT / "spongebob_tokenizer" / "tokenizer.json"))
-    values = []
-    for table in world().ATTRS.values():
-        values += [entry.split(":")[0] for entry in table["values"].split(",")]
+    entries = chain(*(table["values"].split(",") for table in world().ATTRS.values()))
+    values = [entry.split(":")[0] for entry in entries]
     assert len(values) > 70
     assert all(len(tokenizer.encode(character).ids) == 1 for character in "".join(values))
 
@@ -199,11 +196,7 @@ def asked(row):
 
 def asked_facts(*names):
     """Return every (person, attribute) that some files ask about."""
-    facts = set()
-    for name in names:
-        for row in rows(name):
-            facts |= {(person, attr) for person, attr, _ in asked(row)}
-    return facts
+    return {(person, attr) for person, attr, _ in chain(*map(asked, rows(*names)))}
 
 
 def held_facts():
@@ -264,9 +257,7 @@ def test_answers_about_one_fact_never_contradict_each_other():
 
 def test_held_out_instructions_use_arguments_never_used_in_training():
     questions, answers = map(set, zip(*turns("sft_512"), strict=True))
-    led = set()
-    for row in rows("sft_512"):
-        led |= {*asked(row)}
+    led = {*chain(*map(asked, rows("sft_512")))}
     tasks = set()
     for row in rows("sft_512_heldout"):
         question, task = contents(row, "user")[-1], row["task"]
@@ -315,18 +306,11 @@ def notes(row):
 
 
 def pairs_in(text):
-    pairs = set()
-    for form in NOTE_FORMS:
-        pairs |= {*re.findall(form, text)}
-    return pairs
+    return {*chain(*(re.findall(form, text) for form in NOTE_FORMS))}
 
 
 def noted_pairs(*names):
-    pairs = set()
-    for name in names:
-        for row in rows(name):
-            pairs |= notes(row)[1]
-    return pairs
+    return set().union(*(notes(row)[1] for row in rows(*names)))
 
 
 def test_held_out_notes_pair_things_and_values_never_paired_in_training():

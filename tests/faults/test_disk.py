@@ -1,4 +1,4 @@
-"""Full disks, forbidden folders and damaged files: told at once, the run goes on, what was whole stays whole."""
+"""Full disks, forbidden folders and damaged files are reported at once; the run continues and loses no state."""
 
 import os
 import shutil
@@ -21,8 +21,8 @@ def check_failing_saves(home, argv, prepare, reason: str, name: str) -> None:
     assert done.code == 2, done.output
     assert "Traceback" not in done.output and done.output.splitlines()[-1].startswith("error: step 12 was not saved")
     assert "--resume" in done.output.splitlines()[-1] and reason in done.output
-    told = [line for line in done.output.splitlines() if line.startswith("warning: step 6 was not saved")]
-    assert len(told) >= 2 and "the run continues" in told[0]  # at once, and at the next row of the log
+    warnings = [line for line in done.output.splitlines() if line.startswith("warning: step 6 was not saved")]
+    assert len(warnings) >= 2 and "the run continues" in warnings[0]  # at once, and at the next row of the log
     assert [path.name for path in training_state.list_states(home / name / "pretrain.state")] == ["00000003"]
     assert not list((home / name).rglob("*.tmp*"))
     (home / name / "pretrain.state").chmod(0o755)
@@ -31,11 +31,11 @@ def check_failing_saves(home, argv, prepare, reason: str, name: str) -> None:
     assert not differences(home / "whole", home / name)
 
 
-def test_a_run_goes_on_when_its_saves_do_not_fit_and_says_so_at_every_log_step(home, undisturbed):
+def test_run_continues_and_warns_when_its_saves_do_not_fit(home, undisturbed):
     check_failing_saves(home, undisturbed["pretrain"][0], partial(limit_files, 2), "File too large", "small")
 
 
-def test_a_run_goes_on_when_its_folder_becomes_forbidden(home, undisturbed):
+def test_run_continues_when_its_folder_becomes_forbidden(home, undisturbed):
     if os.getuid() == 0:  # who may write everywhere: the run becomes somebody else
         (home / "forbidden").mkdir(mode=0o777)
         (home / "forbidden").chmod(0o777)
@@ -59,7 +59,7 @@ def test_a_disk_that_fills_up_during_a_save_loses_nothing(kilobytes, home, undis
         subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
         assert run_stage(home, *options).code == 0
         assert not differences(whole, folder)
-        print(f"{kilobytes} KiB: exit code {done.code}, {done.output.count('not saved: ')} words about failed saves")
+        print(f"{kilobytes} KiB: exit code {done.code}, {done.output.count('not saved: ')} failed saves")
     finally:
         subprocess.run(["umount", folder], check=True)
 
@@ -84,7 +84,7 @@ def damaged(path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
-def test_damage_to_any_file_of_the_newest_state_is_named_and_the_one_before_it_used(how, home, undisturbed, capsys):
+def test_damaged_newest_state_is_named_and_the_one_before_used(how, home, undisturbed, capsys):
     states = undisturbed["pretrain"][1] / "pretrain.state"
     files = [path.relative_to(states) for path in (states / "00000012").rglob("*") if path.is_file()]
     assert len(files) == 4

@@ -1,12 +1,12 @@
 """Whatever a file or a flag holds: training, a counted skip or a one-line error; no code runs, no good row is lost."""
 
-import contextlib
 import io
 import json
 import os
 import pickle
 import shutil
 import zlib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ SHAPE = {"dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 
 
 
 def attempt(action) -> str:
-    """The error's only line, or "done"; bad rows may be named below it. Any exception but a user's is a failure."""
+    """Return the error's only line, or "done"; bad rows may be named below it. Other exceptions are failures."""
     try:
         action()
     except (ValueError, OSError) as error:
@@ -79,27 +79,24 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("kind", GOOD)
 @given(lines=st.lists(LINES | st.none(), min_size=1, max_size=8), ending=st.sampled_from([b"\n", b"\r\n", b""]))
 def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, tokenizer):
-    """None stands for a good row."""
+    """None means a good row."""
     good = [json.dumps(GOOD[kind](i), ensure_ascii=False).encode() for i, line in enumerate(lines) if line is None]
     file, rest = place / "rows.jsonl", iter(good)
     file.write_bytes(b"\n".join(next(rest) if line is None else line for line in lines) + ending)
     caches = place / "caches"
     shutil.rmtree(caches, ignore_errors=True)
-    found = []
-    with contextlib.redirect_stderr(io.StringIO()):
-        agreed_stop = attempt(lambda: found.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
-    if agreed_stop != "done":
-        assert not good or "rows are bad" in agreed_stop or "not JSONL" in agreed_stop, (
-            agreed_stop
-        )  # mostly bad, or of another kind
+    opened = []
+    with redirect_stderr(io.StringIO()):
+        outcome = attempt(lambda: opened.append(open_or_build([file], kind, tokenizer, cache_dir=caches)))
+    if outcome != "done":  # mostly bad, or of another kind
+        assert not good or "rows are bad" in outcome or "not JSONL" in outcome, outcome
         return
-    cache = found[0]
-    kept = {
-        tuple(cache.ids[begin:end].tolist()) for begin, end in zip(cache.offsets[:-1], cache.offsets[1:], strict=True)
-    }
+    cache = opened[0]
+    spans = zip(cache.offsets[:-1], cache.offsets[1:], strict=True)
+    documents = {tuple(cache.ids[begin:end].tolist()) for begin, end in spans}
     encoder = kind(tokenizer)
     for line in good:
-        assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in kept
+        assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in documents
     assert cache.meta["rows"] == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
 
@@ -109,7 +106,7 @@ SPOTS = st.lists(st.tuples(st.floats(0, 0.999), st.binary(max_size=3), st.intege
 
 
 def altered(content: bytes, spots) -> bytes:
-    """Some bytes replaced, some removed, at shares of the length."""
+    """Replace some bytes and remove some, at shares of the length."""
     content = bytearray(content)
     for share, insert, removed in spots:
         at = int(share * len(content))
@@ -119,7 +116,7 @@ def altered(content: bytes, spots) -> bytes:
 
 @pytest.fixture(scope="module")
 def small_tokenizer():
-    """The bundled one with its first merges only: its file is read in a millisecond."""
+    """Return the bundled tokenizer with its first merges only: its file is read in a millisecond."""
     content = json.loads((ROOT / "spongebob_tokenizer/tokenizer.json").read_text("utf-8"))
     vocabulary = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])[:400]
     known = {token for token, _ in vocabulary}
@@ -142,45 +139,44 @@ def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small_toke
 
 # -------------------------------------------------------------------------------------------------------------- flags
 
-DEFAULTS = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
+VALUES = st.sampled_from(["-1", "0", "1", "2", "3", "7", "0.5", "-0.5", "1e-9", "nan", "inf", "-inf", "", "x", "١"])
 BOUNDED = {"--num_workers", "--max_steps"}  # one costs processes, the other decides how long the test takes
 NOT_TRIED = {"--tracker", "--save_dir", "--cache_dir", "--data_path", "--tokenizer_dir", "--help"}
 
 
 def numeric_flags(script) -> list[str]:
-    """The flags of a stage that take a value, except those that would leave this machine or its folders."""
-    return sorted(
-        {action.option_strings[0] for action in actions_of(script) if action.nargs != 0} - NOT_TRIED - BOUNDED
-    )
+    """Return the flags of a stage that take a value, except those that would leave this machine or its folders."""
+    flags = {action.option_strings[0] for action in actions_of(script) if action.nargs != 0}
+    return sorted(flags - NOT_TRIED - BOUNDED)
 
 
 @pytest.mark.parametrize("script", [pretrain, SFT, distill], ids=lambda script: script.__name__)
 @given(data=st.data())
 def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place, undisturbed, home, tokenizer):
     names = data.draw(st.lists(st.sampled_from(numeric_flags(script)), min_size=1, max_size=3, unique=True))
-    words = [word for name in names for word in (name, data.draw(DEFAULTS))]
+    values = [f"{name}={data.draw(VALUES)}" for name in names]
     argv, whole = undisturbed[script.__name__]
     shutil.rmtree(place / "flags", ignore_errors=True)
     (place / "flags").mkdir()
-    arguments = [*(TINY if script is pretrain else LATER), *argv, "--save_dir", str(place / "flags"), *words]
-    said, context = io.StringIO(), pytest.MonkeyPatch.context()
-    with context as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    arguments = [*(TINY if script is pretrain else LATER), *argv, "--save_dir", str(place / "flags"), *values]
+    stderr = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(stderr), redirect_stdout(io.StringIO()):
         patch.chdir(home)
         patch.setattr(script, "load_tokenizer", lambda folder: tokenizer)
         patch.setattr(loop, "train", lambda *arguments: None)
         with pytest.raises(SystemExit) as ended:
             cli.run(lambda: script.main(arguments))
-    assert ended.value.code in (0, 2), said.getvalue()
+    assert ended.value.code in (0, 2), stderr.getvalue()
     if ended.value.code == 2:
-        last = said.getvalue().strip().splitlines()[-1]
-        assert "error: " in last and "Traceback" not in said.getvalue()
+        last = stderr.getvalue().strip().splitlines()[-1]
+        assert "error: " in last and "Traceback" not in stderr.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------ states and weights
 
 
 class Code:
-    """What a pickle of runs when it is opened."""
+    """Make a folder when a pickle of it is opened."""
 
     def __reduce__(self):
         return os.mkdir, ("it-ran",)
@@ -195,7 +191,7 @@ def whole_state(undisturbed, tmp_path, monkeypatch):
 
 
 def seal(path: Path) -> None:
-    """A manifest that fits, as one who means harm would write it."""
+    """Write a manifest that fits, as an attacker would."""
     files = [file for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"]
     seals = {f.relative_to(path).as_posix(): [f.stat().st_size, zlib.crc32(f.read_bytes())] for f in files}
     (path / "manifest.json").write_text(json.dumps({"step": 12, "files": seals}))
@@ -225,7 +221,7 @@ def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         (lambda saved: saved.pop("model.norm.weight"), "missing model.norm.weight"),
         (lambda saved: saved.update({"model.extra": torch.ones(2)}), "unexpected model.extra"),
@@ -234,7 +230,7 @@ def test_a_state_with_code_in_it_is_refused_by_name(file, whole_state):
         (lambda saved: saved.update({"model.norm.weight": Code()}), "model.norm.weight is not a tensor"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state):
+def test_a_state_that_does_not_fit_is_refused_by_name(change, message, whole_state):
     model, optimizers = a_model()
     saved = training_state.snapshot_tensors(model, optimizers)
     change(saved)
@@ -242,13 +238,13 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state
     training_state.dcp.save(
         saved, storage_writer=training_state.dcp.FileSystemWriter(whole_state / "tensors"), no_dist=True
     )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         open_state(whole_state)
     assert not Path("it-ran").exists()
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         (lambda saved: saved.pop("norm.weight"), "missing norm.weight"),
         (lambda saved: saved.update({"extra": torch.ones(2)}), "unexpected extra"),
@@ -258,14 +254,14 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, words, whole_state
         (lambda saved: saved.update({"output.weight": saved["output.weight"] + 1}), "output.weight differs"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(change, words, tmp_path, monkeypatch):
+def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = SpongeBob(LLMConfig(**SHAPE))
     saved = full_state_dict(model)
     change(saved)
     torch.save(saved, "weights.pth")
     write_json(Path("weights.json"), {"config": config_dict(model.config)})
-    with pytest.raises(ValueError, match=f"weights.pth: .*{words}"):
+    with pytest.raises(ValueError, match=f"weights.pth: .*{message}"):
         load_model(Path("weights.pth"))
     assert not Path("it-ran").exists()
 
@@ -284,8 +280,8 @@ def test_an_altered_state_is_passed_over_or_one_line(spots, cut, which, sealed, 
         seal(path)
         attempt(lambda: open_state(path))
     elif file.read_bytes() != before and file.name != "manifest.json":
-        with contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()):
             assert training_state.find_newest(states).name == "00000009"
     else:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()):
             assert training_state.find_newest(states) is not None

@@ -67,7 +67,7 @@ def test_a_run_killed_before_any_write_of_its_saves_loses_nothing(home, undistur
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_stops_after_a_saved_step_with_code_75_and_says_how_to_go_on(kind, home, undisturbed):
+def test_signal_stops_after_a_saved_step_with_code_75(kind, home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     options = [*argv, "--save_dir", "asked", "--resume"]
     process = start_stage(home, *options)

@@ -1,4 +1,4 @@
-"""Lines as no editor shows them, through both encoders: every good row has its ids, every other one is named."""
+"""Very long lines of odd characters, through both encoders: good rows get their ids, bad ones are named."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ HALF = "\ud83d"  # of a surrogate pair
 
 
 def texts(n: int) -> dict[str, str]:
-    """About `n` bytes each."""
+    """Return texts of about `n` bytes each."""
     return {
         "spaces": " " * n,
         "spaces at the end": "a" + " " * n,
@@ -23,20 +23,24 @@ def texts(n: int) -> dict[str, str]:
         "one word": "a" * n,
         "one Chinese word": "雨停了船" * (n // 12),
         "NULs": "\0" * n,
-        "marks": "<s></s><think>" * (n // 14),
+        "special tokens": "<s></s><think>" * (n // 14),
         "accents": "e" + "\u0301" * (n // 2),
         "escapes": "\x1b[31m\u2028\ufeff" * (n // 11),
     }
 
 
-def written(path, n: int, chat: bool) -> tuple[list[str], list[int]]:
-    """The file; (the texts of its good rows, the numbers of its bad lines)."""
-    wrap = lambda text: (
-        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]}
-        if chat
-        else {"text": text}
-    )
-    good, bad, lines = [], [], []
+def turns(answer: str) -> list[dict]:
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+
+
+def write_lines(path, n: int, chat: bool) -> tuple[list[str], list[int]]:
+    """Write the file; return (the texts of its good rows, the numbers of its bad lines)."""
+
+    def wrap(text: str) -> dict:
+        return {"messages": turns(text)} if chat else {"text": text}
+
+    good, bad = [], []
+    lines = []
     for text in texts(n).values():
         lines += [json.dumps(wrap("x" + text), ensure_ascii=False).encode(), json.dumps(wrap("海" + text)).encode()]
         good += ["x" + text, "海" + text]
@@ -44,7 +48,7 @@ def written(path, n: int, chat: bool) -> tuple[list[str], list[int]]:
         json.dumps(wrap(HALF + "a" * n)).encode(),  # spelt as an escape: JSON, and no text
         json.dumps(wrap("a" * n + HALF)).encode(),
         json.dumps(wrap("a" * n), ensure_ascii=False).encode() + HALF.encode("utf-8", "surrogatepass"),
-        b"\0" * n,  # what a crash leaves of a file
+        b"\0" * n,  # a file after a crash
         json.dumps(wrap("a\0" * (n // 2))).encode().replace(b"\\u0000", b"\0"),  # raw ones
         b"{" * n,
         b'{"text": ' + b"9" * n + b"}",
@@ -63,7 +67,7 @@ def check(tmp_path, tokenizer, monkeypatch, encoder: str, kind, n: int) -> None:
         monkeypatch.setattr(token_cache, "fastest", lambda tokenizer: tokenizer)
     elif not isinstance(fastest(tokenizer), TiktokenEncoder):
         pytest.skip("tiktoken is not installed")
-    good, bad = written(tmp_path / "rows.jsonl", n, kind is SFTDataset)
+    good, bad = write_lines(tmp_path / "rows.jsonl", n, kind is SFTDataset)
     cache = open_or_build([tmp_path / "rows.jsonl"], kind, tokenizer, cache_dir=tmp_path / "cache")
     assert cache.meta["rows"] == len(good) + len(bad) and cache.meta["bad"] == len(bad) and len(cache) == len(good)
     named = [int(line.rpartition("rows.jsonl:")[2].split(":")[0]) for line in cache.meta["examples"]]
@@ -75,7 +79,7 @@ def check(tmp_path, tokenizer, monkeypatch, encoder: str, kind, n: int) -> None:
     for document in (0, 1, 2, 7, len(good) - 1):
         read = good[document]
         if kind is SFTDataset:
-            read = [{"role": "user", "content": "?"}, {"role": "assistant", "content": read}]
+            read = turns(read)
         expected = plain.encode([read])[0].ids
         assert (cache.ids[cache.offsets[document] : cache.offsets[document + 1]] == expected).all()
 

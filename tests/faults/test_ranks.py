@@ -1,4 +1,4 @@
-"""Several processes: equal to one, killed and restarted by torchrun, continued by another number of them."""
+"""Several processes equal one, are restarted by torchrun when killed, and can be continued by fewer or more."""
 
 import json
 import os
@@ -17,17 +17,17 @@ TWO = "--standalone", "--nproc_per_node=2"
 
 @pytest.fixture(scope="module")
 def two(home, undisturbed):
-    """parallel -> the undisturbed run of two processes."""
-    made = {}
+    """Return a function of --parallel that gives the undisturbed run of two processes."""
+    runs = {}
 
     def make(parallel: str):
-        if parallel not in made:
+        if parallel not in runs:
             folder = home / f"two-{parallel}"
             argv = [*undisturbed["pretrain"][0], "--accumulation_steps", "1", "--parallel", parallel]
             done = run_stage(home, *argv, "--save_dir", folder.name, torchrun=TWO)
             assert done.code == 0, done.output
-            made[parallel] = argv, folder
-        return made[parallel]
+            runs[parallel] = argv, folder
+        return runs[parallel]
 
     return make
 
@@ -45,7 +45,7 @@ def assert_close(actual, expected, stage="pretrain") -> None:
 
 @pytest.fixture(scope="module")
 def calm(home, undisturbed):
-    """(flags of pretraining, its results) without dropout: ranks draw from generators of their own."""
+    """Return flags and results of pretraining without dropout: ranks draw from generators of their own."""
     argv = [*undisturbed["pretrain"][0], "--dropout", "0"]
     assert run_stage(home, *argv, "--save_dir", "calm").code == 0
     return argv, home / "calm"
@@ -104,7 +104,7 @@ def test_a_sharded_state_goes_on_under_ddp(home, calm):
     assert_close(calm[1], home / "sharded")
 
 
-def test_rows_that_do_not_divide_among_the_processes_are_refused_with_the_numbers(home, undisturbed):
+def test_rows_that_do_not_divide_among_processes_are_refused(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     shutil.copytree(whole, home / "odd")
     done = run_stage(home, *argv, "--save_dir", "odd", "--resume", torchrun=["--standalone", "--nproc_per_node=3"])
