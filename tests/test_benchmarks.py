@@ -8,7 +8,21 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks import compare, decode, encode, hf_trainer, original, ours, parts, quality, rows, sweep, tags, train
+from benchmarks import (
+    compare,
+    decode,
+    encode,
+    gpu,
+    hf_trainer,
+    original,
+    ours,
+    parts,
+    quality,
+    rows,
+    sweep,
+    tags,
+    train,
+)
 from benchmarks.heldout import HeldOut
 from Config import LLMConfig
 from dataset import PretrainDataset
@@ -305,3 +319,12 @@ def test_quality_is_told_as_mean_and_deviation_over_seeds():
     _, _, line, failed, _, note = quality.table({"ours": runs, "peer": [{"failed": "why"}]})
     assert "2.500 ± 0.707" in line and "60.0% ± 14.1%" in line and "15 + 20 + 30" in line and "1 + 2 + 3" in line
     assert "not measured: why" in failed and "20.0%" in note
+
+
+@pytest.mark.parametrize("part", ["packed = padded", "cached ids = full"])
+def test_comparison_of_the_gpu_report_notices_a_difference(part, monkeypatch, one_thread):
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "SHAPE", gpu.SHAPE | {"dim": 64, "n_layers": 1, "vocab_size": 6400})
+    pair, tolerance = gpu.EQUAL[part]
+    assert gpu.compared(pair, tolerance, dry=False).startswith("equal")
+    assert gpu.compared(lambda: (pair()[0], 2 * pair()[1] + 1), tolerance, dry=False).startswith("NOT equal")

@@ -1,9 +1,11 @@
-"""The child process of test_cuda_without_one.py: trains on fake CUDA tensors and prints what it saw as JSON."""
+"""The child process of test_cuda_without_one.py: trains on fake CUDA tensors and prints its results as JSON."""
 
 import json
 import sys
 import tempfile
 import types
+from functools import partial
+from unittest import mock
 
 from benchmarks import fake_cuda
 
@@ -50,7 +52,7 @@ def a_run(
     compile=False,
     **shape,
 ) -> loop.Run:
-    """Everything train_step needs, on the fake card."""
+    """Make everything that train_step needs, on the fake GPU."""
     rt = runtime.Runtime(GPU, dtype, 0, world_size)
     with GPU:  # .to() cannot move fake parameters
         model = SpongeBob(LLMConfig(**SMALL | shape))
@@ -76,22 +78,25 @@ def a_run(
 
 
 def steps(rows=2, length=128, keep="", micro_batches=1, **options):
-    """Two steps, watched; the second finds the optimizer's state."""
+    """Watch two steps; the second one finds the optimizer's state."""
     with fake_cuda.tensors():
         run = a_run(**options)
         with fake_cuda.watch(keep) as seen:
             for _ in range(2):
                 loop.train_step(run, [batch(rows, length, [0, 100]) for _ in range(micro_batches)], 10.0)
                 assert all(parameter.grad is None for parameter in run.model.parameters())
-        seen.state = {value.device.type for o in run.optimizers for s in o.state.values() for value in s.values()}
+        seen.state = set()
+        for optimizer in run.optimizers:
+            for state in optimizer.state.values():
+                seen.state |= {value.device.type for value in state.values()}
     return seen
 
 
 def contract(calls: list) -> list[dict]:
-    """What the attention kernel was given."""
-    found = []
+    """Describe the arguments of the attention kernel."""
+    results = []
     for _, (q, k, v, starts, _, longest, *_) in calls:
-        found.append(
+        results.append(
             {
                 "dtypes": sorted({str(t.dtype) for t in (q, k, v)}),
                 "starts": str(starts.dtype),
@@ -102,7 +107,7 @@ def contract(calls: list) -> list[dict]:
                 "longest": longest,
             }
         )
-    return found
+    return results
 
 
 def waits_in_a_step() -> dict:
@@ -114,16 +119,16 @@ def waits_in_a_step() -> dict:
         "float32": {"dtype": torch.float32},
         "float16": {"dtype": torch.float16},
     }
-    found = {}
+    results = {}
     for name, options in variants.items():
         seen = steps(**options)
-        found[name] = {"waits": seen.waits, "state": sorted(seen.state)}
-    return found
+        results[name] = {"waits": seen.waits, "state": sorted(seen.state)}
+    return results
 
 
 def attention_of_cards() -> dict:
-    """documents: the kernel; mask: one of SDPA's fused kernels with a mask; the heads of keys and queries it got."""
-    found = {}
+    """Return per GPU ["documents"] for the kernel, or the heads of queries and keys that SDPA got with a mask."""
+    results = {}
     for card, dtype in [
         (fake_cuda.H100, "bfloat16"),
         (fake_cuda.RTX_4090, "bfloat16"),
@@ -132,39 +137,35 @@ def attention_of_cards() -> dict:
         (fake_cuda.T4, "float16"),
     ]:
         fake_cuda.pretend(card)
-        heads, real = set(), torch.nn.functional.scaled_dot_product_attention
-
-        def noted(q, k, v, heads=heads, real=real, **words):
-            heads.add((q.shape[1], k.shape[1]))
-            return real(q, k, v, **words)
-
-        torch.nn.functional.scaled_dot_product_attention = noted
+        sdpa = torch.nn.functional.scaled_dot_product_attention
         with fake_cuda.tensors(), fake_cuda.watch() as seen:
             run = a_run(getattr(torch, dtype), n_heads=4, n_kv_heads=2)
-            with run.runtime.autocast():
+            with (
+                run.runtime.autocast(),
+                mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", wraps=sdpa) as watched,
+            ):
                 run.loss(*batch(2, 128, [0, 100]))
-        torch.nn.functional.scaled_dot_product_attention = real
-        found[f"{card.name} {dtype}"] = ["documents"] if any(KERNEL in name for name in seen.names) else sorted(heads)
+        heads = {(call.args[0].shape[1], call.args[1].shape[1]) for call in watched.call_args_list}
+        results[f"{card.name} {dtype}"] = ["documents"] if any(KERNEL in name for name in seen.names) else sorted(heads)
     fake_cuda.pretend(fake_cuda.H100)
-    return found
+    return results
 
 
 def heads_that_take_the_kernel() -> dict:
-    found = {}
+    results = {}
     for dim, heads in [(64, 2), (160, 8), (24, 2), (528, 2), (512, 2)]:
         with fake_cuda.tensors(), fake_cuda.watch() as seen:
             run = a_run(dim=dim, n_heads=heads)
             with run.runtime.autocast():
                 run.loss(*batch(2, 128, [0, 100]))
-        found[str(dim // heads)] = any(KERNEL in name for name in seen.names)
-    torch.backends.cuda.is_flash_attention_available = lambda: False
-    found["without flash"] = any(KERNEL in name for name in steps().names)
-    torch.backends.cuda.is_flash_attention_available = lambda: True
-    return found
+        results[str(dim // heads)] = any(KERNEL in name for name in seen.names)
+    with mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: False):
+        results["without flash"] = any(KERNEL in name for name in steps().names)
+    return results
 
 
 def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
-    """loop.train on rows of the sample. The loader's thread has no fake mode, so it is called in line."""
+    """Run loop.train on rows of the sample, without the loader's thread, which has no fake mode."""
     tables = []
     with fake_cuda.tensors() as mode, fake_cuda.watch(KERNEL) as seen:
         run = a_run(vocab_size=6400)
@@ -174,49 +175,46 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         def load_step(run, step):
             with _disable_current_modes():  # rows and counts are real
                 batches = run.batches.step(step)
-                tables.extend(one.cu_seqlens.diff().tolist() for one in batches)
+                tables.extend(batch.cu_seqlens.diff().tolist() for batch in batches)
                 counts = count_tokens(batches, run.token_bytes)
-            return [Batch(*map(mode.from_tensor, one)).to(GPU) for one in batches], counts
+            return [Batch(*map(mode.from_tensor, batch)).to(GPU) for batch in batches], counts
 
-        loop.load_step, loop.prefetch = load_step, lambda make, steps, ahead: ((*make(step), 0.0) for step in steps)
+        def prefetch(make, steps, ahead):
+            for step in steps:
+                yield *make(step), 0.0
+
+        loop.load_step, loop.prefetch = load_step, prefetch
         tracker = types.SimpleNamespace(log=lambda row: None, show=lambda *_: None)
         seen.waits.clear()
-        loop.train(
-            run,
-            loop.Progress(),
-            tracker,
-            lambda run, progress: None,
-            StopRequest(),
-        )
-        told = {"steps": run.steps, "log rows": 2, "waits": list(seen.waits), "contract": contract(seen.calls)}
-        told["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
+        loop.train(run, loop.Progress(), tracker, lambda run, progress: None, StopRequest())
+        result = {"waits": list(seen.waits), "contract": contract(seen.calls)}
+        result["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
-        sampling.argmax_tokens = lambda logits: logits.argmax(-1)  # NumPy has no fake numbers
+        sampling.argmax_tokens = partial(torch.argmax, dim=-1)  # NumPy has no fake numbers
         slots = engine.GenerationEngine(Decoder(run.model.eval()), num_slots=2, max_seq_len=32)
         requests = [slots.add(engine.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:
             engine.GenerationEngine.step.__wrapped__(slots)
-    return told | {"generate": {"tokens": len(requests[0].ids), "waits": list(seen.waits)}}
+    return result | {"generate": {"tokens": len(requests[0].ids), "waits": list(seen.waits)}}
 
 
 def budget() -> dict:
-    """Kernels, traffic and memory of one micro-batch of the default shape, 32 x 512."""
+    """Count kernels, traffic and memory of one micro-batch of the default shape, 32 x 512."""
     with fake_cuda.tensors(), fake_cuda.watch() as seen:
         run = a_run(dim=512, n_layers=8, n_heads=8, n_kv_heads=2, vocab_size=6400, max_seq_len=512)
         before = seen.kernels, seen.bytes
         loop.add_gradients(run, [batch(32, 512, [0, 100])], 10.0)
-    made = {"kernels": seen.kernels - before[0], "bytes": seen.bytes - before[1], "peak": seen.peak}
-    return made
+    return {"kernels": seen.kernels - before[0], "bytes": seen.bytes - before[1], "peak": seen.peak}
 
 
 def graphs(tables: list[list[int]]) -> dict:
-    """The graphs that torch.compile makes over steps with different tables of documents."""
+    """List the graphs that torch.compile makes over steps with different cu_seqlens."""
     import torch._dynamo as dynamo
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.utils import counters
 
-    real, found = torch.compile, {}
+    real, results = torch.compile, {}
     few = [[0], [0, 100], [0, 7, 128, 200]]
     for name, options, some in (
         ("plain", {}, tables),
@@ -225,9 +223,13 @@ def graphs(tables: list[list[int]]) -> dict:
         ("fsdp", {"world_size": 8}, few),
     ):
         made = []
-        note = lambda kind, made=made: lambda graph, _: made.append(kind) or make_boxed_func(graph.forward)
-        backend = aot_autograd(fw_compiler=note("forward"), bw_compiler=note("backward"))
-        torch.compile = lambda what, backend=backend, **more: real(what, backend=backend, **more)
+
+        def compiler(direction, made=made):
+            return lambda graph, _: made.append(direction) or make_boxed_func(graph.forward)
+
+        torch.compile = partial(
+            real, backend=aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward"))
+        )
         dynamo.reset()
         counters.clear()
         with fake_cuda.tensors():
@@ -236,13 +238,13 @@ def graphs(tables: list[list[int]]) -> dict:
             for begins in some:
                 loop.train_step(run, [batch(2, 128, begins)], 10.0)
                 after.append(len(made))
-        found[name] = {"graphs": made, "after": after, "breaks": sum(counters["graph_break"].values())}
+        results[name] = {"graphs": made, "after": after, "breaks": sum(counters["graph_break"].values())}
     torch.compile = real
-    return found
+    return results
 
 
 def fake_ranks() -> None:
-    """Eight ranks of which only this one exists."""
+    """Join eight ranks of which only this one exists."""
     import torch.distributed as dist
     import torch.distributed.fsdp._fully_shard._fully_shard as fsdp
     from torch.distributed.device_mesh import init_device_mesh
@@ -251,7 +253,7 @@ def fake_ranks() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
     fake_cuda.no_streams()
     mesh = init_device_mesh("cuda", (8,))
-    fsdp._init_default_mesh = lambda *_, **__: mesh
+    mock.patch.object(fsdp, "_init_default_mesh", lambda *_, **__: mesh).start()
 
 
 def main() -> dict:
@@ -272,7 +274,7 @@ def main() -> dict:
             "budget": budget(),
             "loop": whole_run(packing.pack(rows.segments, 256, 0, 128), cache, sizes),
         }
-        # As many documents as micro-batches of an epoch have, laid over two rows of 128.
+        # The numbers of documents that micro-batches of an epoch have, in two rows of 128.
         epoch = Batches(cache, rows, COST, batch_size=32, rows_per_step=32, seed=0)
         counts = sorted({len(epoch.step(step)[0].cu_seqlens) - 1 for step in range(epoch.steps_per_epoch)})
     fake_ranks()

@@ -1,4 +1,4 @@
-"""Random generators that were put back go on as if nothing had been drawn meanwhile."""
+"""Random generators that were restored continue as if nothing had been drawn in between."""
 
 import random
 
@@ -12,9 +12,18 @@ def draw() -> list[float]:
     return [random.random(), float(np.random.random()), float(torch.rand(1))]  # noqa: NPY002 (the global one is meant)
 
 
-def test_every_generator_goes_on_where_it_was_saved():
+def test_every_generator_continues_from_its_saved_state():
     draw()  # somewhere in the middle of what each has made in advance
     states = rng.random_states()
     first, second = draw(), draw()
     rng.set_random_states(states)
     assert [draw(), draw()] == [first, second] and first != second
+
+
+def test_random_state_of_mps_is_restored(monkeypatch):
+    restored = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    rng.set_random_states(rng.random_states())
+    assert restored == [torch.tensor([7], dtype=torch.uint8)]

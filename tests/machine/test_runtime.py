@@ -1,4 +1,4 @@
-"""The device and dtype that were asked for, or an error that names them."""
+"""Device, dtype, seed and ranks of a run, or an error that names them."""
 
 import platform
 import subprocess
@@ -8,12 +8,12 @@ import pytest
 import torch
 from factories import CPU, ROOT, torchrun
 
-from engine import options
+from engine import console, options
 from engine.machine import runtime
 from engine.options import Precision
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+def test_gpu_that_does_not_exist_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="cuda:9: there are 2 GPUs"):
@@ -21,7 +21,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", options.DTYPES)
-def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(name):
+def test_matrix_products_run_in_the_dtype_of_the_run(name):
     rt = runtime.start(Precision(device="cpu", dtype=name), 0)
     weight = torch.eye(8, requires_grad=True)
     with rt.autocast():
@@ -31,7 +31,7 @@ def test_products_run_in_the_dtype_that_was_asked_for_and_only_fp16_is_scaled(na
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_the_system():
+def test_memory_of_freed_tensors_is_reused_without_page_faults():
     program = (
         "import resource, torch; from engine.machine import runtime; from engine.options import Precision;"
         "runtime.start(Precision(device='cpu'), 0);"
@@ -44,15 +44,26 @@ def test_the_memory_of_a_large_tensor_is_used_again_instead_of_being_cleared_by_
     assert int(done.stdout) < 1000  # of the 16,384 pages that it has
 
 
-def test_processes_wait_for_what_the_main_one_makes_as_long_as_it_takes(tmp_path, monkeypatch):
+def test_processes_wait_for_the_main_one_without_a_limit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = torchrun(ROOT / "tests/machine/waiting_ranks.py")
-    assert sorted(said.splitlines()) == [f"{rank} has what was made by the main process" for rank in range(2)]
+    output = torchrun(ROOT / "tests/machine/waiting_ranks.py")
+    assert sorted(output.splitlines()) == [f"{rank} has what was made by the main process" for rank in range(2)]
 
 
-def test_what_is_drawn_after_a_start_depends_on_its_seed_alone():
+def test_random_numbers_depend_on_the_seed_alone():
     def drawn(seed: int) -> float:
         runtime.start(CPU, seed)
         return torch.rand(()).item()
 
     assert drawn(7) == drawn(7) != drawn(8)
+
+
+@pytest.mark.parametrize("stale", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": ""}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_rank_that_a_shell_left_behind_is_named(stale, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in stale.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="in the environment"):
+        runtime.rank_and_world_size()
+    assert console.is_main_process() in (True, False)  # the error itself can be printed

@@ -21,7 +21,7 @@ from forked import (
     weight_bytes,
 )
 
-from engine import console, files
+from engine import files
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 QUICK = [
@@ -171,19 +171,6 @@ def test_names_that_are_not_utf8_are_names(home, tmp_path):
 def test_json_has_null_for_what_is_no_number():
     row = {"norm": float("nan"), "more": [float("inf"), 1.5], "name": "结果\udcff"}
     assert files.to_json(row) == '{"norm": null, "more": [null, 1.5], "name": "结果'.encode() + b'\\udcff"}\n'
-
-
-@pytest.mark.parametrize("given", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": ""}, {"RANK": "2", "WORLD_SIZE": "2"}])
-def test_a_rank_left_in_the_environment_is_named(given, monkeypatch):
-    from engine.machine import runtime
-
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="in the environment"):
-        runtime.rank_and_world_size()
-    assert console.is_main_process() in (True, False)  # the error itself can be told
 
 
 def test_fp16_that_only_overflows_ends_with_one_line(home, tmp_path):
