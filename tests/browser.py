@@ -1,4 +1,4 @@
-"""A headless Chromium driven through its DevTools pipe: one page, clicks, what it shows, screenshots."""
+"""Drive one page of a headless Chromium through its DevTools pipe: clicks, expressions, screenshots."""
 
 import base64
 import fcntl
@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Browser:
-    """A page at a width. Commands and answers are JSON, a zero byte after each, on descriptors 3 and 4."""
+    """A page of a given size. Commands and answers are JSON with a zero byte after each, on descriptors 3 and 4."""
 
     def __init__(self, page: Path | str, width: int, height: int, profile: Path, dark: bool = False):
         (read_there, self.to), (self.back, write_there) = os.pipe(), os.pipe()
@@ -40,7 +40,8 @@ class Browser:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, preexec_fn=put_in_place, close_fds=False, **quiet)
         os.close(read_there), os.close(write_there)
-        self.number, self.rest, self.events, self.session = 0, b"", [], None
+        self.number, self.session = 0, None
+        self.events, self.rest = [], b""
         try:
             self.open(page, width, height, dark)
         except BaseException:
@@ -49,7 +50,7 @@ class Browser:
 
     def open(self, page: Path | str, width: int, height: int, dark: bool) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
-        target = next(one["targetId"] for one in targets if one["type"] == "page")
+        target = next(target["targetId"] for target in targets if target["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
@@ -90,20 +91,20 @@ class Browser:
             self.events.append(answer)
 
     def run(self, code: str) -> object:
-        """The value of an expression in the page; a promise is awaited."""
+        """Return the value of an expression in the page; a promise is awaited."""
         done = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
     def wait(self, code: str, seconds: float = 20) -> None:
-        """Until the expression is true."""
+        """Wait until the expression is true."""
         end = time.monotonic() + seconds
         while not self.run(code):
             assert time.monotonic() < end, f"still not after {seconds} s: {code}"
             time.sleep(0.05)
 
     def click(self, selector: str) -> None:
-        """A real click, in the middle of what is seen there, when it has come to rest."""
+        """Click in the middle of an element, once it no longer moves."""
         find = (
             f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
             " node.scrollIntoView({block: 'center'});"
@@ -111,7 +112,7 @@ class Browser:
             " return {x: x + width / 2, y: y + height / 2}; })()"
         )
         spot = self.run(find)
-        for _ in range(10):  # what grows above it moves it
+        for _ in range(10):  # content that grows above it moves it
             time.sleep(0.02)
             before, spot = spot, self.run(find)
             if before == spot:
@@ -127,7 +128,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def complaints(self) -> list[str]:
-        """What the console, an uncaught error or the network had to say."""
-        told = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        """Return messages of the console, uncaught errors and network errors."""
+        methods = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         self.run("0")
-        return [json.dumps(event["params"])[:400] for event in self.events if event.get("method") in told]
+        return [json.dumps(event["params"])[:400] for event in self.events if event.get("method") in methods]

@@ -1,4 +1,4 @@
-"""One checkpoint in the forms in which people hand it on: loaded as the same weights, or refused with a true reason."""
+"""Checkpoints in the forms that people share: loaded as the same weights, or refused with the reason."""
 
 import json
 from collections import OrderedDict

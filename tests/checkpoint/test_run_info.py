@@ -1,4 +1,4 @@
-"""A state's run.pt is read only as this program writes it; anything else is one line that says what is odd."""
+"""run.pt is read only as this program writes it; anything else is refused in one line that names the keys."""
 
 import copy
 
@@ -34,7 +34,7 @@ WHOLE = RunInfo(
 
 @pytest.fixture
 def info_of(tmp_path):
-    """info_of(content) -> what read_info makes of it."""
+    """info_of(content) writes run.pt and reads it."""
 
     def info_of(content):
         torch.save(content, tmp_path / "run.pt")

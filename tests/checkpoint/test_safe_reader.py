@@ -1,4 +1,4 @@
-"""A state that was written on another system, or by somebody who means harm, opens or is refused by name."""
+"""States written on another system are read; states that run code or leave their folder are refused."""
 
 import pickle
 from pathlib import PurePosixPath, PureWindowsPath
@@ -48,7 +48,7 @@ def test_a_state_with_a_path_of_either_system_is_read(home, kind, owner, tmp_pat
     file.write_bytes(content.replace(b"cpathlib\nPurePosixPath\n", f"c{home}\n{kind}\n".encode()))
     training_state.load_into(tmp_path, *owner)
     read = PlainReader(tmp_path / "tensors").read_metadata().storage_meta.checkpoint_id
-    assert read == (PureWindowsPath if kind == "WindowsPath" else PurePosixPath)("here")
+    assert read == {"WindowsPath": PureWindowsPath, "PosixPath": PurePosixPath}[kind]("here")
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "..\\a", "a\\b", "C:a", "C:\\a", "\\\\server\\share\\a", "."])

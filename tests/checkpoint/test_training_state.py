@@ -1,4 +1,4 @@
-"""States: as many as are kept, and none that is not as it was written."""
+"""Only the newest states stay, and a damaged one is found."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A .gguf holds the same model: read back by gguf's own reader here, spoken by llama.cpp in `make test-runtimes`."""
+"""A .gguf holds the same model: read by the gguf package here, and by llama.cpp in `make test-runtimes`."""
 
 import importlib.util
 import json
@@ -31,11 +31,12 @@ CHAT = [
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """{name: numbers} as gguf's reader gives them, in their own dtype where numpy has it."""
-    return {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) if tensor.data.ndim > 1 else tensor.data
-        for tensor in gguf.GGUFReader(path).tensors
-    }
+    """Return {name: values} from gguf's reader, matrices in float32."""
+    arrays = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        is_matrix = tensor.data.ndim > 1
+        arrays[tensor.name] = gguf.quants.dequantize(tensor.data, tensor.tensor_type) if is_matrix else tensor.data
+    return arrays
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
@@ -177,14 +178,16 @@ runtimes = [
 
 @pytest.fixture
 def llama(tmp_path, request):
-    """llama(model, dtype) -> ask(path, **fields): llama.cpp's own server on what export.py wrote."""
+    """llama(model, dtype) -> ask(path, **fields): llama.cpp's server with an exported model."""
     import xllamacpp
 
     def start(model, dtype="float32"):
         to_gguf(model, TOKENIZER_DIR, tmp_path / "m.gguf", dtype, {})
         params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel = str(tmp_path / "m.gguf"), model.config.max_seq_len, 1
-        params.n_gpu_layers, params.cpuparams.n_threads, params.warmup, params.verbosity = 0, 1, False, -1
+        params.model.path, params.n_ctx = str(tmp_path / "m.gguf"), model.config.max_seq_len
+        params.n_parallel = params.cpuparams.n_threads = 1
+        params.n_gpu_layers, params.verbosity = 0, -1
+        params.warmup = False
         server = xllamacpp.Server(params)
         request.addfinalizer(lambda: server)  # it lives as long as the test
 
@@ -219,12 +222,9 @@ class TestByLlamaCpp:
         ]
         assert len(texts) >= 300
         plain = {"add_special": False, "parse_special": False}
-        wrong = [
-            text
-            for text in texts
-            if ask("/tokenize", content=text, **plain)["tokens"] != TOKENIZER.encode(text, add_special_tokens=False).ids
-        ]
-        assert not wrong
+        for text in texts:
+            expected = TOKENIZER.encode(text, add_special_tokens=False).ids
+            assert ask("/tokenize", content=text, **plain)["tokens"] == expected, text
 
     @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
     @pytest.mark.parametrize("kv_heads", [4, 2])

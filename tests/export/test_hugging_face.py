@@ -1,4 +1,4 @@
-"""What export.py writes for transformers gives the same ids, logits and answers there."""
+"""An exported folder gives the same ids, logits and answers in transformers."""
 
 import json
 import os

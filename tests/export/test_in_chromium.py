@@ -1,6 +1,6 @@
 """The page in a headless Chromium, clicked through at the width of a desk and of a phone (make test-pages).
 
-Screenshots lie in the folder that PICTURES names, or with pytest's temporary files.
+Screenshots go to the folder that PICTURES names (default: a temporary folder).
 """
 
 import os
@@ -26,7 +26,7 @@ HOSTILE = "<img src=x onerror=document.title='!'> 你好"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Two stages of a small untrained model whose answers end when they are stopped, or long after."""
+    """Two stages of a small untrained model whose answers end only when they are stopped or reach the limit."""
     folder = tmp_path_factory.mktemp("page")
     shape = {"dim": 256, "n_layers": 4, "hidden_dim": 768, "max_seq_len": 2048}
     stages = {name: leave(folder, name, seed, ends=False, **shape) for seed, name in enumerate(("pretrain", "SFT"))}
@@ -105,8 +105,7 @@ def test_tokens_heads_and_switches_change_what_is_shown(browser):
     browser.click("#tokens button:nth-child(3)")
     browser.wait("document.querySelector('#token').textContent.startsWith('Position 2,')")
     assert browser.run("document.querySelectorAll('#lens tr').length") == 6  # a heading, the embedding, four layers
-    loss = lambda: browser.run("document.querySelector('#found').textContent")
-    whole = loss()
+    whole = browser.run("document.querySelector('#found').textContent")
     browser.click("#heads button:nth-child(6)")
     browser.wait("!document.querySelector('#map').hidden")
     assert browser.run("document.querySelector('#map').width === document.querySelectorAll('#tokens button').length")

@@ -1,6 +1,6 @@
-"""The model in one page computes what model.py computes, says what dataset.py says, and needs nothing else.
+"""The page computes what model.py computes, renders what dataset.py renders, and loads nothing.
 
-Its program runs here in node, cut out of the very file that a browser opens.
+Its program is taken out of the file that a browser opens, and runs in node.
 """
 
 import json
@@ -42,7 +42,7 @@ SCALED = {
 }
 ODD = {"dim": 18, "n_heads": 3, "n_kv_heads": 1, "hidden_dim": 53, "n_layers": 3, "rope_scaling": SCALED}
 
-# The worker of a page, with its first model loaded; what it says is gathered in a list.
+# The worker of a page, with its first model loaded; its messages are gathered in `said`.
 START = """
 const fs = require("fs"), vm = require("vm"), page = fs.readFileSync(process.argv[2], "utf8");
 const part = (id) => page.match(new RegExp(`<script[^>]* id="${id}">([^]*?)</script>`))[1];
@@ -70,7 +70,7 @@ END = "\n})().then((result) => console.log(JSON.stringify(result ?? null)));"
 
 
 def run(page: Path, code: str, given: object = None) -> object:
-    """What `code` returns in the worker of `page`; `input` in it is `given`."""
+    """Return the result of `code` in the worker of `page`; `input` in it is `given`."""
     script = page.with_suffix(".js")
     script.write_text(START + code + END, encoding="utf-8")
     words = json.dumps(given)
@@ -82,9 +82,9 @@ def run(page: Path, code: str, given: object = None) -> object:
 
 
 def leave(folder: Path, name: str, seed: int = 0, ends: bool = True, **shape) -> Path:
-    """A checkpoint of the stage `name`, as a run leaves it; logits of up to about 10, attention that chooses.
+    """Write a checkpoint of the stage `name`, with logits of up to about 10 and attention that is not uniform.
 
-    Without `ends` the control tokens' logits are 0, and top_k never draws them: an answer is as long as it may be.
+    Without `ends` the special tokens' logits are 0, and top_k never draws them: an answer has the largest length.
     """
     model = tiny(seed, **shape)
     if not ends:
@@ -115,7 +115,7 @@ def page(folder):
 
 
 def on_the_page(folder: Path, name: str = "SFT", kind: str = "int8"):
-    """The model with the weights rounded as the page holds them."""
+    """Return the model with the weights rounded as on the page."""
     model, _ = load_model(folder / f"{name}.pth")
     model.load_state_dict({name: fake_quantize(weight, kind) for name, weight in model.state_dict().items()})
     return model.eval()
@@ -126,7 +126,7 @@ def some_ids(count: int) -> list[int]:
 
 
 def odd_texts(count: int) -> list[str]:
-    """Held-out rows, and mixtures of everything that a tokenizer may stumble over."""
+    """Return held-out rows, and random mixtures of everything that is hard for a tokenizer."""
     lines = (ROOT / "data/sample/pretrain_heldout.jsonl").read_text(encoding="utf-8").split("\n")[:40]
     texts = [json.loads(line)["text"] for line in lines if line]
     texts += ["", " ", "\n", "\ufeffa \ufeff", "a\x85b \x85\x85 c", "x\u180ey", "it's IT'S don't 'll 've're"]
@@ -191,7 +191,8 @@ def test_greedy_answers_equal_the_engine_and_reuse_the_cache(folder, page, token
 
 @needs_node
 def test_losses_lens_and_attention_equal_the_model(folder, page):
-    model, ids, looks = on_the_page(folder), some_ids(50), []
+    model, ids = on_the_page(folder), some_ids(50)
+    looks = []
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         real = model_file._sdpa
 
@@ -231,8 +232,8 @@ def test_the_switches_switch_off_the_named_part(folder, page, monkeypatch):
     def no_head(model, _):
         model.layers[1].attention.wo.weight[:, 16:32] = 0
 
-    def no_layer(model, _):
-        model.layers[0].forward = lambda x, context: x
+    def no_layer(model, patch):
+        patch.setattr(model.layers[0], "forward", lambda x, context: x)
 
     def no_positions(_, patch):
         patch.setattr(model_file, "rope_frequencies", lambda config, device: torch.zeros(config.head_dim // 2))
@@ -257,10 +258,10 @@ def test_the_switches_switch_off_the_named_part(folder, page, monkeypatch):
       return all;"""
     found = run(page, code, {"ids": ids[0].tolist(), "switches": [switch for switch, _ in switches]})
     plain = logits(lambda model, patch: None)
-    for (switch, change), one in zip(switches, found, strict=True):
-        expected = logits(change)
+    for (switch, change), values in zip(switches, found, strict=True):
+        expected, actual = logits(change), torch.tensor(values)
         assert (expected - plain).abs().max() > 0.1, switch
-        torch.testing.assert_close(torch.tensor(one).view_as(expected), expected, rtol=0, atol=1e-4, msg=str(switch))
+        torch.testing.assert_close(actual.view_as(expected), expected, rtol=0, atol=1e-4, msg=str(switch))
 
 
 @needs_node
@@ -315,16 +316,18 @@ def test_unusual_texts_have_the_ids_of_the_tokenizer_and_decode_again(page, toke
 
 @needs_node
 def test_the_page_renders_the_prompt_of_training(page, tokenizer):
-    print0 = lambda role, content: {"role": role, "content": content}
+    def turn(role, content):
+        return {"role": role, "content": content}
+
     chats = [
-        [print0("user", "你好")],
+        [turn("user", "你好")],
         [
-            print0("system", "短"),
-            print0("user", "Hi\n"),
-            print0("assistant", "<think>\n嗯</think><answer>好"),
-            print0("user", "?"),
+            turn("system", "短"),
+            turn("user", "Hi\n"),
+            turn("assistant", "<think>\n嗯</think><answer>好"),
+            turn("user", "?"),
         ],
-        [print0("user", "</s>\n<s>system\nx"), print0("assistant", "a</think></think>b"), print0("user", "<s>")],
+        [turn("user", "</s>\n<s>system\nx"), turn("assistant", "a</think></think>b"), turn("user", "<s>")],
     ]
     code = """
       const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
@@ -334,8 +337,10 @@ def test_the_page_renders_the_prompt_of_training(page, tokenizer):
     prompts, parts = run(page, code, chats)
     dataset = SFTDataset(tokenizer)
     assert prompts == [dataset.prompt(chat) for chat in chats]
-    pieces = [piece for chat in chats for piece, _ in dataset.template_parts(chat, add_generation_prompt=True)]
-    assert parts == [piece for piece in pieces if isinstance(piece, str)]
+    expected = []
+    for chat in chats:
+        expected += [part for part, _ in dataset.template_parts(chat, add_generation_prompt=True)]
+    assert parts == [part for part in expected if isinstance(part, str)]
 
 
 @needs_node
@@ -384,7 +389,7 @@ def test_a_pretrained_model_continues_a_text_and_can_be_stopped(folder, page, to
 
 
 class Tags(HTMLParser):
-    """What a browser would see: the scripts, and everything that could load something."""
+    """The ids of a page's scripts, and everything that could load something."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -395,7 +400,8 @@ class Tags(HTMLParser):
         if tag == "script":
             self.scripts.append(dict(attributes).get("id", "view"))
         self.outside += [name for name, _ in attributes if name in ("src", "href", "action", "srcset")]
-        self.outside += [tag] if tag in ("link", "iframe", "img", "object", "base") else []
+        if tag in ("link", "iframe", "img", "object", "base"):
+            self.outside.append(tag)
 
 
 def test_the_page_loads_nothing_and_its_policy_forbids_it(page):
@@ -419,15 +425,17 @@ def test_the_program_makes_no_markup_of_text_and_stays_short():
     assert len(re.findall(makes_markup, source["page.html"])) == 4
     named = ("model.js", "tokenizer.js", "view.js", "page.html")
     assert sum(len(source[name].splitlines()) for name in named) <= 600
-    assert max(len(line) for name in source.keys() - {"words.txt"} for line in source[name].splitlines()) <= 120
+    for name in source.keys() - {"words.txt"}:
+        assert max(map(len, source[name].splitlines())) <= 120
 
 
 def test_every_text_of_the_view_exists_in_both_languages():
     words = (chat_page.PROGRAM / "words.txt").read_text(encoding="utf-8").splitlines()
-    table = {key.strip(): languages for key, *languages in (line.split("|") for line in words)}
-    assert all(len(languages) == 2 for languages in table.values())
-    fields = lambda text: sorted(re.findall(r"\{\w+\}", text))
-    assert all(fields(english) == fields(chinese) for english, chinese in table.values())
+    table = {}
+    for line in words:
+        key, english, chinese = line.split("|")
+        table[key.strip()] = english
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese))
     used = "".join(path.read_text(encoding="utf-8") for path in chat_page.PROGRAM.glob("*[sl]"))
     assert {key for key in table if not re.search(rf"\b{key}\b", used)} == set()
     asked = set(re.findall(r'say\("(\w+)"', used)) | set(re.findall(r'data-say="(\w+)"', used))
@@ -438,7 +446,7 @@ def test_every_text_of_the_view_exists_in_both_languages():
 
 
 def exported(folder: Path, *flags: str) -> list[dict]:
-    """The models on the page that export.py writes."""
+    """Return the models on the page that export.py writes."""
     (folder / "page.html").unlink(missing_ok=True)
     export.main(["--format", "page", str(folder / "page.html"), "--save_dir", str(folder), *flags])
     content = (folder / "page.html").read_text(encoding="utf-8")
@@ -456,8 +464,8 @@ def exported(folder: Path, *flags: str) -> list[dict]:
 )
 def test_export_writes_the_chosen_stages_in_order(folder, flags, names):
     models = exported(folder, *flags)
-    assert [one["name"] for one in models] == names
-    assert [one["chats"] for one in models] == [name != "pretrain" for name in names]
+    assert [model["name"] for model in models] == names
+    assert [model["chats"] for model in models] == [name != "pretrain" for name in names]
 
 
 def test_a_model_of_the_sample_comes_with_questions(folder, tmp_path):
@@ -469,8 +477,8 @@ def test_a_model_of_the_sample_comes_with_questions(folder, tmp_path):
 
 
 def test_export_writes_the_requested_dtype_and_context(folder):
-    (one,) = exported(folder, "--weight_dtype", "float16", "--max_seq_len", "77")
-    assert one["weights"] == "float16" and one["shape"]["max_seq_len"] == 77
+    (model,) = exported(folder, "--weight_dtype", "float16", "--max_seq_len", "77")
+    assert model["weights"] == "float16" and model["shape"]["max_seq_len"] == 77
 
 
 @pytest.mark.parametrize(
@@ -513,7 +521,7 @@ def test_vocabulary_rows_without_a_token_are_not_on_the_page(tmp_path):
 def test_stages_of_the_original_scripts_are_found(folder, tmp_path):
     for end in (".pth", ".json"):
         shutil.copy(folder / f"SFT{end}", tmp_path / f"SFT_1024{end}")
-    assert [one["name"] for one in exported(tmp_path, "--stages")] == ["SFT_long"]
+    assert [model["name"] for model in exported(tmp_path, "--stages")] == ["SFT_long"]
 
 
 def test_an_existing_page_is_not_overwritten(folder):
