@@ -248,13 +248,6 @@ def score_files(
     return results, records
 
 
-def save_scores(path: Path, results: dict[str, dict]) -> None:
-    """Merge results into the file of earlier scores, by file name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, earlier | results)
-
-
 def scores_file(checkpoint: Path, folder: Path, weights: str) -> Path:
     """Name a checkpoint's scores file; a namesake from elsewhere must not replace that of the folder's own."""
     own = folder / checkpoint.name
@@ -276,7 +269,8 @@ def run(args: Args, tokenizer: Tokenizer) -> None:
             source = {key: before[name][key] for key in ("weights", "records")}
             results[name]["baseline"] = {"checkpoint": baseline, "metrics": change} | source
     target = scores_file(path, Path(args.checkpoint.save_dir), next(iter(results.values()))["weights"])
-    save_scores(target, results)
+    earlier = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    write_json(target, earlier | results)  # by file name
     print0(f"wrote {target}")
     print0(table.format_markdown(path.stem, results))
 

@@ -44,15 +44,13 @@ Span = tuple[list[int], int]  # (ids, first): ids[first:] spell a choice
 
 def read_question(number: int, row: dict) -> Question:
     """Read a row's content, or raise BadRow."""
-    question, choices, answer = map(row.get, ("question", "choices", "answer"))
-    if not isinstance(question, str) or not question.strip():
-        raise BadRow('"question" is no text')
+    question = text_of(row.get("question"), '"question"', may_be_empty=True)
+    choices, answer = row.get("choices"), row.get("answer")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise BadRow(f'"choices" is no list of 2 to {len(LETTERS)} texts')
-    if not all(isinstance(choice, str) and choice for choice in choices):
-        raise BadRow('a text in "choices" is empty or no text')
-    for text in (question, *choices):
-        text_of(text, "a text of the question", may_be_empty=True)
+    choices = [text_of(choice, 'a text in "choices"', may_be_empty=True) for choice in choices]
+    if not question.strip() or not all(choices):
+        raise BadRow('"question" or a text in "choices" is empty')
     if isinstance(answer, str) and len(answer) == 1:
         answer = LETTERS.find(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
