@@ -61,9 +61,9 @@ class Api:
 
     async def check_key(self, http: Request) -> None:
         """Refuse a wrong API key."""
-        given = http.headers.get("authorization", "").removeprefix("Bearer ")
+        key = http.headers.get("authorization", "").removeprefix("Bearer ")
         # Headers are read as Latin-1, whatever bytes they hold; a key is typed in UTF-8.
-        if self.key is not None and not hmac.compare_digest(given.encode("latin-1"), os.fsencode(self.key)):
+        if self.key is not None and not hmac.compare_digest(key.encode("latin-1"), os.fsencode(self.key)):
             raise APIError(401, "a wrong API key, or none: Authorization: Bearer KEY", code="invalid_api_key")
 
     async def health(self) -> dict:
@@ -117,13 +117,11 @@ class Api:
             raise APIError(500, str(error)) from None
         chat_model = loaded.chat_model
         if isinstance(params, CompletionRequest):
-            field = "prompt"
             texts = [params.prompt] if isinstance(params.prompt, str) else params.prompt
             prompts = [Prompt(chat_model.encode_text(text)) for text in texts]
         elif not chat_model.chats:
             raise APIError(400, f"{name} continues a text and does not chat: use /v1/completions", param="model")
         else:
-            field = "messages"
             messages = [message.as_row for message in params.messages]
             if params.truncation == "auto":
                 prompts = [chat_model.fit_messages(messages, params.max_new_tokens or chat_model.context)]
@@ -132,7 +130,8 @@ class Api:
         longest = max(len(prompt.ids) for prompt in prompts)
         if longest >= chat_model.context:
             message = f"the prompt takes {longest} tokens of a context of {chat_model.context}: no room for an answer"
-            raise APIError(400, message, code="context_length_exceeded", param=field)
+            param = "prompt" if isinstance(params, CompletionRequest) else "messages"
+            raise APIError(400, message, code="context_length_exceeded", param=param)
         return loaded, prompts
 
     async def _respond(self, http: Request, request_type: type[ChatCompletionRequest] | type[CompletionRequest]) -> Any:
@@ -144,7 +143,7 @@ class Api:
         self.engine_thread.submit(response.choices)
         if params.stream:
             return StreamingResponse(response.events(http), media_type="text/event-stream")
-        return JSONResponse(await response.whole(http))
+        return JSONResponse(await response.json_body(http))
 
     def _model_json(self, name: str) -> dict:
         created = int(self.models.paths()[name].stat().st_mtime)

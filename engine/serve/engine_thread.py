@@ -22,7 +22,7 @@ class ServedRequest(Request):
     engine: GenerationEngine
     notify: Callable[[], None]  # called after every step that changed the answer
     deadline: float  # of time.monotonic
-    error: str = ""  # why there is no answer: "timeout", or the first line of an exception
+    error: APIError | None = None  # why there is no whole answer
 
 
 class EngineThread:
@@ -86,7 +86,7 @@ class EngineThread:
         now = time.monotonic()
         for request in self._requests:
             if now > request.deadline and not request.error:
-                request.error = "timeout"
+                request.error = APIError(503, "the answer took longer than this server allows", code="timeout")
                 request.cancel()
         try:
             updated = engine.step()
@@ -98,7 +98,7 @@ class EngineThread:
             engine.cache.kv.zero_()  # a NaN would reach the next requests
             for request in updated:
                 if not request.finish_reason:
-                    request.error = request.error or first_line(error)
+                    request.error = request.error or APIError(500, first_line(error))
                     request.finish("error")
         for request in self._requests.intersection(updated):
             if request.finish_reason:

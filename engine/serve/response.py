@@ -39,16 +39,16 @@ class Choice(ServedRequest):
     sent: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})  # characters
     num_logprobs: int = 0  # tokens whose log-probabilities were sent
     offsets: TextOffsets = field(default_factory=TextOffsets)
-    done: bool = False
+    is_finished: bool = False
 
     def next_delta(self) -> dict[str, str]:
         """Return the text that was not sent yet: {"reasoning_content" or "content": text}."""
-        self.done = bool(self.finish_reason)  # read before the text, which is then whole
+        self.is_finished = bool(self.finish_reason)  # read before the text, which is then whole
         text = self.written
         delta = {"content": text[self.num_read :]}
         if self.parser is not None:
             self.parser.add(text[self.num_read :])
-            if self.done:
+            if self.is_finished:
                 self.parser.end()
             parts = {"reasoning_content": self.parser.thought, "content": self.parser.content}
             delta = {name: part[self.sent[name] :] for name, part in parts.items()}
@@ -105,7 +105,7 @@ class ResponseBuilder:
         if prompts[0].num_dropped:
             self.head["left_out_messages"] = prompts[0].num_dropped
 
-    async def whole(self, http: HttpRequest) -> dict:
+    async def json_body(self, http: HttpRequest) -> dict:
         """Return the finished response."""
         async for _ in self._steps(http):
             pass
@@ -120,9 +120,9 @@ class ResponseBuilder:
                 roles = [{"index": choice.index, "delta": delta, "finish_reason": None} for choice in self.choices]
                 yield format_event(self.head | {"choices": roles})
             async for _ in self._steps(http):
-                for choice in [choice for choice in self.choices if not choice.done]:
+                for choice in [choice for choice in self.choices if not choice.is_finished]:
                     delta = choice.next_delta()
-                    if delta or choice.done:
+                    if delta or choice.is_finished:
                         yield format_event(self.head | {"choices": [self._choice_json(choice, delta, "delta")]})
             if self.params.stream_options and self.params.stream_options.include_usage:
                 yield format_event(self.head | {"choices": [], "usage": self._usage()})
@@ -138,7 +138,7 @@ class ResponseBuilder:
                 finished = all(choice.finish_reason for choice in self.choices)
                 for choice in self.choices:
                     if choice.error and choice.finish_reason:
-                        raise _error_of(choice)
+                        raise choice.error
                 yield
                 if finished:
                     return
@@ -174,15 +174,9 @@ class ResponseBuilder:
             body[part] = {"role": "assistant", "content": "", **delta}
         else:
             body[part] = delta
-        return body | {"finish_reason": choice.finish_reason if choice.done else None}
+        return body | {"finish_reason": choice.finish_reason if choice.is_finished else None}
 
 
 def format_event(content: dict) -> str:
     """Return a server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-def _error_of(choice: Choice) -> APIError:
-    if choice.error == "timeout":
-        return APIError(503, "the answer took longer than this server allows", code="timeout")
-    return APIError(500, choice.error)

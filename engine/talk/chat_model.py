@@ -99,8 +99,8 @@ class ChatModel(NamedTuple):
     def build_messages(self, history: Iterable[tuple[str, str]], question: str | None = None) -> list[dict]:
         """Return the messages of a chat: system message, question-answer pairs, and the next question."""
         turns = [] if self.system is None else [("system", as_text(self.system))]
-        for asked, answered in history:
-            turns += [("user", asked), ("assistant", answered)]
+        for user, assistant in history:
+            turns += [("user", user), ("assistant", assistant)]
         if question is not None:
             turns.append(("user", as_text(question)))
         return [{"role": role, "content": content} for role, content in turns]
@@ -161,5 +161,5 @@ def drop_oldest_turn(messages: list[dict]) -> list[dict]:
     The system message stays.
     """
     first = int(messages[0]["role"] == "system")
-    asked = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
-    return [*messages[:first], *messages[asked[0] :]] if asked else []
+    questions = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
+    return [*messages[:first], *messages[questions[0] :]] if questions else []

@@ -39,8 +39,8 @@ def test_without_the_key_only_health_answers(api, address, client, monkeypatch):
         assert httpx.get(address + path).status_code == 401
     with pytest.raises(openai.AuthenticationError, match="API key"):
         client.chat.completions.create(model="SFT", messages=user("你好"))
-    for given, status in (("秘密", 200), ("秘", 401), ("\x80", 401)):
-        headers = {"Authorization": f"Bearer {given}".encode()}
+    for key, status in (("秘密", 200), ("秘", 401), ("\x80", 401)):
+        headers = {"Authorization": f"Bearer {key}".encode()}
         assert httpx.get(f"{address}/v1/models", headers=headers).status_code == status
     monkeypatch.setattr(api, "key", "secret")
     assert client.with_options(api_key="secret").models.list().data
@@ -126,16 +126,16 @@ def test_impossible_server_flags_are_refused_at_the_start(flags, reason, tmp_pat
 
 def test_server_listens_at_its_address_and_sigterm_is_no_error(tmp_path, monkeypatch, capsys):
     save(tiny(), tmp_path / "SFT.pth")
-    seen = {}
+    bound = {}
 
     def run(self, sockets):
-        seen["at"] = sockets[0].getsockname()
+        bound["address"] = sockets[0].getsockname()
         signal.raise_signal(signal.SIGTERM)  # as uvicorn does at its end
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     before = signal.getsignal(signal.SIGTERM)
     serve.main(["--save_dir", str(tmp_path), "--device", "cpu", "--host", "0.0.0.0", "--port", "0"])
     signal.signal(signal.SIGTERM, before)
-    assert seen["at"][0] == "0.0.0.0" and f"http://0.0.0.0:{seen['at'][1]}" in capsys.readouterr().out
+    assert bound["address"][0] == "0.0.0.0" and f"http://0.0.0.0:{bound['address'][1]}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no such checkpoint. Make it with: python SFT.py"):
         serve.main(["--save_dir", str(tmp_path / "none"), "--device", "cpu"])

@@ -51,10 +51,10 @@ NEUTRAL_FIELDS = {
 }
 
 
-@pytest.mark.parametrize("more", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
-def test_null_and_neutral_fields_change_nothing(address, more):
+@pytest.mark.parametrize("extra", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
+def test_null_and_neutral_fields_change_nothing(address, extra):
     needed = {"model": "SFT", "temperature": 0, "max_tokens": 5}
-    answer = httpx.post(f"{address}/v1/chat/completions", json=NEUTRAL_FIELDS | needed | more)
+    answer = httpx.post(f"{address}/v1/chat/completions", json=NEUTRAL_FIELDS | needed | extra)
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["message"]["content"] == greedy_answer("你好", 5)
 

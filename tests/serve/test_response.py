@@ -35,22 +35,22 @@ def test_answer_has_usage_and_finish_reason(client):
 def test_text_is_continued_up_to_the_stop_string(client):
     prompt = [1, *TOKENIZER.encode("从前", add_special_tokens=False).ids]
     (ids,) = complete(tiny(2), [prompt], max_new_tokens=30, end_id=EOS, temperature=0)
-    whole = TOKENIZER.decode(ids, skip_special_tokens=False)
+    full_text = TOKENIZER.decode(ids, skip_special_tokens=False)
     options = {"model": "pretrain", "temperature": 0, "max_tokens": 30}
-    answer = client.completions.create(prompt=["从前", "从前"], stop=[whole[9:12]], **options)
-    assert [choice.text for choice in answer.choices] == [whole[: whole.index(whole[9:12])]] * 2
+    answer = client.completions.create(prompt=["从前", "从前"], stop=[full_text[9:12]], **options)
+    assert [choice.text for choice in answer.choices] == [full_text[: full_text.index(full_text[9:12])]] * 2
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert answer.choices[0].finish_reason == "stop"
     pieces = [chunk.choices[0].text for chunk in client.completions.create(prompt="从前", stream=True, **options)]
-    assert "".join(pieces) == whole
+    assert "".join(pieces) == full_text
     with pytest.raises(openai.BadRequestError, match="does not chat"):
         client.chat.completions.create(model="pretrain", messages=user("你好"))
 
 
 def test_seed_decides_and_choices_differ(client):
-    def ask(n=1, **more):
+    def ask(n=1, **extra):
         options = {"model": "SFT", "messages": user("讲个故事"), "temperature": 1.2, "top_p": 1, "max_tokens": 12}
-        return [choice.message.content for choice in client.chat.completions.create(**options, n=n, **more).choices]
+        return [choice.message.content for choice in client.chat.completions.create(**options, n=n, **extra).choices]
 
     three = ask(3, seed=7)
     assert three == ask(3, seed=7) and len(set(three)) == 3

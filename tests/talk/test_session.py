@@ -15,7 +15,7 @@ def test_history_cnt_pairs_are_in_the_next_prompt(ask, monkeypatch, count):
     histories, original = [], ChatModel.make_prompt
 
     def spy(self, question, history=()):
-        histories.append([asked for asked, _ in history])
+        histories.append([question for question, _ in history])
         return original(self, question, history)
 
     monkeypatch.setattr(ChatModel, "make_prompt", spy)
