@@ -6,11 +6,15 @@ import shutil
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from factories import rows, tensors
-from forked import LONGER, children, differences, finish, run_stage, start_stage, wait_for
+from forked import LONGER, TINY, children, differences, finish, run_stage, start_stage, wait_for
+
+import pretrain
+from engine.stage import resume
 
 TWO = "--standalone", "--nproc_per_node=2"
 
@@ -104,7 +108,16 @@ def test_a_sharded_state_goes_on_under_ddp(home, calm):
     assert_close(calm[1], home / "sharded")
 
 
-def test_rows_that_do_not_divide_among_processes_are_refused(home, undisturbed):
+def test_rows_that_do_not_divide_among_processes_are_refused(undisturbed):
+    argv, whole = undisturbed["pretrain"]
+    args = pretrain.parse_args([*TINY, *argv, "--save_dir", str(whole), "--resume"])
+    rt = SimpleNamespace(world_size=3, broadcast_from_main=lambda make: make())
+    with pytest.raises(ValueError, match="4 rows a step, which do not divide into 3 processes x 2 rows"):
+        resume.begin(args, rt)
+
+
+@pytest.mark.faults
+def test_three_processes_refuse_the_state_of_one_by_its_rows(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     shutil.copytree(whole, home / "odd")
     done = run_stage(home, *argv, "--save_dir", "odd", "--resume", torchrun=["--standalone", "--nproc_per_node=3"])
