@@ -13,30 +13,37 @@ from engine.options import OPTIMIZERS, SCHEDULES, Training
 
 
 def build(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
-    """The optimizers that together update every parameter once, by name, rate and decay of `training`.
+    """Build the optimizers that together update every parameter once.
 
     adamw: arXiv:1711.05101, betas 0.9 and 0.95 as LLaMA. Matrices decay; norms do not, nor do embeddings: a rare
     token's row gets no gradient in most steps and would only shrink.
     muon: the hidden matrices by Muon, scaled so that their steps are as long as AdamW's and one rate serves both
     (arXiv:2502.16982, equation 4); embeddings and norms by AdamW.
+
+    Args:
+        model: Its parameters are updated.
+        training: Optimizer, learning rate and weight decay.
+    Raises:
+        ValueError: No optimizer of that name.
     """
-    name, lr, weight_decay = training.optimizer, training.learning_rate, training.weight_decay
+    name, lr = training.optimizer, training.learning_rate
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is not known, expected one of {', '.join(OPTIMIZERS)}")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings]
     others = [p for p in parameters if p.dim() < 2 or id(p) in embeddings]
-    decays, stays = {"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
-    by_adamw = [decays, stays] if name == "adamw" else [stays]
-    adamw = torch.optim.AdamW(by_adamw, lr=lr, betas=(0.9, 0.95), fused=True)
+    groups = [{"params": others, "weight_decay": 0.0}]
+    if name == "adamw":
+        groups.insert(0, {"params": matrices, "weight_decay": training.weight_decay})
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     if name == "adamw":
         return [adamw]
-    return [Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(matrices, lr=lr, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, with the matrices of one shape orthogonalised in one batch and in the device's fast dtype.
+    """torch.optim.Muon, with the matrices of one shape orthogonalized in one batch and in the device's fast dtype.
 
     Momentum, nesterov, decay and rate are torch's, and so is the state. Torch's own loop computes in bf16 everywhere,
     which CPUs without bf16 units emulate, and launches some 24 small kernels a matrix.
@@ -44,6 +51,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             shapes = defaultdict(list)
             for parameter in group["params"]:
@@ -53,7 +61,7 @@ class Muon(torch.optim.Muon):
                 if isinstance(parameters[0], DTensor):  # sharded: torch gathers them one by one
                     return super().step()
                 update = torch.stack(self._with_momentum(parameters, group["momentum"]))
-                update = orthogonalise(update, group["ns_coefficients"], group["ns_steps"]).unbind()
+                update = orthogonalize(update, group["ns_coefficients"], group["ns_steps"]).unbind()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
@@ -68,10 +76,17 @@ class Muon(torch.optim.Muon):
         return torch._foreach_lerp(gradients, buffers, momentum)
 
 
-def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """Each matrix of x (N, m, n) with its singular values brought near 1, by Newton-Schulz (kellerjordan.github.io).
+def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Bring the singular values of each matrix near 1 by Newton-Schulz iteration (kellerjordan.github.io/posts/muon).
 
     One step takes x to p(G) x with the Gram matrix G = x x^T and p(G) = aI + bG + cG^2.
+
+    Args:
+        x: N matrices, (N, m, n).
+        coefficients: a, b and c.
+        steps: Iterations, at least 1.
+    Returns:
+        (N, m, n), in the dtype of x.
     """
     a, b, c = coefficients
     shape, dtype = x.shape, x.dtype
@@ -96,11 +111,22 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
 
 
 def schedule(name: str, *, max_lr: float, steps: int, warmup: int, decay_share: float = 0.2) -> Callable[[int], float]:
-    """step (0, 1, ... steps - 1) -> learning rate. Rises linearly, reaches `peak` in step `warmup`, and then:
+    """Make the schedule: step (0, 1, ... steps - 1) -> learning rate.
 
-    cosine: falls to a tenth of the peak in the last step (arXiv:2005.14165).
+    It rises linearly, reaches `max_lr` in step `warmup`, and then:
+
+    cosine: falls to a tenth of it in the last step (arXiv:2005.14165).
     linear: falls to zero, which it would reach one step after the last (arXiv:2502.15938).
     wsd:    stays, and falls linearly to zero over the last `decay_share` of the steps (arXiv:2404.06395).
+
+    Args:
+        name: cosine, linear or wsd.
+        max_lr: Peak learning rate.
+        steps: Steps of the run.
+        warmup: Steps of warm-up.
+        decay_share: Share of the steps in which wsd falls.
+    Raises:
+        ValueError: No schedule of that name, or a warm-up that is not shorter than the run.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r} is not known, expected one of {', '.join(SCHEDULES)}")
@@ -122,10 +148,12 @@ def schedule(name: str, *, max_lr: float, steps: int, warmup: int, decay_share: 
 
 
 def default_warmup_steps(steps: int) -> int:
+    """Return a tenth of the steps, at most 100."""
     return min(100, steps // 10)
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -22,7 +22,7 @@ def test_orthogonalising_applies_the_polynomial_to_the_singular_values_alone(sha
     for _ in range(5):
         sizes = COEFFICIENTS[0] * sizes + COEFFICIENTS[1] * sizes**3 + COEFFICIENTS[2] * sizes**5
     expected = u @ torch.diag_embed(sizes) @ v
-    torch.testing.assert_close(optim.orthogonalise(x, COEFFICIENTS, 5).double(), expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(optim.orthogonalize(x, COEFFICIENTS, 5).double(), expected, rtol=rtol, atol=atol)
 
 
 def test_muon_makes_the_steps_of_torchs_muon():

@@ -44,7 +44,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """Start of a run, fresh or resumed.
 
     Args:
         output: The user's flags.
