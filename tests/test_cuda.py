@@ -29,7 +29,7 @@ def losses(rows: list[dict]) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_the_losses_of_200_steps_agree_with_the_cpu(tmp_path):
+def test_losses_of_200_steps_agree_with_the_cpu(tmp_path):
     on_cuda = losses(train(tmp_path, "cuda", "--max_steps", "200", "--device", "cuda", "--dtype", "float32"))
     on_cpu = losses(train(tmp_path, "cpu", "--max_steps", "200", "--device", "cpu", "--dtype", "float32"))
     assert on_cuda[:20] == pytest.approx(on_cpu[:20], rel=1e-3) and on_cuda == pytest.approx(on_cpu, rel=0.03)
@@ -41,7 +41,7 @@ def test_every_head_size_trains(tmp_path, heads):
     assert len(losses(train(tmp_path, "x", *words, "--dim", "160"))) == 2
 
 
-def test_a_step_under_torchs_own_watch_waits_for_nothing():
+def test_step_waits_for_nothing():
     loss = gpu.fresh()
     batch = gpu.rows()
     gpu.figures(loss, batch)
@@ -53,7 +53,7 @@ def test_a_step_under_torchs_own_watch_waits_for_nothing():
 
 
 @pytest.mark.parametrize("part", gpu.EQUAL)
-def test_what_must_be_equal_is(part):
+def test_results_that_must_be_equal_are(part):
     pair, tolerance = gpu.EQUAL[part]
     assert gpu.compared(pair, tolerance, dry=False).startswith("equal")
 

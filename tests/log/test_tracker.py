@@ -19,7 +19,7 @@ def steps(output) -> list[int]:
     return [json.loads(line)["step"] for line in output.metrics.read_text("utf-8").splitlines()]
 
 
-def test_rows_that_a_killed_run_logged_after_its_last_state_are_cut_off(output):
+def test_rows_after_the_last_state_of_a_killed_run_are_removed(output):
     before = Tracker(output, {}, steps=9)
     for step in (2, 4, 6):
         before.log({"step": step, "loss": 1.0})
@@ -30,7 +30,7 @@ def test_rows_that_a_killed_run_logged_after_its_last_state_are_cut_off(output):
 
 
 @pytest.mark.parametrize("done, shown_again_from", [(0, 0), (5, 6)])
-def test_tensorboard_forgets_the_steps_that_will_be_shown_again(output, monkeypatch, done, shown_again_from):
+def test_tensorboard_hides_the_steps_that_are_repeated(output, monkeypatch, done, shown_again_from):
     asked, fake = [], ModuleType("torch.utils.tensorboard")
     fake.SummaryWriter = lambda folder, purge_step: asked.append(purge_step)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)

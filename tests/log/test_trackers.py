@@ -50,7 +50,7 @@ def opened(service, run_id=None, step=0):
     return trackers.open_service(service, Path("results/v1.5.metrics.jsonl"), "project", {}, run_id, step)
 
 
-def test_tensorboard_takes_back_what_comes_after_the_state_that_a_run_goes_on_from(asked):
+def test_tensorboard_hides_the_steps_after_the_state(asked):
     opened("tensorboard"), opened("tensorboard", step=300)
     first, again = asked.starts
     assert first["purge_step"] == 0 and again["purge_step"] == 301
@@ -58,7 +58,7 @@ def test_tensorboard_takes_back_what_comes_after_the_state_that_a_run_goes_on_fr
 
 
 @pytest.mark.parametrize("service", ["wandb", "swanlab"])
-def test_a_resumed_run_goes_on_in_the_run_of_the_service(service, asked, monkeypatch):
+def test_resumed_run_continues_the_run_of_the_service(service, asked, monkeypatch):
     monkeypatch.setenv(f"{service.upper()}_API_KEY", "key")
     assert opened(service).run_id == "new"
     assert opened(service, run_id="old", step=3).run_id == "old"
@@ -68,7 +68,7 @@ def test_a_resumed_run_goes_on_in_the_run_of_the_service(service, asked, monkeyp
 
 
 @pytest.mark.parametrize("service, mode", [("wandb", "offline"), ("swanlab", "local")])
-def test_without_an_account_or_a_network_a_run_is_kept_here_and_that_is_said(service, mode, asked, monkeypatch, capsys):
+def test_run_without_account_or_network_is_local_and_says_so(service, mode, asked, monkeypatch, capsys):
     opened(service)
     assert asked.starts[-1]["mode"] == mode
     monkeypatch.setenv(f"{service.upper()}_API_KEY", "wrong")
@@ -77,7 +77,7 @@ def test_without_an_account_or_a_network_a_run_is_kept_here_and_that_is_said(ser
     assert asked.starts[-1]["mode"] == mode and f"{service}: 401: no such key" in capsys.readouterr().out
 
 
-def test_what_wandb_was_told_by_its_own_settings_is_left_to_it(asked, monkeypatch):
+def test_settings_of_wandb_are_left_to_it(asked, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key")
     opened("wandb")
     monkeypatch.delenv("WANDB_API_KEY")
@@ -86,17 +86,17 @@ def test_what_wandb_was_told_by_its_own_settings_is_left_to_it(asked, monkeypatc
     assert ["mode" in start for start in asked.starts] == [False, False]
 
 
-def test_a_part_without_a_service_keeps_the_run_for_the_next_one(asked):
+def test_part_without_a_service_keeps_the_run_for_the_next_one(asked):
     assert opened("none", run_id="old").run_id == "old"
 
 
-def test_a_project_that_a_service_does_not_take_is_one_line(asked):
+def test_project_that_a_service_refuses_is_one_line(asked):
     asked.failing = 9
     with pytest.raises(ValueError, match="--tracker wandb, --wandb_project project: 401: no such key$"):
         opened("wandb")
 
 
-def test_a_service_that_fails_in_the_run_gets_nothing_more_and_the_run_goes_on(asked, tmp_path, capsys):
+def test_service_that_fails_receives_nothing_more(asked, tmp_path, capsys):
     tracker = Tracker(Output(name="a", save_dir=str(tmp_path), tracker="wandb"), {}, steps=4)
     tracker.service.run.log = lambda values, step: 1 / 0
     for step in (1, 2):

@@ -29,7 +29,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_two_starts_at_once_are_one_run_and_a_refusal(home, tmp_path):
+def test_second_start_of_a_name_is_refused(home, tmp_path):
     first = start_paused(home, "--save_dir", str(tmp_path), prepare=partial(pause_at, "write", 1))
     for how in ([], ["--overwrite"], ["--resume"]):
         second = run_stage(home, "--save_dir", str(tmp_path), *how)
@@ -41,7 +41,7 @@ def test_two_starts_at_once_are_one_run_and_a_refusal(home, tmp_path):
     assert not (tmp_path / "pretrain.lock").exists()
 
 
-def test_a_lock_that_a_killed_run_left_holds_nobody_up(home, tmp_path):
+def test_lock_that_a_killed_run_left_blocks_no_run(home, tmp_path):
     process = start_paused(home, "--save_dir", str(tmp_path), prepare=PHASES["in_step"])
     process.kill()
     process.join()
@@ -50,7 +50,7 @@ def test_a_lock_that_a_killed_run_left_holds_nobody_up(home, tmp_path):
     assert weight_bytes(tmp_path) == weight_bytes(home / "whole")
 
 
-def test_a_lock_of_another_machine_is_honoured_and_the_file_to_delete_is_named(tmp_path):
+def test_lock_of_another_machine_is_honored_and_named(tmp_path):
     path = tmp_path / "pretrain.lock"
     left = {"process": os.getpid(), "machine": "node7", "kernel": "another", "since": "2026-01-01 00:00:00"}
     path.write_text(json.dumps(left))
@@ -67,7 +67,7 @@ def test_a_lock_of_another_machine_is_honoured_and_the_file_to_delete_is_named(t
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"process": "x"}'])
-def test_a_lock_that_a_crash_cut_off_holds_nobody_up(left, tmp_path):
+def test_lock_that_a_crash_cut_off_blocks_no_run(left, tmp_path):
     (tmp_path / "a.lock").write_text(left)
     with lock.hold_lock(tmp_path / "a.lock"):
         pass
@@ -106,7 +106,7 @@ def test_a_disk_without_locks_is_judged_by_the_process_number(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_the_run_before_are_not_the_result_of_one_that_overwrote_it(home, tmp_path):
+def test_weights_of_an_overwritten_run_are_not_the_result(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     here = ["--save_dir", str(tmp_path / "out"), "--learning_rate", "0.02", "--save_step", "0"]
     assert run_stage(home, *here, "--overwrite", prepare=die_before_json).code == 137
@@ -125,7 +125,7 @@ def test_weights_of_the_run_before_are_not_the_result_of_one_that_overwrote_it(h
         ["--resume", "--seed", "7"],
     ],
 )
-def test_a_start_that_is_refused_renames_and_removes_nothing(home, flags, tmp_path):
+def test_start_that_is_refused_renames_and_removes_nothing(home, flags, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     (tmp_path / "out/pretrain.state/00000007.tmp").mkdir()
     (tmp_path / "out/pretrain.state/00000007.tmp/part").touch()
@@ -136,7 +136,7 @@ def test_a_start_that_is_refused_renames_and_removes_nothing(home, flags, tmp_pa
     assert done.code == 2 and contents(tmp_path / "out") == before, done.output
 
 
-def test_a_damaged_state_is_set_aside_when_the_run_goes_on(home, tmp_path):
+def test_damaged_state_is_renamed_when_the_run_resumes(home, tmp_path):
     shutil.copytree(home / "whole", tmp_path / "out")
     (tmp_path / "out/pretrain.state/00000006/run.pt").write_bytes(b"")
     done = run_stage(home, "--save_dir", str(tmp_path / "out"), "--resume")
@@ -151,7 +151,7 @@ def test_states_that_overwrite_cannot_delete_are_an_error(home, tmp_path):
     assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
 
 
-def test_a_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
+def test_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
     (tmp_path / "package.json").write_text('{"name": "shop"}')
     for how in ([], ["--overwrite"], ["--resume"]):
         done = run_stage(home, "--save_dir", str(tmp_path), "--name", "package", *how)
@@ -160,7 +160,7 @@ def test_a_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
 
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n == 20 else pytest.mark.faults) for n in range(1, 60)])
-def test_a_run_that_overwrites_may_be_killed_between_any_two_files(home, number, tmp_path):
+def test_run_that_overwrites_can_be_killed_between_any_two_files(home, number, tmp_path):
     """It goes on and ends with its own bits, or is refused with a reason and its weights of before are there."""
     shutil.copytree(home / "whole", tmp_path / "out")
     here = ["--learning_rate", "0.02", "--save_dir"]
