@@ -1,1 +1,1 @@
-"""What the recipes share: plain functions and small dataclasses, one training loop. README.md has the reading order."""
+"""Engine of the recipes: plain functions and small dataclasses, one training loop. README.md has the reading order."""
