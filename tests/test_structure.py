@@ -167,21 +167,9 @@ TESTED_IN = {
     "engine.corpus.digests": "corpus/test_token_cache",
     "engine.corpus.jsonl": "corpus/test_token_cache faults/test_long_lines",
     "engine.corpus.worker_pool": "corpus/test_token_cache stage/test_surroundings",
-    "engine.export.hugging_face": "export/test_imported test_model_vs_hf",
     "engine.generate.detokenizer": "generate/test_engine",
     "engine.generate.sample_text": "stage/test_train",
-    "engine.machine.nan_checks": "machine/test_cuda_without_one stage/test_surroundings",
-    "engine.machine.rendezvous": "machine/test_parallel",
-    "engine.machine.stopping": "faults/test_kills stage/test_surroundings",
-    "engine.pages.html": "pages/test_report",
-    "engine.score.answers": "score/test_evaluate",
-    "engine.score.loglikelihood": "score/test_evaluate",
-    "engine.score.records": "score/test_evaluate",
-    "engine.score.table": "score/test_evaluate",
-    **{f"engine.serve.{name}": "serve/test_api" for name in ("engine_thread", "models", "protocol", "response")},
-    "engine.stage.prepare": "stage/test_train",
     "engine.stage.saver": "stage/test_train faults/test_disk",
-    "engine.talk.session": "talk/test_terminal",
 }
 
 
