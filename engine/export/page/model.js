@@ -1,18 +1,18 @@
-// The decoder of model.py again: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and a key-value cache.
+// The decoder of model.py in JavaScript: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and a key-value cache.
 // Shapes: T tokens of a chunk, S positions of the cache, C dim, H query heads, D head size, V tokens.
 
-/** A matrix whose rows lie eight by eight: one walk through x feeds eight sums. */
+/** A matrix with its rows interleaved in groups of eight: one pass over x feeds eight sums. */
 class Matrix {
   constructor(rows, columns) {
     Object.assign(this, { rows, columns, values: new Float32Array(((rows + 7) & ~7) * columns) });
   }
 
-  /** Where a row begins; its numbers are eight places apart. */
+  /** The index of a row's first value; its values are eight positions apart. */
   place(row) {
     return (row & ~7) * this.columns + (row & 7);
   }
 
-  /** x (T, columns) -> (T, rows). The last rows first: what they write behind a vector's end is then written over. */
+  /** x (T, columns) -> (T, rows). The last rows first: what they write past a vector's end is overwritten. */
   times(x) {
     const { rows, columns, values: w } = this, y = new Float32Array(x.length / columns * rows), wide = rows + 7 & ~7;
     for (let next = 0; next < wide; next += 8)
@@ -35,7 +35,7 @@ function halfToFloat(bits) {
   return exponent === 0 ? sign * fraction * 2 ** -24 : sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
-/** {name: Matrix or vector} of packed bytes: all float32 numbers (vectors, scales of rows), then the matrices. */
+/** Unpack {name: Matrix or vector}: all float32 values (vectors, scales of rows) come first, then the matrices. */
 function unpack({ buffer }, { tensors, floats, weights }) {
   const numbers = new Float32Array(buffer, 0, floats), found = {}, eight = weights === "int8";
   const codes = eight ? new Int8Array(buffer, 4 * floats) : new Uint16Array(buffer, 4 * floats);
@@ -53,7 +53,7 @@ function unpack({ buffer }, { tensors, floats, weights }) {
   return found;
 }
 
-/** What was computed of the tokens read so far; `traced` keeps queries and the residual stream, to be looked at. */
+/** Keys and values of the tokens so far; `traced` also keeps queries and the residual stream, for the inspector. */
 class Cache {
   constructor({ n_layers, kv_dim, dim }, positions, traced = false) {
     const each = (width, n = n_layers) => Array.from({ length: n }, () => new Float32Array((positions + 3) * width));
@@ -80,7 +80,7 @@ class Model {
     return y;
   }
 
-  /** Turn the pairs (x0, x1), (x2, x3), ... of every head of x (T, width) by position x frequency, in place. */
+  /** Rotate the pairs (x0, x1), (x2, x3), ... of every head of x (T, width) by position x frequency, in place. */
   rotate(x, width, start) {
     for (let o = 0, position = start; o < x.length; o += width, position++)
       this.about.frequencies.forEach((frequency, pair) => {
@@ -93,12 +93,12 @@ class Model {
       });
   }
 
-  /** Where a head's keys and values begin: several query heads share them. */
+  /** The index of a head's first key and value: several query heads share them. */
   shared(head) {
     return Math.floor(head * this.n_kv_heads / this.n_heads) * this.head_dim;
   }
 
-  /** How much the query at q[at..] looks at each of the first `count` positions: sums to 1, padded to fours by 0. */
+  /** Attention weights of the query at q[at..] over the first `count` positions: sum 1, zero-padded to fours. */
   looks(q, at, keys, head, count) {
     const { head_dim: D, kv_dim } = this, p = new Float32Array((count + 3) & ~3), scale = 1 / Math.sqrt(D);
     for (let s = 0, k = this.shared(head); s < count; s += 4, k += 4 * kv_dim) {
@@ -113,7 +113,7 @@ class Model {
     return p.fill(0, count);
   }
 
-  /** Attention of queries (T, C) from `start` on; every earlier position is seen, later ones only if `ahead`. */
+  /** Attention of queries (T, C) from position `start`; causal unless `ahead`. */
   attention(q, keys, values, start, ahead, isOff) {
     const { dim, head_dim: D, kv_dim } = this, tokens = q.length / dim, out = new Float32Array(q.length);
     for (let t = 0; t < tokens; t++)
@@ -164,7 +164,7 @@ class Model {
     return this.w["tok_embeddings.weight"].times(this.norm(x, this.w["norm.weight"]));
   }
 
-  /** Multiplications and additions of a token that sees S positions: with the cache, and with all computed anew. */
+  /** FLOPs of a token that attends to S positions: with the cache, and without one. */
   flops(S) {
     const { n_layers: L, dim: C, kv_dim, hidden_dim, vocab_size: V } = this;
     const layers = L * C * (2 * C + 2 * kv_dim + 3 * hidden_dim);
@@ -181,7 +181,7 @@ function softmax(logits, temperature = 1) {
   return p;
 }
 
-/** The next id. Temperature 0 is greedy; top_k 0 and top_p 1 are off; `random` gives numbers in [0, 1). */
+/** Sample the next id. Temperature 0 is greedy; top_k 0 and top_p 1 are off; `random` returns numbers in [0, 1). */
 function choose(logits, { temperature, top_k, top_p }, random = Math.random) {
   if (!temperature) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   const p = softmax(logits, temperature), n = p.length, least = top_k ? 0 : (1 - top_p) / n; // below is beyond top_p
@@ -193,5 +193,5 @@ function choose(logits, { temperature, top_k, top_p }, random = Math.random) {
   while (last > first && (kept += ordered[last]) <= top_p * total) last--; // the token that crosses top_p is kept
   for (let i = 0; i < n; i++) if (p[i] >= ordered[last]) whole += p[i];
   for (let i = 0, mark = random() * whole; i < n; i++) if (p[i] >= ordered[last] && (mark -= p[i]) < 0) return i;
-  return p.indexOf(ordered.at(-1)); // rounding left nothing
+  return p.indexOf(ordered.at(-1)); // rounding errors left no candidate
 }

@@ -1,13 +1,13 @@
-// A page that serve.py sends: the server answers, the worker looks inside.
+// For a page that serve.py sends: the server answers, the worker inspects.
 
-let calling; // the request that runs
+let calling; // the running request
 
 function halt() {
   calling?.abort();
   post({ ask: "stop" });
 }
 
-/** {content, reasoning_content} or {text} of each piece of the answer, then why it ended. */
+/** Yield {content, reasoning_content} or {text} of each delta, then the finish reason. */
 async function* pieces(path, body) {
   const reply = await fetch(`/v1/${path}`, {
     method: "POST", signal: calling.signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
@@ -28,7 +28,7 @@ async function* pieces(path, body) {
   }
 }
 
-/** The worker's answer to {ask: "answer"}, from the server: its words are put together as the model said them. */
+/** The response to {ask: "answer"} from the server: its deltas are joined as the model generated them. */
 async function askServer({ messages, sampling, most }, tell) {
   const [path, asked] = about.chats ? ["chat/completions", { messages, truncation: "auto" }]
     : ["completions", { prompt: messages.at(-1).content }];

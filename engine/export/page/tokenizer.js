@@ -1,11 +1,11 @@
-// The tokenizer and the chat template of dataset.py again: byte-level BPE with GPT-2's way of cutting a text.
+// The tokenizer and the chat template of dataset.py in JavaScript: byte-level BPE with GPT-2's split.
 "use strict";
 
-// Not \s, which in JavaScript knows U+FEFF but not U+0085: the tokenizer cuts at Unicode's White_Space.
+// Not \s, which in JavaScript includes U+FEFF but not U+0085: the tokenizer splits at Unicode's White_Space.
 const PIECES = RegExp(String.raw`'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+` +
   String.raw`|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+`, "gu");
 
-/** GPT-2's visible character of each byte: printable ones stand for themselves, the others from U+0100 on. */
+/** GPT-2's visible character of each byte: printable bytes are themselves, the others U+0100 and following. */
 function byteSymbols() {
   const printable = (byte) => (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
   let next = 256;
@@ -13,7 +13,7 @@ function byteSymbols() {
 }
 
 class Tokenizer {
-  /** tokens: the symbols of every id; merges: [left, right, left, ...], the first first; special: ids by name. */
+  /** tokens: the symbols of every id; merges: [left, right, left, ...] in order of rank; special: ids by name. */
   constructor({ tokens, merges, special, system, tags }) {
     const symbols = byteSymbols(), idOf = new Map(tokens.map((token, id) => [token, id]));
     Object.assign(this, { tokens, special, system, idOfByte: symbols.map((symbol) => idOf.get(symbol)) });
@@ -25,7 +25,7 @@ class Tokenizer {
       this.merges.set(merges[i] * 65536 + merges[i + 1], [i, idOf.get(tokens[merges[i]] + tokens[merges[i + 1]])]);
   }
 
-  /** Text -> ids. Control tokens that somebody types stay ordinary characters. */
+  /** Text -> ids. Special tokens in the text stay ordinary characters. */
   encode(text) {
     return Array.from(text.matchAll(PIECES), ([piece]) => this.merge(piece)).flat();
   }
@@ -44,13 +44,13 @@ class Tokenizer {
     }
   }
 
-  /** The bytes a token stands for: those of one token may be part of a character. */
+  /** The bytes of a token, which may be part of a character. */
   bytes(id) {
     if (this.control.has(id)) return [...new TextEncoder().encode(this.tokens[id])];
     return Array.from(this.tokens[id], (symbol) => this.byteOf.get(symbol));
   }
 
-  /** The ids to continue when the assistant is to answer; header, words and tags are encoded apart, as in training. */
+  /** The prompt for the assistant's answer; header, content and tags are encoded separately, as in training. */
   prompt(messages) {
     const { bos, eos } = this.special, encode = (part) => this.encode(part);
     const whole = messages[0].role === "system" ? messages : [{ role: "system", content: this.system }, ...messages];

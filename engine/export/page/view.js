@@ -1,13 +1,13 @@
-// What is seen. Typed and generated words only ever become text nodes; all computing is asked of the worker.
+// The view. Typed and generated text only ever becomes text nodes; the worker computes.
 "use strict";
 
 const $ = (id) => document.getElementById(id), data = JSON.parse($("data").textContent);
 const lines = $("words").textContent.trim().split("\n").map((line) => line.split(/\s*\|\s*/));
 const WORDS = new Map(lines.map(([key, ...languages]) => [key, languages]));
-const SLIDERS = { // least, most, step, at first
+const SLIDERS = { // min, max, step, initial value
   temperature: [0, 2, 0.05, 0.7], top_p: [0.05, 1, 0.05, 0.9], top_k: [0, 100, 1, 0], most: [16, 1024, 16, 512] };
 let chinese = /^zh/.test(navigator.language), about, off = { ahead: false, positions: false, layers: [], heads: [] };
-let turns = [], source, seen, chosen, picked, accounted; // source: what is looked at; picked: [layer, head]
+let turns = [], source, seen, chosen, picked, accounted; // source: the inspected ids or text; picked: [layer, head]
 
 const say = (key, values) => WORDS.get(key)[chinese ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const hex = (bytes) => bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
@@ -24,7 +24,7 @@ function short(n) {
   return `${+(n / size).toPrecision(3)} ${unit}`;
 }
 
-/** A token as it can be shown: white space visible, part of a character as its bytes. */
+/** A printable form of a token: visible white space, parts of characters as bytes. */
 function label(bytes) {
   const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
   if (text.includes("\ufffd")) return `[${hex(bytes)}]`;
@@ -45,7 +45,7 @@ function post(question, onPart) {
   });
 }
 
-/** One long question after the other; what is still being computed is stopped. */
+/** Run one long request at a time; the running one is stopped. */
 function ask(question, onPart) {
   post({ ask: "stop" });
   const answer = queue.then(() => post(question, onPart));
@@ -59,7 +59,7 @@ function fail(error) {
 }
 
 // ---- the chat
-/** Put the words of an answer into its box, what stands between <think> and </think> folded away. */
+/** Show an answer in its box, with the text between <think> and </think> folded. */
 function fill({ content, fold, words }, running) {
   const [, thought, rest] = /^\s*<think>([^]*?)(?:<\/think>([^]*))?$/.exec(content) ?? [];
   fold.hidden = thought === undefined;
@@ -134,7 +134,7 @@ async function look(what = source) {
   if (!source || !about) return;
   try {
     const found = await ask({ ask: "look", ...source, off });
-    if (found.stopped) return; // something newer is asked
+    if (found.stopped) return; // a newer request is running
     seen = { ...found, prompt: what.prompt };
     chosen = Math.min(chosen ?? Infinity, seen.tokens.length - 1);
     const choice = (at) => () => { chosen = at; inspect(); };
@@ -145,20 +145,20 @@ async function look(what = source) {
   } catch (error) { fail(error); }
 }
 
-/** What would come after the chosen token, layer by layer, and where the picked head looks. */
+/** Show the predictions after the chosen token, layer by layer, and the attention of the picked head. */
 async function inspect() {
   if (!seen) return;
   const lens = post({ ask: "lens", position: chosen, count: 5 }), [layer, head] = picked ?? [];
   const attention = picked ? post({ ask: "attention", layer, head }) : {};
   const { layers } = await lens, { map } = await attention;
-  if (!seen) return; // another stage meanwhile
+  if (!seen) return; // another stage was loaded meanwhile
   const cell = ({ bytes, p }) => make("td", {}, label(bytes), make("i", {}, ` ${short(+(100 * p).toFixed(1))}%`));
   const line = (best, l) => make("tr", {}, make("th", {}, say(l ? "layer" : "embedding", { l })), ...best.map(cell));
   $("lens").replaceChildren(make("tr", {}, make("th", { colSpan: 6 }, say("next"))), ...layers.map(line).reverse());
   draw(map);
 }
 
-/** The colours of the tokens: what each cost, or how much the picked head looks at it (map: T x T). */
+/** Color the tokens by their loss, or by the attention weights of the picked head (map: T x T). */
 function draw(map) {
   const { tokens, cut } = seen, T = tokens.length, { bytes, id, loss } = tokens[chosen], from = seen.prompt ?? 1;
   const mean = tokens.slice(from).reduce((sum, token) => sum + token.loss, 0) / Math.max(T - from, 1);
@@ -183,7 +183,7 @@ function tell(found = accounted) {
   $("account").textContent = say("account", { positions: found.positions, bytes: short(found.bytes), cached, anew });
 }
 
-/** The grid of heads, and what is switched off. */
+/** Draw the grid of heads, and what is switched off. */
 function drawSwitches() {
   const { n_layers, n_heads } = about.shape, same = (l, h) => picked?.[0] === l && picked[1] === h;
   $("heads").style.gridTemplateColumns = `repeat(${n_heads}, minmax(1.6rem, 2.5rem))`;
@@ -218,7 +218,7 @@ async function load(index) {
   try {
     await ask({ ask: "load", about: data.models[index], base64: $(`weights${index}`).textContent });
   } catch (error) { return fail(error); }
-  if (Number($("stage").value) !== index) return; // somebody moved on meanwhile
+  if (Number($("stage").value) !== index) return; // another stage was chosen meanwhile
   about = data.models[index];
   busy(false);
   translate();

@@ -1,11 +1,11 @@
-// What the page asks and the worker answers, so that the page stays alive while the model computes.
-// A question is {id, ask, ...}, its answers are {id, ...}; the last one says done or error.
+// The worker computes, so that the page stays responsive. A request is {id, ask, ...}, its responses are {id, ...};
+// the last one has done or error.
 
-const CHUNK = 16; // tokens of a prompt between two looks at the messages that came in
+const CHUNK = 16; // tokens of a prompt between two checks for messages
 const HISTORY = 4; // earlier question-answer pairs a chat remembers, as eval_model.py does
 let tokenizer, model, talk, looked, stopped, breathed = 0;
 
-/** Let messages in, every 25 ms. Not by setTimeout, which would wait 4 ms each time. */
+/** Yield to incoming messages, every 25 ms. Not with setTimeout, which waits at least 4 ms. */
 async function breathe() {
   if (performance.now() - breathed < 25) return;
   const { port1, port2 } = new MessageChannel();
@@ -14,7 +14,7 @@ async function breathe() {
   breathed = performance.now();
 }
 
-/** [start, residual stream] of ids piece by piece, until stopped. Who may look ahead reads all of them at once. */
+/** Yield [start, residual stream] of ids chunk by chunk, until stopped; with `ahead`, all of them at once. */
 async function* read(ids, cache, off) {
   const size = off.ahead ? ids.length : CHUNK;
   for (let start = 0; start < ids.length; start += size) {
@@ -24,7 +24,7 @@ async function* read(ids, cache, off) {
   }
 }
 
-/** The ids to continue; the oldest pairs of a chat are left out until a quarter of the context is free. */
+/** The ids to continue; the oldest turns of a chat are dropped until a quarter of the context is free. */
 function promptFor(messages, most) {
   const context = model.max_seq_len;
   let turns = messages.slice(-1 - 2 * HISTORY);
@@ -43,7 +43,7 @@ const row = (x, t) => x.subarray(t * model.dim, (t + 1) * model.dim);
 const account = ({ length }) =>
   ({ positions: length, bytes: 8 * model.n_layers * model.kv_dim * length, flops: model.flops(length) });
 
-/** Keep of the cache the beginning that it shares with ids, nothing if other parts were switched off then. */
+/** Keep the prefix that the cache shares with ids, nothing if other switches were set. Returns its length. */
 function keepShared(cache, ids, off) {
   const switched = JSON.stringify(off), most = cache.off === switched ? Math.min(cache.length, ids.length - 1) : 0;
   let shared = 0;
@@ -64,14 +64,14 @@ const asks = {
 
   stop() { stopped = true; },
 
-  /** Text piece by piece and what it cost; then why it ended, all ids, and how fast it was. */
+  /** Stream text with its cost; then the finish reason, all ids and the speed. */
   async answer({ messages, sampling, off, most }, tell) {
     const ids = promptFor(messages, most), prompt = ids.length, limit = Math.min(model.max_seq_len, prompt + most);
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true }), cached = keepShared(talk, ids, off);
     let why = "limit", text = "", told = 0, began, x;
     stopped = false;
     while (ids.length < limit) {
-      if (off.ahead) keepShared(talk, [], off); // a new token changes what all earlier ones saw
+      if (off.ahead) keepShared(talk, [], off); // a new token changes the attention of all earlier ones
       for await ([, x] of read(ids.slice(talk.length), talk, off));
       if (stopped) { why = "stopped"; break; }
       const next = choose(model.logits(x.subarray(-model.dim)), sampling);
@@ -79,7 +79,7 @@ const asks = {
       ids.push(next);
       began ??= performance.now(); // the prompt is read
       text += decoder.decode(Uint8Array.from(tokenizer.bytes(next)), { stream: true });
-      if (performance.now() - told < 50) continue; // what the page shows takes time of the same core
+      if (performance.now() - told < 50) continue; // rendering takes time of the same core
       tell({ text, ...account(talk) });
       text = "";
       told = performance.now();
@@ -88,7 +88,7 @@ const asks = {
     return { text: text + decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
   },
 
-  /** The ids of a prompt and of what was `said` to it, where it was a server that answered. */
+  /** The ids of a prompt and of the answer `said`, for answers of a server. */
   ids({ messages, said }) {
     const { eos } = tokenizer.special, prompt = promptFor(messages, 0);
     let ids = start(messages.at(-1).content + said);
@@ -100,7 +100,7 @@ const asks = {
     return { prompt: prompt.length, ids, ...account(ids) };
   },
 
-  /** Every token with its bytes and what it cost the model to expect it (nats; the first is nobody's guess). */
+  /** Every token with its bytes and its loss in nats; the first has none. */
   async look({ ids, text, off }) {
     const whole = ids ?? start(text), all = whole.slice(0, model.max_seq_len), losses = [null];
     const cache = new Cache(model, all.length, true);
@@ -114,7 +114,7 @@ const asks = {
     return { tokens, cut: whole.length - all.length, ...account(cache) };
   },
 
-  /** After each layer, the likeliest tokens to come if it were the last (logit lens). */
+  /** The most likely next tokens after each layer (logit lens). */
   lens({ position, count }) {
     return { layers: looked.cache.x.map((x) => {
       const p = softmax(model.logits(row(x, position))), best = [...p.keys()].sort((a, b) => p[b] - p[a]);
@@ -122,7 +122,7 @@ const asks = {
     }) };
   },
 
-  /** How much each position of a head looks at each other: (T, T), rows sum to 1; zeros where it is off. */
+  /** Attention weights of a head: (T, T), rows sum to 1; zeros where it is off. */
   attention({ layer, head }) {
     const { cache: { q, k, length: T }, off } = looked, map = new Float32Array(T * T);
     const isOff = off.layers.includes(layer) || off.heads.includes(`${layer}.${head}`);
