@@ -1,8 +1,6 @@
-"""A log holds every step once, also after a crash; so does a service."""
+"""A log holds every step once, also after a crash."""
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 
@@ -27,12 +25,3 @@ def test_rows_after_the_last_state_of_a_killed_run_are_removed(output):
     assert steps(output) == [2, 4]
     again.log({"step": 6, "loss": 1.0})
     assert steps(output) == [2, 4, 6]
-
-
-@pytest.mark.parametrize("done, shown_again_from", [(0, 0), (5, 6)])
-def test_tensorboard_hides_the_steps_that_are_repeated(output, monkeypatch, done, shown_again_from):
-    asked, fake = [], ModuleType("torch.utils.tensorboard")
-    fake.SummaryWriter = lambda folder, purge_step: asked.append(purge_step)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    Tracker(Output(save_dir=output.save_dir, name="run", tracker="tensorboard"), {}, steps=9, step=done)
-    assert asked == [shown_again_from]

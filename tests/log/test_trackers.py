@@ -1,6 +1,5 @@
-"""A tracking service shows each step of a run once, and is never worth a training run."""
+"""A tracking service shows each step of a run once, and cannot stop the run."""
 
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,8 @@ from engine.options import Output
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What each service was started with; the first `asked.failing` starts fail."""
+def service_calls(monkeypatch, tmp_path):
+    """Calls of fake services: `starts` and `rows`; the first `failing` starts fail."""
     seen = SimpleNamespace(starts=[], failing=0, rows=[])
 
     def init(**options):
@@ -42,7 +41,7 @@ def asked(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     for name in ("WANDB_MODE", "WANDB_API_KEY", "SWANLAB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(trackers, "_has_wandb_account", lambda: bool(os.environ.get("WANDB_API_KEY")))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where an account could be in .netrc
     return seen
 
 
@@ -50,57 +49,64 @@ def opened(service, run_id=None, step=0):
     return trackers.open_service(service, Path("results/v1.5.metrics.jsonl"), "project", {}, run_id, step)
 
 
-def test_tensorboard_hides_the_steps_after_the_state(asked):
-    opened("tensorboard"), opened("tensorboard", step=300)
-    first, again = asked.starts
+def test_tensorboard_hides_the_steps_after_the_state(service_calls):
+    opened("tensorboard")
+    opened("tensorboard", step=300)
+    first, again = service_calls.starts
     assert first["purge_step"] == 0 and again["purge_step"] == 301
     assert first["folder"] == again["folder"] == str(Path("results/tensorboard/v1.5"))
 
 
 @pytest.mark.parametrize("service", ["wandb", "swanlab"])
-def test_resumed_run_continues_the_run_of_the_service(service, asked, monkeypatch):
+def test_resumed_run_continues_the_run_of_the_service(service, service_calls, monkeypatch):
     monkeypatch.setenv(f"{service.upper()}_API_KEY", "key")
     assert opened(service).run_id == "new"
     assert opened(service, run_id="old", step=3).run_id == "old"
-    first, again = asked.starts
+    first, again = service_calls.starts
     assert first.get("id") is None and (again["id"], again["resume"]) == ("old", "allow")
     assert again.get("mode") in (None, "cloud")
 
 
 @pytest.mark.parametrize("service, mode", [("wandb", "offline"), ("swanlab", "local")])
-def test_run_without_account_or_network_is_local_and_says_so(service, mode, asked, monkeypatch, capsys):
+def test_run_without_account_or_network_is_local_and_says_so(service, mode, service_calls, monkeypatch, capsys):
     opened(service)
-    assert asked.starts[-1]["mode"] == mode
+    assert service_calls.starts[-1]["mode"] == mode
     monkeypatch.setenv(f"{service.upper()}_API_KEY", "wrong")
-    asked.failing = len(asked.starts) + 1
+    service_calls.failing = len(service_calls.starts) + 1
     assert opened(service, run_id="old", step=3).run_id == "old"
-    assert asked.starts[-1]["mode"] == mode and f"{service}: 401: no such key" in capsys.readouterr().out
+    assert service_calls.starts[-1]["mode"] == mode and f"{service}: 401: no such key" in capsys.readouterr().out
 
 
-def test_settings_of_wandb_are_left_to_it(asked, monkeypatch):
+def test_settings_of_wandb_are_left_to_it(service_calls, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key")
     opened("wandb")
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "online")
     opened("wandb")
-    assert ["mode" in start for start in asked.starts] == [False, False]
+    assert ["mode" in start for start in service_calls.starts] == [False, False]
 
 
-def test_part_without_a_service_keeps_the_run_for_the_next_one(asked):
+def test_part_without_a_service_keeps_the_run_for_the_next_one(service_calls):
     assert opened("none", run_id="old").run_id == "old"
 
 
-def test_project_that_a_service_refuses_is_one_line(asked):
-    asked.failing = 9
+def test_project_that_a_service_refuses_is_one_line(service_calls):
+    service_calls.failing = 9
     with pytest.raises(ValueError, match="--tracker wandb, --wandb_project project: 401: no such key$"):
         opened("wandb")
 
 
-def test_service_that_fails_receives_nothing_more(asked, tmp_path, capsys):
+def test_service_that_fails_receives_nothing_more(service_calls, tmp_path, monkeypatch, capsys):
     tracker = Tracker(Output(name="a", save_dir=str(tmp_path), tracker="wandb"), {}, steps=4)
-    tracker.service.run.log = lambda values, step: 1 / 0
+    monkeypatch.setattr(tracker.service, "log", lambda values, step: 1 / 0)
     for step in (1, 2):
         tracker.log({"step": step, "loss": 1.0})
     tracker.close()
     assert capsys.readouterr().err.count("the tracker failed") == 1
     assert len((tmp_path / "a.metrics.jsonl").read_bytes().splitlines()) == 2 and tracker.service.run_id == "new"
+
+
+def test_runs_with_similar_names_have_logs_of_their_own(service_calls, tmp_path):
+    for name in ("v1.5", "v1.6"):
+        Tracker(Output(name=name, save_dir=str(tmp_path), tracker="tensorboard"), {}, steps=4).close()
+    assert [Path(start["folder"]).name for start in service_calls.starts] == ["v1.5", "v1.6"]

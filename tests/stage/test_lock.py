@@ -161,7 +161,7 @@ def test_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n == 20 else pytest.mark.faults) for n in range(1, 60)])
 def test_run_that_overwrites_can_be_killed_between_any_two_files(home, number, tmp_path):
-    """It goes on and ends with its own bits, or is refused with a reason and its weights of before are there."""
+    """It resumes and ends with its own bits, or is refused with a reason and its weights of before are there."""
     shutil.copytree(home / "whole", tmp_path / "out")
     here = ["--learning_rate", "0.02", "--save_dir"]
     if not (home / "calm").exists():
