@@ -42,11 +42,11 @@ def test_accumulation_equals_one_big_batch_with_uneven_masks(folder, options, mu
         assert len(batches) == (1 if run is whole else 4)
         sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
         results.append((sums / counts.weight_sum, norm, run.model.state_dict()))
-    (loss, norm, one), (loss_parts, norm_parts, other) = results
+    (loss, norm, state), (loss_parts, norm_parts, state_parts) = results
     torch.testing.assert_close(loss, loss_parts, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm, norm_parts, rtol=1e-5, atol=1e-7)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=atol)
+    for name in state:
+        torch.testing.assert_close(state[name], state_parts[name], rtol=1e-3, atol=atol)
 
 
 def test_the_log_does_not_depend_on_how_a_step_is_split(folder):
@@ -113,7 +113,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
     assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
-def test_validation_is_without_weights_and_dropout_and_training_goes_on_with_it(folder):
+def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     held_out = SimpleNamespace(steps_per_epoch=2, step=run.batches.step)
     run = replace(run, validation=held_out, prompt=[1, 300, 301])
@@ -144,14 +144,14 @@ def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
-    one = a_run(folder, batch_size=total, rows_per_step=total)
-    batches, counts = loop.load_step(one, 0)
-    _, expected, *_ = loop.train_step(one, batches, counts.weight_sum)
+    undivided = a_run(folder, batch_size=total, rows_per_step=total)
+    batches, counts = loop.load_step(undivided, 0)
+    _, expected, *_ = loop.train_step(undivided, batches, counts.weight_sum)
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     assert not same(before, run.model.state_dict())
 
 
-def test_a_loss_that_is_not_finite_never_reaches_the_weights_and_stops_before_a_save(folder, monkeypatch):
+def test_loss_that_is_not_finite_never_reaches_the_weights(folder, monkeypatch):
     real, calls = loop.train_step, []
 
     def poisoned(run, *arguments):
@@ -209,7 +209,7 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(folder, scaled):
 
 
 def test_a_warm_step_enters_few_of_our_files_and_functions(tmp_path):
-    """Who wants to know what a step does has no more than these to read."""
+    """A reader who follows a step meets no more than these."""
     _, step = trace(tmp_path)
     files = {file for file, _ in step}
     assert {Path(file).name for file in files} >= {"loop.py", "loss.py", "model.py", "packing.py"}

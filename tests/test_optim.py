@@ -13,7 +13,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 @pytest.mark.parametrize("dtype, rtol, atol", [("float32", 1e-2, 1e-4), ("bfloat16", 0.0, 0.03)])
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 40), (2, 40, 16)], ids=["square", "wide", "tall"])
-def test_orthogonalising_applies_the_polynomial_to_the_singular_values_alone(shape, dtype, rtol, atol, monkeypatch):
+def test_orthogonalize_applies_the_polynomial_to_singular_values(shape, dtype, rtol, atol, monkeypatch):
     monkeypatch.setattr(optim, "resolve_dtype", lambda *_: getattr(torch, dtype))  # whatever this machine is fast in
     torch.manual_seed(0)
     x = torch.randn(shape)
@@ -45,7 +45,7 @@ def test_muon_makes_the_steps_of_torchs_muon():
 
 
 @pytest.mark.parametrize("name", options.OPTIMIZERS)
-def test_every_weight_has_one_optimizer_and_the_hidden_matrices_alone_decay(name):
+def test_weights_have_one_optimizer_and_only_hidden_matrices_decay(name):
     model = SpongeBob(LLMConfig(dim=64, n_layers=2, n_heads=4))
     groups = [
         group

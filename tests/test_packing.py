@@ -58,8 +58,10 @@ def corpus():
     return made(np.random.Generator(np.random.Philox(1)).integers(2, 41, 71).tolist())
 
 
-def same(one, other) -> bool:
-    return len(one) == len(other) and all(all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True))
+def same(batches, others) -> bool:
+    return len(batches) == len(others) and all(
+        all(map(torch.equal, *pair)) for pair in zip(batches, others, strict=True)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- packing
@@ -79,7 +81,7 @@ def test_pack_loses_no_prediction_and_repeats_none(case):
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(1, 12), st.lists(st.integers(2, 40), min_size=1, max_size=20), st.integers(1, 3))
-def test_every_label_comes_exactly_once_an_epoch_and_is_the_next_token_of_its_document(row_len, lengths, batch_size):
+def test_every_label_comes_once_an_epoch_and_is_the_next_token(row_len, lengths, batch_size):
     cache = made(lengths)
     found = []
     for batch in epoch(batches_of(cache, row_len, batch_size, 2 * batch_size)):
@@ -109,7 +111,7 @@ def test_rows_are_at_least_98_percent_full():
 
 
 def test_long_conversations_share_longer_rows_until_these_are_dense():
-    """More than half a row each: none fits beside another, and yet at most 2 % may be empty."""
+    """More than half a row each: no two fit into one row, and yet at most 2 % may be empty."""
     lengths = np.random.Generator(np.random.Philox(0)).integers(513, 1025, 4_000)
     segments = Segments(np.arange(len(lengths)), lengths)
     assert pack(segments, 1024, 0).fill_ratio < 0.8
@@ -197,14 +199,15 @@ def test_a_conversation_without_an_answer_is_dropped(chats):
 # ------------------------------------------------------------------------------------------------- batches
 
 
-def test_the_documents_table_holds_where_each_begins_and_ends_with_the_size(corpus):
+def test_cu_seqlens_hold_the_start_of_each_document_then_the_size(corpus):
     batches = batches_of(corpus, batch_size=4, rows_per_step=8)
     assert len(batches.rows) % 4  # so there are empty rows, too
     for batch in epoch(batches):
         begins, before = [], -1
         for at, token in enumerate(batch.inputs.flatten().tolist()):
-            goes_on = at % ROW_LEN and (token == before + 1 or token == before == 0)
-            begins += [] if goes_on else [at]
+            continues = at % ROW_LEN and (token == before + 1 or token == before == 0)
+            if not continues:
+                begins.append(at)
             before = token
         assert batch.cu_seqlens.tolist() == [*begins, batch.inputs.numel()] and batch.cu_seqlens.dtype == torch.int32
 
@@ -261,7 +264,7 @@ def test_rows_that_do_not_divide_and_no_rows_are_refused(corpus):
         )
 
 
-def test_the_counts_of_a_step_count_real_learned_and_tag_tokens_and_their_bytes():
+def test_count_tokens_counts_real_trained_and_tag_tokens_and_bytes():
     cache = cache_of([1, 10, 11, 12, 2, 1, 13, 2], [NO_LOSS, NO_LOSS, TAG, TAG, LOSS, NO_LOSS, LOSS, LOSS], [5, 3])
     sizes = torch.zeros(14, dtype=torch.int32)
     sizes[10:] = torch.tensor([1000, 1, 10, 100])

@@ -85,7 +85,7 @@ def test_imports_go_to_the_left_only():
 LEAVES = {f"engine.{name}" for name in ("console", "files", "flags", "tokenizer", "schemas", "reasoning")}
 
 
-def test_config_imports_nothing_of_ours_the_model_its_config_and_dataset_only_leaves():
+def test_config_model_and_dataset_import_leaves_alone():
     assert OURS["Config"] == set() and OURS["model"] == {"Config"}
     assert OURS["dataset"] <= LEAVES
     assert not {(name, other) for name in LEAVES for other in OURS[name] - LEAVES}
@@ -99,7 +99,7 @@ def test_imports_make_no_circle_and_no_tower_of_more_than_nine():
     assert max(height.values()) <= 9, {name: floor for name, floor in height.items() if floor > 9}
 
 
-def test_the_init_file_of_a_room_is_one_docstring_so_that_importing_it_loads_nothing():
+def test_init_file_of_a_room_is_one_docstring():
     for room in ("", *(f"{room}/" for room in ROOMS)):
         body = tree(ROOT / f"engine/{room}__init__.py").body
         assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), room
@@ -122,7 +122,7 @@ def test_what_a_tokenising_process_loads_imports_no_torch():
     assert not outside & {"torch", "transformers"}
 
 
-def test_no_file_shadows_a_module_of_python_or_has_a_name_that_says_nothing():
+def test_no_file_shadows_a_python_module_or_has_a_vague_name():
     vague = {"utils", "util", "helpers", "common", "misc", "base", "core", "config"}
     assert not {name for name in FILES if "." not in name and name in vague | sys.stdlib_module_names}
     assert not {name for name in FILES if name.split(".")[-1].lower() in vague} - {"Config"}

@@ -1,4 +1,4 @@
-"""How much of this repository one reads to follow a run: python tests/trace_recipe.py
+"""Count what one reads of this repository to follow a run: python tests/trace_recipe.py
 
 Runs distill.py on a few rows under a profiler, and counts our files and functions (comprehensions are none) that are
 entered before the first train_step, and in a step that has nothing to set up any more: from one train_step to the next,
@@ -36,7 +36,7 @@ Entered = set[tuple[str, int]]  # (file, first line) of each function
 
 
 def trace(folder: Path) -> tuple[Entered, Entered]:
-    """What is entered before the first train_step, and in the warm one."""
+    """Return what is entered before the first train_step, and in the warm one."""
     thought = "<think>\n加一\n</think>\n<answer>\n{}\n</answer>"
     turns = [[("user", f"{n}加一是多少？"), ("assistant", thought.format(n + 1))] for n in range(60)]
     rows = [{"conversations": [{"role": role, "content": content} for role, content in row]} for row in turns]

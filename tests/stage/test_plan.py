@@ -15,7 +15,7 @@ from model import SpongeBob
 @pytest.mark.parametrize(
     "name, millions, whole, eighth", [("26M", 26, 394, 49), ("110M", 110, 1707, 213), ("1B", 986, 15049, 1881)]
 )
-def test_a_preset_has_the_size_it_is_named_after_and_needs_the_memory_the_docs_say(name, millions, whole, eighth):
+def test_preset_has_its_size_and_the_documented_memory(name, millions, whole, eighth):
     """Counted on the meta device: MiB a GPU of weights, gradients and optimizer, alone and in eight shards."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in SpongeBob(LLMConfig(**PRESETS[name])).parameters())

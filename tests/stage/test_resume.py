@@ -1,4 +1,4 @@
-"""What a run goes on with, and what it may not go on with; our own mistakes are not blamed on a state."""
+"""A run resumes what it may and refuses the rest; our own mistakes are not blamed on a state."""
 
 import pytest
 from factories import SHAPE, SHORT, SMALL
@@ -9,7 +9,7 @@ from engine.checkpoint import training_state
 from engine.checkpoint.run_info import read_info
 
 
-def test_the_loss_scale_of_fp16_goes_on_and_a_cosine_run_is_not_made_longer(folder):
+def test_resume_keeps_fp16_scale_and_refuses_a_longer_cosine_run(folder):
     words = [*SHAPE, *SHORT, *SMALL, *"--dtype float16 --max_seq_len 32 --max_steps 4 --log_step 9 --resume".split()]
     pretrain.main([*words, "--max_minutes", "1e-9"])  # one step
     pretrain.main(words)

@@ -1,4 +1,4 @@
-"""--rope_scaling: a model goes on in longer rows than it was trained with, and later stages and exports know of it."""
+"""--rope_scaling: a model is trained on longer rows than before, and later stages and exports know of it."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):
     assert again.config.rope_parameters == wanted | {"factor": 4.0}  # the first length stays
 
 
-def test_a_fresh_model_is_made_for_rows_that_a_shorter_one_would_have_been_stretched_to(folder):
+def test_rope_scaling_of_a_fresh_model_equals_that_of_a_stretched_one(folder):
     pretrain.main([*SHAPE, *SHORTER, "--rope_scaling", "4"])
     found = rope_of(folder / "results/pretrain.pth")
     assert (found["factor"], found["original_max_position_embeddings"]) == (4.0, 16)
@@ -64,19 +64,19 @@ def test_a_fresh_model_is_made_for_rows_that_a_shorter_one_would_have_been_stret
 
 
 @pytest.mark.parametrize(
-    "beside, length, reason",
+    "has_json, length, reason",
     [
         (True, 128, "trained with rows of 128, --max_seq_len is 128"),
         (True, None, "trained with rows of 128"),
         (False, 512, "w.json is missing"),
     ],
 )
-def test_rows_that_are_no_longer_than_before_are_refused(beside, length, reason, tmp_path):
+def test_rows_that_are_no_longer_than_before_are_refused(has_json, length, reason, tmp_path):
     save(tiny(vocab_size=300), tmp_path / "w.pth")
-    if not beside:
+    if not has_json:
         (tmp_path / "w.json").unlink()
     with pytest.raises(ValueError, match=f"--rope_scaling 2 is for rows longer than before: .*{reason}"):
-        load_model(tmp_path / "w.pth", max_seq_len=length, rope_scaling=2, n_heads=None if beside else 4)
+        load_model(tmp_path / "w.pth", max_seq_len=length, rope_scaling=2, n_heads=None if has_json else 4)
 
 
 def test_a_factor_of_one_or_less_is_refused(folder):

@@ -58,7 +58,7 @@ ALL_ON = [
 @pytest.mark.parametrize(
     "cut, words", [("3", []), ("5", []), ("5", ALL_ON)], ids=["at a save", "between log rows", "with every option on"]
 )
-def test_a_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, words, monkeypatch):
+def test_resumed_run_is_bitwise_the_one_that_was_never_stopped(folder, cut, words, monkeypatch):
     words = ["--dropout", "0.1", *words]  # draws on the random state
     pretrain.main([*SHAPE, *SHORT, *words, "--name", "whole"])
     options = [*SHAPE, *SHORT, *words, "--name", "cut", "--save_step", cut]
