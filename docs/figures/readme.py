@@ -114,7 +114,7 @@ GPU 小时数是按峰值算力的 {share} 推算的：**还没有在任何 GPU 
 
 每秒训练的有效 token 数是原项目的 {low} 倍（普通 CPU 核）到 {high} 倍（AMX，`--compile`）：[RESULTS.md](benchmarks/RESULTS.md)。""",
 }
-MEASURED = {"en": "measured speed", "zh": "按实测速度推算"}
+MEASURED = {"en": "calculated from measured speed", "zh": "按实测速度推算"}
 ASSUMED = {"en": "calculated", "zh": "推算"}
 GPUS = ("RTX 3090", "RTX 4090", "H100")
 
