@@ -69,15 +69,15 @@ class CompiledDecoder(Decoder):
         step = torch.compile(method, fullgraph=True, dynamic=False, options={**OPTIONS})  # pyright: ignore
         # Use distinct example sizes: torch.compile would specialize on equal ones. The cache also has one unused
         # position, for the same reason.
-        past = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
+        kv_cache = KVCache(self.config, rows, 128, self.model.device, self.model.dtype).kv[:, :, :127].unbind()
         ids, positions = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 100)
-        for layer in past:
-            torch._dynamo.mark_dynamic(layer, 1)
         if rows > 1:
-            for tensor in (ids, positions, *past):
+            for tensor in (ids, positions, *kv_cache):
                 torch._dynamo.mark_dynamic(tensor, 0)
+        for layer in kv_cache:
+            torch._dynamo.mark_dynamic(layer, 1)
         with torch.inference_mode():
-            step(ids, positions, past)
+            step(ids, positions, kv_cache)
         return step
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
@@ -89,42 +89,44 @@ class CompiledDecoder(Decoder):
             cache: Keys and values of the tokens before.
         """
         rows = len(ids)
-        past = cache.kv[:, :rows, : cache.length].unbind()
+        kv_cache = cache.kv[:, :rows, : cache.length].unbind()
         if rows == 1:
-            logits, kv = self.step_single(ids, positions, past)
+            logits, kv = self.step_single(ids, positions, kv_cache)
         elif self.step_batch:
-            x, kv = self.step_batch(ids.contiguous(), positions.contiguous(), past)
+            x, kv = self.step_batch(ids.contiguous(), positions.contiguous(), kv_cache)
             logits = self.output(x).float()
         else:
             return super().__call__(ids, positions, cache)
         cache.kv.flatten(1, 2).index_copy_(1, cache.flat_positions(positions), kv)
         return logits
 
-    def _step(self, ids: Tensor, positions: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _step(self, ids: Tensor, positions: Tensor, kv_cache: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Compute a step without writing to the cache.
 
         Args:
             ids: Newest token of each row, (B,) int64.
             positions: Their positions, (B,) int64.
-            past: Keys and values of each layer, (B, S, 2, K, D), with unused positions for the new ones.
+            kv_cache: Keys and values of each layer, (B, S, 2, K, D), with unused positions for the new ones.
         Returns:
             For one row its logits (1, V), for more the input of the output matrix (B, C); and the keys and values of
             `ids`, (L, B, 2, K, D).
         """
+        # Names of arguments decide the order of torch's symbols, and so what is fused: with `past` or
+        # `past_kv` a loop of its own converts the input of every matmul of several rows to bfloat16.
         config, rows = self.config, len(ids)
         heads, kv_heads = config.n_heads, config.n_kv_heads
         new_kv = []
-        cache_positions = torch.arange(past[0].shape[1])
+        cache_positions = torch.arange(kv_cache[0].shape[1])
         is_new = (cache_positions == positions[:, None])[..., None, None]  # (B, S, 1, 1)
         is_future = (cache_positions > positions[:, None])[..., None, None]
         cos, sin = (materialize(table) for table in rope_cos_sin(config, positions[:, None]))
         x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
-        for layer, layer_past in zip(self.layers, past, strict=True):
+        for layer, past in zip(self.layers, kv_cache, strict=True):
             qkv = matmul(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
             qk = materialize(apply_rotary_emb(qkv[:, :, : heads + kv_heads], cos, sin))[:, 0]
             q, k = qk.split([heads, kv_heads], dim=1)
             kv = materialize(torch.stack([k, qkv[:, 0, heads + kv_heads :]], dim=1))  # (B, 2, K, D)
-            k, v = (torch.where(is_new, kv[:, None, part], layer_past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
+            k, v = (torch.where(is_new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
             q = materialize(q * config.head_dim**-0.5).view(rows, 1, kv_heads, -1, config.head_dim)  # (B, 1, K, H/K, D)
             scores = (q * k[:, :, :, None]).sum(-1).masked_fill(is_future, -torch.inf)  # (B, S, K, H/K)
             attn_out = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
