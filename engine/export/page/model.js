@@ -1,4 +1,4 @@
-// The decoder of model.py in JavaScript: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and a key-value cache.
+// The decoder of model.py in JavaScript: RMSNorm, RoPE, grouped-query attention, SwiGLU and a key-value cache.
 // Shapes: T tokens of a chunk, S positions of the cache, C dim, H query heads, D head size, V tokens.
 
 /** A matrix with its rows interleaved in groups of eight: one pass over x feeds eight sums. */
