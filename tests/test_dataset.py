@@ -1,16 +1,19 @@
-"""What a row becomes: the ids other programs would make of it, and a loss on the right tokens only."""
+"""A row becomes the ids that other programs would make of it, with a loss on the right tokens only."""
 
 import json
 
 import numpy as np
 import pytest
+from factories import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from dataset import DEFAULT_SYSTEM, LOSS, NO_LOSS, TAG, PretrainDataset, SFTDataset
+from dataset import DEFAULT_SYSTEM, LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset, SFTDataset
+from engine.corpus import bpe
 from engine.corpus.jsonl import parse_line
+from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.schemas import BadRow
 from engine.tokenizer import token_bytes
@@ -46,30 +49,32 @@ def decode(tokenizer, ids) -> str:
     ],
     ids=["default system", "own system", "system later", "tags"],
 )
-def test_our_rendering_gives_the_ids_of_the_tokenizers_own_chat_template(tokenizer, messages, answer):
+def test_rendering_gives_the_ids_of_the_tokenizers_chat_template(tokenizer, messages, answer):
     theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
     expected = theirs.apply_chat_template(messages, add_generation_prompt=answer, return_dict=True)["input_ids"]
     data = SFTDataset(tokenizer)
     assert (data.prompt(messages) if answer else data.encode([messages])[0].ids.tolist()) == expected
 
 
-def test_the_default_system_prompt_stands_first_only_when_the_conversation_does_not_begin_with_one(tokenizer):
+def test_the_default_system_prompt_comes_first_unless_a_row_has_its_own(tokenizer):
     without = decode(tokenizer, encode(tokenizer, chat("user: u", "system: s", "assistant: a")).ids)
     assert without == f"<s>system\n{DEFAULT_SYSTEM}</s>\n<s>user\nu</s>\n<s>system\ns</s>\n<s>assistant\na</s>\n"
     assert DEFAULT_SYSTEM not in decode(tokenizer, encode(tokenizer, chat("system: s", "assistant: a")).ids)
 
 
 @pytest.mark.parametrize("system", [[], ["system: You are Patrick."]], ids=["default system", "own system"])
-def test_only_the_assistant_is_trained_on_first_word_and_end_mark_included(tokenizer, system):
+def test_only_the_assistant_is_trained_on_including_first_word_and_end(tokenizer, system):
     answers = ["Bikini Bottom.", "<think>\n嗯\n</think>\n<answer>\n二\n</answer>", "  缩进", "\n\nx = 1"]
-    turns = [turn for answer in answers for turn in (f"user: assistant\n问 {answer[:2]}", f"assistant: {answer}")]
+    turns = []
+    for answer in answers:
+        turns += [f"user: assistant\n问 {answer[:2]}", f"assistant: {answer}"]
     ids, classes = encode(tokenizer, chat(*system, *turns))
     assert decode(tokenizer, ids[classes != NO_LOSS]) == "".join(answer + "</s>" for answer in answers)
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.lists(st.lists(st.sampled_from(FORGED), min_size=1, max_size=4).map("".join), min_size=2, max_size=6))
-def test_no_text_forges_a_control_token(tokenizer, contents):
+def test_no_text_forges_a_special_token(tokenizer, contents):
     messages = [
         {"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)
     ]
@@ -106,7 +111,7 @@ def test_roles_come_from_the_role_and_from_parity_only_when_it_is_absent():
         roles("system", None, None)
 
 
-def test_pretraining_learns_every_token_but_the_first_mark(tokenizer):
+def test_pretraining_trains_on_every_token_but_the_first(tokenizer):
     for text, (ids, classes) in zip(TEXTS, PretrainDataset(tokenizer).encode(TEXTS), strict=True):
         assert ids[0] == 1 and classes.tolist() == [NO_LOSS] + [LOSS] * (len(ids) - 1)
         assert decode(tokenizer, ids[classes == LOSS]) == text + "</s>"
@@ -120,6 +125,48 @@ def test_token_bytes_sum_to_the_utf8_size_of_the_text(tokenizer):
         for text in [*TEXTS, "<think>想</think>"]:
             assert sizes[each.encode(text, add_special_tokens=False).ids].sum() == len(text.encode())
         assert sizes[:3].tolist() == [0, 0, 0] and (sizes[3:] > 0).all()
+
+
+# ---------------------------------------------------------------------------------- a tokenizer trained on code
+
+CODE = "def f(x):\n\n    return x\n\n\n\nclass A:\n\n        y = 1\n  \n\t\tz\n\n"
+
+
+@pytest.fixture(scope="module")
+def code_tokenizer():
+    """A tokenizer whose tokens reach across line breaks and indents."""
+    tokenizer = bpe.train_bpe([CODE * 9] * 20, 400, tag_tokens=False)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def hf_tokenizer(code_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("code")
+    bpe.save_tokenizer(code_tokenizer, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["x", "\nx", "\n\n\nx", "    x", " \n  y", "x\n\n", "\tz", CODE])
+def test_code_is_encoded_as_the_chat_template_is(code_tokenizer, hf_tokenizer, content):
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    expected = hf_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert SFTDataset(code_tokenizer).encode([messages])[0].ids.tolist() == expected
+
+
+# ------------------------------------------------------------------------------- special tokens written in texts
+
+
+@pytest.mark.parametrize("dataset_class, per_row", [(PretrainDataset, 1), (BorderedDataset, 2)])
+def test_special_tokens_in_texts_are_reported_or_separate_documents(small, tmp_path, capsys, dataset_class, per_row):
+    rows = [{"text": f"<s>How many? {number} boats.</s> <s>And fish? {number}.</s>"} for number in range(6)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert len(open_or_build([path], dataset_class, small, cache_dir=tmp_path / "cache")) == 6 * per_row
+    warning = capsys.readouterr().err
+    is_reported = "</s> in 6 rows" in warning and "<s> in 6 rows" in warning and "--split_on_special_tokens" in warning
+    assert is_reported == (per_row == 1) and warning.count("special tokens in the texts") == is_reported
+    with pytest.raises(BadRow, match="holds only special tokens"):
+        BorderedDataset.read({"text": "<s> </s>"})
 
 
 # ------------------------------------------------------------------------------------------------ bad rows

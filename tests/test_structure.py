@@ -164,11 +164,7 @@ TESTED_IN = {
     **dict.fromkeys(("train_tokenizer", "eval_model", "export"), "test_flags"),
     "serve": "serve/test_api",
     "engine.console": "stage/test_surroundings",
-    "engine.corpus.digests": "corpus/test_token_cache",
-    "engine.corpus.jsonl": "corpus/test_token_cache faults/test_long_lines",
-    "engine.corpus.worker_pool": "corpus/test_token_cache stage/test_surroundings",
     "engine.generate.detokenizer": "generate/test_engine",
-    "engine.generate.sample_text": "stage/test_train",
     "engine.stage.saver": "stage/test_train faults/test_disk",
 }
 

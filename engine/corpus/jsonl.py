@@ -202,7 +202,8 @@ class RowReport:
         `valid` is a line that would be good.
         """
         for path, counts in self.files.items():
-            name, rows, bad = printable(path), counts.rows, counts.bad
+            name = printable(path)
+            rows, bad = counts.rows, counts.bad
             examples = "\n  ".join([*_examples(path, counts), f"a valid line: {valid}"])
             if bad > 0.5 * rows or (bad > 10 and bad > 0.01 * rows):
                 share = "more than 1 %" if bad < rows else "so there is no usable row in it"

@@ -1,26 +1,37 @@
-"""A tokenizer that is read in a millisecond, and caches built without tiktoken's checks of every token."""
+"""Token caches of a tokenizer that is read in a millisecond."""
 
 import json
+from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
-from engine.corpus import token_cache
-from engine.flags import ROOT
-
-
-@pytest.fixture(scope="session")
-def small():
-    """The committed one with its first merges only."""
-    content = json.loads((ROOT / "spongebob_tokenizer/tokenizer.json").read_text("utf-8"))
-    merges = content["model"]["merges"][:41]
-    vocabulary = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])[: 3 + 256 + len(merges)]
-    content["model"] |= {"vocab": dict(vocabulary), "merges": merges}
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+from dataset import PretrainDataset
+from engine.corpus.token_cache import open_or_build
 
 
 @pytest.fixture
-def without_tiktoken(monkeypatch):
-    monkeypatch.setattr(token_cache, "fastest", lambda tokenizer: tokenizer)
+def build(small, tmp_path):
+    """build(file or rows, ...) -> the token cache of these files, or of files that hold these rows (dicts or lines)."""
+
+    def build(*sources, dataset_class=PretrainDataset, tokenizer=small, cache_dir="cache", **options):
+        paths = []
+        for number, source in enumerate(sources):
+            path = source if isinstance(source, (str, Path)) else tmp_path / f"{number}.jsonl"
+            if path is not source:
+                lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in source]
+                path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            paths.append(path)
+        return open_or_build(paths, dataset_class, tokenizer, cache_dir=tmp_path / cache_dir, **options)
+
+    return build
+
+
+@pytest.fixture
+def texts(small):
+    """texts(cache) -> the texts of its documents."""
+
+    def texts(cache):
+        bounds = zip(cache.offsets[:-1], cache.offsets[1:], strict=True)
+        return [small.decode(cache.ids[begin:end].tolist(), skip_special_tokens=True) for begin, end in bounds]
+
+    return texts

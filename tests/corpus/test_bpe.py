@@ -56,7 +56,7 @@ def test_tag_tokens_are_one_token_each_and_stay_visible(corpus, tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "".join(TAGS)
 
 
-def test_max_bytes_bounds_what_is_learned_from_and_spreads_it_over_the_file(corpus, tmp_path, monkeypatch, capsys):
+def test_max_bytes_bounds_the_texts_and_spreads_them_over_the_file(corpus, tmp_path, monkeypatch, capsys):
     train, learned = bpe.train_bpe, []
 
     def watched(texts, *options):
@@ -94,7 +94,7 @@ def test_a_vocabulary_that_cannot_be_is_refused(corpus, tmp_path, size):
         learn(corpus, tmp_path, vocab_size=size)
 
 
-def test_the_committed_tokenizer_has_6400_tokens_and_spells_the_tags_with_4_4_5_5(tokenizer):
+def test_the_committed_tokenizer_spells_the_tags_with_4_4_5_5_tokens(tokenizer):
     assert tokenizer.get_vocab_size() == 6400
     assert [tokenizer.token_to_id(token) for token in ("<unk>", "<s>", "</s>")] == [0, 1, 2]
     assert [len(tokenizer.encode(tag, add_special_tokens=False).ids) for tag in TAGS] == [4, 4, 5, 5]

@@ -1,9 +1,10 @@
-"""Rows as other people have them: learned as they are meant, or left out with a word."""
+"""Rows of published data sets: trained on as they are meant, or left out with a message."""
 
-import json
+from functools import partial
 
 import numpy as np
 import pytest
+from factories import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import tiny
@@ -19,34 +20,23 @@ ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "con
 THOUGHT = "<think>\nOne up.\n</think>\n<answer>\n3\n</answer>"
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def tokenizer(small):
     return small
 
 
 @pytest.fixture
-def build(tokenizer, tmp_path, without_tiktoken):
-    """build(rows, ...) -> the token cache of a file of these rows."""
-
-    def build(*files, dataset_class=SFTDataset, **options):
-        paths = [write(tmp_path / f"{number}.jsonl", rows) for number, rows in enumerate(files)]
-        return open_or_build(paths, dataset_class, tokenizer, cache_dir=tmp_path / "cache", **options)
-
-    return build
+def build(build):
+    return partial(build, dataset_class=SFTDataset)
 
 
 def learned(cache, tokenizer):
-    """What is learned of every document, in words."""
-    found = []
+    """Return the text that is trained on, of every document."""
+    texts = []
     for begin, end in zip(cache.offsets[:-1], cache.offsets[1:], strict=True):
         ids = cache.ids[begin:end][cache.classes[begin:end] != NO_LOSS]
-        found.append(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
-    return found
+        texts.append(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+    return texts
 
 
 def whole(cache, tokenizer, number=0):
@@ -97,13 +87,13 @@ def test_a_null_field_gives_way_to_another_schema_that_the_row_has(build):
     assert np.array_equal(ids[: len(ids) // 2], ids[len(ids) // 2 :])
 
 
-def test_alpaca_is_history_then_instruction_and_input_and_its_system_stands_first(build, tokenizer):
+def test_alpaca_is_system_history_then_instruction_and_input(build, tokenizer):
     row = {"instruction": "Add.", "input": "2+1", "output": "3", "history": [["1+1?", "2"]], "system": "Be brief."}
     said = ("system\nBe brief.", "user\n1+1?", "assistant\n2", "user\nAdd.\n2+1", "assistant\n3")
     assert whole(build([row], strict=True), tokenizer) == "".join(f"<s>{turn}</s>\n" for turn in said)
 
 
-def test_a_system_beside_the_turns_becomes_the_first_turn(build, tokenizer):
+def test_a_system_field_becomes_the_first_turn(build, tokenizer):
     text = whole(build([{"system": "Be brief.", "conversations": [ASKED, GREETED]}], strict=True), tokenizer)
     assert text.startswith("<s>system\nBe brief.</s>\n<s>user\n") and DEFAULT_SYSTEM not in text
 
@@ -121,7 +111,7 @@ def test_an_empty_system_message_means_none(build, tokenizer, row):
 
 
 @pytest.mark.parametrize("key", ["from", "speaker", "role"])
-def test_the_speaker_is_who_the_row_says_also_where_the_assistant_begins(build, tokenizer, key):
+def test_the_row_names_the_speaker_also_where_the_assistant_begins(build, tokenizer, key):
     turns = [{key: "gpt", "content": "Welcome."}, {key: "human", "content": "2+1?"}, {key: "gpt", "content": "3"}]
     assert learned(build([{"conversations": turns}]), tokenizer) == ["Welcome.</s>3</s>"]
 
@@ -137,12 +127,12 @@ def test_the_speaker_is_who_the_row_says_also_where_the_assistant_begins(build, 
         ([ASKED, {"role": "assistant", "content": "3", "value": "4"}], "turn 1 has content and value, and they differ"),
     ],
 )
-def test_a_speaker_or_words_that_are_not_clear_are_a_bad_row(build, turns, reason):
+def test_an_unclear_speaker_or_text_is_a_bad_row(build, turns, reason):
     with pytest.raises(ValueError, match=f"jsonl:1: {reason}"):
         build([{"conversations": turns}])
 
 
-def test_what_a_program_answered_is_read_and_not_learned(build, tokenizer):
+def test_a_tool_turn_is_read_and_not_trained_on(build, tokenizer):
     turns = [
         {"from": "human", "value": "2+1?"},
         {"from": "observation", "value": "three"},
@@ -152,7 +142,7 @@ def test_what_a_program_answered_is_read_and_not_learned(build, tokenizer):
     assert "<s>tool\nthree</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
 
 
-def test_what_is_not_understood_names_the_fields_that_were_found_and_shows_a_valid_line(build):
+def test_an_unknown_schema_names_its_fields_and_shows_a_valid_line(build):
     with pytest.raises(ValueError, match='(?s)no field "conversations".*"prompt", "response".*a valid line: {"conv'):
         build([{"prompt": "2+1?", "response": "3"}])
     with pytest.raises(ValueError, match='(?s)no field "text"; it has "conversations".*a valid line: {"text"'):
@@ -163,7 +153,7 @@ def test_what_is_not_understood_names_the_fields_that_were_found_and_shows_a_val
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
-def test_a_thought_beside_the_answer_is_learned_in_the_form_of_the_stage(build, tokenizer, name):
+def test_a_separate_thought_is_joined_with_the_answer(build, tokenizer, name):
     turn = GREETED | {name: "One up.\n"}
     assert learned(build([{"messages": [ASKED, turn]}], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
     row = {"instruction": "2+1?", "output": "3", name: "One up."}
@@ -171,7 +161,7 @@ def test_a_thought_beside_the_answer_is_learned_in_the_form_of_the_stage(build, 
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"loss": 0}])
-def test_a_turn_of_weight_0_is_read_and_its_words_and_end_mark_are_not_learned(build, tokenizer, mark):
+def test_a_turn_of_weight_0_is_read_and_not_trained_on(build, tokenizer, mark):
     wrong = {"role": "assistant", "content": "WRONG"} | mark
     cache = build([{"conversations": [ASKED, wrong, ASKED, GREETED | {"weight": 1}]}], strict=True)
     assert "WRONG</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
@@ -192,22 +182,13 @@ def test_a_turn_of_weight_0_is_read_and_its_words_and_end_mark_are_not_learned(b
         ({"instruction": "a", "output": "b", "rejected": "c"}, "rejected"),
     ],
 )
-def test_a_field_that_is_not_understood_is_counted_once_a_file_and_a_bad_row_when_strict(build, capsys, row, name):
+def test_a_field_that_is_not_understood_is_counted_or_bad_when_strict(build, capsys, row, name):
     rows = [row] * 3 + [{"conversations": [ASKED, GREETED]}]
     for _ in range(2):  # built, and opened again
         build(rows)
         assert capsys.readouterr().err.count(f"field {name} of 3 rows is not used") == 1
     with pytest.raises(ValueError, match=f"jsonl:1: field {name} is not used .*--strict_data"):
         build(rows, strict=True)
-
-
-def test_rows_without_words_are_counted_apart_and_no_reason_to_refuse_a_file(build, capsys):
-    rows = [{"text": "" if number % 3 else "boats"} for number in range(30)]
-    cache = build(rows, dataset_class=PretrainDataset, strict=True)
-    assert len(cache) == 10 and (cache.meta["bad"], cache.meta["empty"]) == (0, 20)
-    assert "left out 20 rows of 30, which are empty" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no usable row in it, 3 are empty"):
-        build([{"text": " "}] * 3, dataset_class=PretrainDataset)
 
 
 def test_answers_that_hold_some_of_the_tags_are_counted(build, capsys):
@@ -222,33 +203,11 @@ def test_answers_that_hold_some_of_the_tags_are_counted(build, capsys):
     assert cache.meta["sources"][0]["counts"]["notes"]["tags none"] == [1, 3]
 
 
-# -------------------------------------------------------------------------------------------------- several files
-
-
-def test_a_file_that_is_mostly_bad_is_refused_beside_a_good_one(build):
-    good = [{"conversations": [ASKED, GREETED]}] * 2000
-    with pytest.raises(ValueError, match=r"(?s)1\.jsonl: 8 of 8 rows are bad.*1\.jsonl:1: no field"):
-        build(good, [{"prompt": "a"}] * 8)
-    with pytest.raises(ValueError, match=r"1\.jsonl: 6 of 9 rows are bad"):
-        build(good, [{"prompt": "a"}] * 6 + good[:3])
-
-
-def test_what_was_left_out_is_said_of_its_file_in_the_first_start_and_from_the_cache(build, capsys):
-    good = [{"conversations": [ASKED, GREETED]}] * 5
-    for _ in range(2):
-        build(good, [*good, {"prompt": "\u001b[31ma"}])
-        said = capsys.readouterr().err
-        assert "1.jsonl: skipped 1 bad rows of 6" in said and '1.jsonl:6: no field "conversations"' in said
-        assert "0.jsonl" not in said and "\u001b[31m" not in said
-    with pytest.raises(ValueError, match="1.jsonl:6: .*--strict_data"):
-        build(good, [*good, {"prompt": "\u001b[31ma"}], strict=True)
-
-
 # ------------------------------------------------------------------- an independent reader, and rows of all kinds
 
 
 def expected(row):
-    """What is learned of a row, or None where it is bad or empty: written apart from the program."""
+    """Return the text that is trained on, or None for a bad or empty row: written apart from the program."""
     if "instruction" in row:
         if not isinstance(row.get("output"), str) or not (
             row["output"].strip() and (row["instruction"] + row["input"])
@@ -288,7 +247,7 @@ GOOD_WORD = st.sampled_from(["3", "海", "two words"])
 @st.composite
 def rows_of_all_kinds(draw):
     words = draw(st.sampled_from([GOOD_WORD, GOOD_WORD, WORD]))
-    kind = draw(st.sampled_from(["conversations", "messages", "sharegpt", "alpaca", "nobody"]))
+    kind = draw(st.sampled_from(["conversations", "messages", "sharegpt", "alpaca", "unnamed"]))
     extra = st.dictionaries(st.sampled_from(["weight", "reasoning_content", "tool_calls"]), st.just("A thought"))
     if kind == "alpaca":
         row = {"instruction": draw(GOOD_WORD), "input": draw(st.sampled_from(["", "1"])), "output": draw(words)}
@@ -300,9 +259,9 @@ def rows_of_all_kinds(draw):
         speaker = (
             speakers[number % 2] if draw(st.integers(0, 5)) else draw(st.sampled_from(["system", "narrator", None]))
         )
-        turn = {who: speaker} if kind != "nobody" else {}
+        turn = {who: speaker} if kind != "unnamed" else {}
         turn[what] = draw(words)
-        if kind != "nobody" and speakers[1] == speaker:
+        if kind != "unnamed" and speakers[1] == speaker:
             turn |= {name: 0 if name == "weight" else value for name, value in draw(extra).items()}
         turns.append(turn)
     return {"messages" if kind == "messages" else "conversations": turns}
@@ -310,13 +269,13 @@ def rows_of_all_kinds(draw):
 
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(rows=st.lists(rows_of_all_kinds(), max_size=12))
-def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(rows, tokenizer, tmp_path_factory):
+def test_rows_of_all_schemas_agree_with_an_independent_reader(rows, tokenizer, tmp_path_factory):
     rows += [{"conversations": [ASKED, GREETED]}] * (len(rows) + 1)  # never mostly bad
     folder = tmp_path_factory.mktemp("kinds")
     wanted = [said for said in map(expected, rows) if said]
     if len(rows) - len(wanted) > 10:
         return
-    cache = open_or_build([write(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
+    cache = open_or_build([write_rows(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
     assert learned(cache, tokenizer) == wanted
     assert cache.meta["rows"] == len(rows) == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
@@ -324,7 +283,7 @@ def test_of_rows_of_all_schemas_just_what_an_independent_reader_says_is_learned(
 # ------------------------------------------------------------------------------------------- no system message
 
 
-def test_an_empty_system_message_means_none_in_a_talk_and_in_the_template_of_other_programs(tokenizer):
+def test_an_empty_system_message_means_none_in_chat_and_template(tokenizer):
     from transformers import AutoTokenizer
 
     talk = ChatModel(Decoder(tiny()), tokenizer, True, "", 8)

@@ -1,4 +1,4 @@
-"""Where a stage's rows come from."""
+"""The files that a stage reads."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ from engine import options
 from engine.corpus import source
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in for modelscope is a shell script")
-def test_a_download_runs_the_program_beside_this_python_and_says_how_it_failed(tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="modelscope is replaced by a shell script")
+def test_a_download_uses_this_pythons_program_and_reports_failures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an environment that was not activated
     monkeypatch.setattr(source.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))

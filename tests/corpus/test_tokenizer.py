@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from factories import loss_weights, write_rows
 from tiny_model import tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -15,12 +17,12 @@ from engine.corpus.tiktoken_backend import TiktokenEncoder
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.engine import complete
-from engine.loss import count
+from engine.loss import count_tokens
 from engine.packing import Batches, pack, split_documents
 from engine.tokenizer import fingerprint, load_tokenizer, token_bytes
 
 TEXTS = ["the sea is calm", "海很平静，船回来了。", "boats and fish, fish and boats"] * 9
-CONTROL = ["<unk>", "<s>", "</s>"]
+SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
 def trained(model, pre_tokenizer, trainer, **parts):
@@ -38,10 +40,10 @@ def byte_level(**words):
 
 
 def gpt2():
-    """Control tokens behind the words: id 0 is an ordinary token."""
+    """Special tokens after the others: id 0 is an ordinary token."""
     tokenizer = byte_level()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(CONTROL)
+    tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
 
 
@@ -52,7 +54,7 @@ def llama3():
     )
     words = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=CONTROL,
+        special_tokens=SPECIAL,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
@@ -61,18 +63,18 @@ def llama3():
 
 def llama2():
     """sentencepiece's kind: spaces as a letter, rare characters as bytes with names."""
-    special = [*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     words = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     return trained(models.BPE(byte_fallback=True, unk_token="<unk>"), pre_tokenizers.Metaspace(), words)
 
 
 def bert():
-    words = trainers.WordPieceTrainer(vocab_size=200, special_tokens=CONTROL, show_progress=False)
+    words = trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
     return trained(models.WordPiece(unk_token="<unk>"), pre_tokenizers.Whitespace(), words)
 
 
 def t5():
-    words = trainers.UnigramTrainer(vocab_size=100, special_tokens=CONTROL, unk_token="<unk>", show_progress=False)
+    words = trainers.UnigramTrainer(vocab_size=100, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     return trained(models.Unigram(), pre_tokenizers.Metaspace(), words)
 
 
@@ -86,7 +88,7 @@ def saved(tokenizer, folder, **changes):
 
 
 @pytest.mark.parametrize("family", [gpt2, llama3])
-def test_byte_level_families_are_used_and_their_tokens_count_the_bytes_of_the_text(family, tmp_path):
+def test_byte_level_families_count_the_bytes_of_the_text(family, tmp_path):
     tokenizer = load_tokenizer(saved(family(), tmp_path))
     for text in [*TEXTS[:3], "é 🐙"]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -111,15 +113,17 @@ def test_truncation_and_padding_in_the_file_cut_and_fill_no_text(tmp_path):
     truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     plain = load_tokenizer(saved(llama3(), tmp_path / "plain"))
     other = load_tokenizer(saved(llama3(), tmp_path / "other", padding=padding, truncation=truncation))
-    for one, two in zip(PretrainDataset(plain).encode(TEXTS), PretrainDataset(other).encode(TEXTS), strict=True):
-        assert np.array_equal(one.ids, two.ids) and len(two.ids) > 5
+    documents = [PretrainDataset(tokenizer).encode(TEXTS) for tokenizer in (plain, other)]
+    for expected, actual in zip(*documents, strict=True):
+        assert np.array_equal(expected.ids, actual.ids) and len(actual.ids) > 5
 
 
 @pytest.mark.parametrize("token", ["</s>", "<s>"])
-def test_control_tokens_that_a_text_can_spell_are_refused(token, tmp_path):
-    plain = lambda added: [one | {"special": one["content"] != token} for one in added]
+def test_special_tokens_that_a_text_can_spell_are_refused(token, tmp_path):
+    added = json.loads(gpt2().to_str())["added_tokens"]
+    added = [entry | {"special": entry["content"] != token} for entry in added]
     with pytest.raises(ValueError, match=f'a text can spell {token}.*"special": true'):
-        load_tokenizer(saved(gpt2(), tmp_path, added_tokens=plain))
+        load_tokenizer(saved(gpt2(), tmp_path, added_tokens=added))
 
 
 @pytest.mark.parametrize(
@@ -135,30 +139,27 @@ def test_other_files_that_would_be_silently_wrong_are_refused(change, reason, tm
         load_tokenizer(saved(gpt2(), tmp_path, **change))
 
 
-def test_bytes_without_a_token_are_said(tmp_path, capsys):
-    load_tokenizer(saved(byte_level(initial_alphabet=[], special_tokens=CONTROL), tmp_path))
+def test_bytes_without_a_token_are_reported(tmp_path, capsys):
+    load_tokenizer(saved(byte_level(initial_alphabet=[], special_tokens=SPECIAL), tmp_path))
     assert "of the 256 bytes; text that holds them loses them" in capsys.readouterr().err
 
 
 def test_where_id_0_is_an_ordinary_token_it_is_counted(tmp_path):
     tokenizer = load_tokenizer(saved(gpt2(), tmp_path))
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"!{text}!!"}) + "\n" for text in TEXTS), encoding="utf-8")
-    cache = open_or_build([rows], PretrainDataset, tokenizer, cache_dir=tmp_path / "cache")
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"!{text}!!"} for text in TEXTS])
+    cache = open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "cache")
     assert tokenizer.token_to_id("!") == 0 and (cache.ids == 0).sum() >= 3 * len(TEXTS)
     packed = pack(split_documents(cache, np.arange(len(cache)), 32), 32, 0)
     share = {"batch_size": 2, "rows_per_step": 4, "seed": 0}
-    cost = {0: 0.0, 1: 1.0, 2: 1.0}
     for world in (1, 2):
-        ranks = [Batches(cache, packed, cost, **share, rank=rank, world_size=world) for rank in range(world)]
-        steps = range(ranks[0].steps_per_epoch)
-        assert sum(one.positions(step) for one in ranks for step in steps) == len(cache.ids) - len(cache)
-    import torch
-
-    sizes = torch.from_numpy(token_bytes(tokenizer))
-    batches = Batches(cache, packed, cost, **share)
-    counted = count(batches.step(0), sizes, batches.positions(0))
-    assert counted.positions == counted.tokens > 0  # of plain text every label is learned
+        positions = 0
+        for rank in range(world):
+            batches = Batches(cache, packed, loss_weights(), **share, rank=rank, world_size=world)
+            positions += sum(map(batches.positions, range(batches.steps_per_epoch)))
+        assert positions == len(cache.ids) - len(cache)
+    batches = Batches(cache, packed, loss_weights(), **share)
+    counts = count_tokens(batches.step(0), torch.from_numpy(token_bytes(tokenizer)), batches.positions(0))
+    assert counts.positions == counts.tokens > 0  # of plain text every label is trained on
 
 
 def test_a_tokenizer_that_another_program_saved_again_is_the_same(tmp_path, tokenizer):
@@ -196,7 +197,7 @@ def shape(config: LLMConfig) -> dict:
     return {name: getattr(config, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size")}
 
 
-def test_logits_that_are_no_numbers_are_one_line_and_a_tiny_temperature_is_greedy(tokenizer):
+def test_nan_logits_are_one_line_and_a_tiny_temperature_is_greedy(tokenizer):
     model = tiny()
     greedy = complete(model, [[1, 9]], max_new_tokens=5, end_id=2, temperature=0)
     assert complete(model, [[1, 9]], max_new_tokens=5, end_id=2, temperature=1e-45) == greedy
@@ -211,7 +212,8 @@ def test_a_text_that_tiktoken_cannot_cut_is_encoded_by_tokenizers(tokenizer):
             raise ValueError("Regex error while tokenizing: Max stack size exceeded for backtracking")
 
     fast = TiktokenEncoder.__new__(TiktokenEncoder)
-    fast.tokenizer, fast.fast, fast.added, fast.is_trusted = tokenizer, Full(), set(), True
+    fast.tokenizer, fast.is_trusted = tokenizer, True
+    fast.fast, fast.added = Full(), set()
     text = "a" + " " * 50_000
     assert fast.encode_batch_fast([text])[0].ids == tokenizer.encode(text, add_special_tokens=False).ids
 

@@ -9,11 +9,15 @@ import torch
 from factories import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, save
 from safetensors.torch import load_file
 from tiny_model import tiny
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import export
+from Config import LLMConfig
 from dataset import SFTDataset
+from engine.corpus import bpe
 from engine.export.hugging_face import to_hf
+from model import SpongeBob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHAT = [
@@ -113,3 +117,18 @@ def test_exported_folder_gives_the_same_logits_and_answer_in_transformers(ask, t
     assert tokenizer.decode(answer, skip_special_tokens=True) == TOKENIZER.decode(greedy(model, prompt[0].tolist()))
     with pytest.raises(ValueError, match="nothing is overwritten"):
         to_hf(model, TOKENIZER_DIR, folder)
+
+
+def test_an_export_reports_tokens_that_reach_across_line_breaks(tmp_path, capsys):
+    tokenizer = bpe.train_bpe(["a\n\nb"] * 20, 270, tag_tokens=False)
+    bpe.save_tokenizer(tokenizer, tmp_path / "own")
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"]["ĊĊ"] = size = len(content["model"]["vocab"])
+    content["model"]["merges"].append(["Ċ", "Ċ"])
+    other = Tokenizer.from_str(json.dumps(content))
+    other.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
+    bpe.save_tokenizer(other, tmp_path / "other")
+    model = SpongeBob(LLMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=size + 1))
+    for name, is_reported in (("own", False), ("other", True)):
+        to_hf(model, tmp_path / name, tmp_path / f"{name}-hf")
+        assert ("1 tokens of" in capsys.readouterr().out) == is_reported

@@ -1,12 +1,17 @@
-"""The plan's sizes are those of the documentation; it describes the GPU, and advises when memory runs out."""
+"""The plan counts what rows cut, has the sizes of the documentation, describes the GPU, and advises on memory."""
 
 import types
 
+import numpy as np
 import pytest
 import torch
+from factories import loss_weights, write_rows
 
 from Config import PRESETS, LLMConfig
+from dataset import SFTDataset
+from engine.corpus.token_cache import open_or_build
 from engine.machine import parallel, runtime
+from engine.packing import pack, truncate_conversations
 from engine.stage import plan
 from engine.stage.plan import memory_needed
 from model import SpongeBob
@@ -59,3 +64,32 @@ def test_out_of_memory_in_the_dry_run_is_one_line_with_flags(monkeypatch):
     with pytest.raises(ValueError, match=message) as error:
         plan.dry_run(gpu_run(), types.SimpleNamespace(step=0))
     assert "\n" not in str(error.value)
+
+
+def chat(*contents):
+    roles = ("user", "assistant") * len(contents)
+    return {"conversations": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]}
+
+
+@pytest.fixture
+def cache(small, tmp_path):
+    rows = [chat("q", "a"), chat("q", "a", "q", "b" * 400), chat("q", "c" * 400), chat("q" * 400, "d"), chat("x", "e")]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    return open_or_build([path], SFTDataset, small, cache_dir=tmp_path / "cache")
+
+
+def test_conversations_that_do_not_fit_are_counted_by_what_they_lose(cache):
+    length = int(np.diff(cache.offsets)[0]) + 20
+    segments = truncate_conversations(cache, np.arange(5), length)
+    assert segments.truncated == (1, 1, 1) and len(segments.starts) == 4
+    cut, whole = (pack(part, length, 0) for part in (segments, truncate_conversations(cache, np.array([0, 4]), length)))
+    text = plan.describe_rows(cut, whole)
+    assert "trained, longer than a row: 1 conversations lost their last turns, 1 end inside an answer" in text
+    assert "1 dropped" in text and "held out, longer" not in text
+    assert "held out, longer than a row: 1" in plan.describe_rows(whole, cut)
+
+
+def test_the_plan_names_schemas_held_out_rows_and_missing_tags(cache):
+    text = plan.describe_files(cache.meta["sources"], 2, loss_weights())
+    assert text == "file   rows.jsonl: 5 rows (5 conversations); held out: 2 of 5 documents (--val_fraction 0: none)"
+    assert "tags   none in an answer of 5 rows" in plan.describe_files(cache.meta["sources"], 2, loss_weights(10.0))
