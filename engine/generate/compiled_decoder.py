@@ -1,7 +1,8 @@
-"""A decoding step as one compiled function (--compile): the math of fast_decoder.py, written for torch.compile.
+"""Write fast_decoder.py's step again without in-place writes and oneDNN calls, which torch.compile cannot fuse.
 
-Run operation by operation, a step spends half of its time outside of matmuls. Here torch.compile fuses these parts. For
-one row a matmul is a sum like the others, and the whole step becomes a single function.
+An eager step works in place and through few large operations; half of its time is still outside of matmuls. With
+--compile every operation is written out and returns a new tensor, and torch.compile fuses what is between the matmuls.
+For one row a matmul is a sum like the others, and the whole step becomes a single function.
 
 Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S visible positions of the cache
 """
@@ -111,8 +112,8 @@ class CompiledDecoder(Decoder):
             For one row its logits (1, V), for more the input of the output matrix (B, C); and the keys and values of
             `ids`, (L, B, 2, K, D).
         """
-        # Names of arguments decide the order of torch's symbols, and so what is fused: with `past` or
-        # `past_kv` a loop of its own converts the input of every matmul of several rows to bfloat16.
+        # Names of arguments decide the order of torch's symbols, and so what is fused: with `past`,
+        # `past_kv` or `cached_kv` a loop of its own converts the input of every matmul of several rows to bfloat16.
         config, rows = self.config, len(ids)
         heads, kv_heads = config.n_heads, config.n_kv_heads
         new_kv = []

@@ -1,4 +1,4 @@
-"""What a run writes now and then, so that one can read how far it is."""
+"""Continue a held-out prompt at every validation, so that a reader sees how far a run is."""
 
 import numpy as np
 import torch
