@@ -3,6 +3,7 @@
 import argparse
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,12 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the BLAKE2b hash of a file's content, 32 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def check_absent(*paths: Path) -> None:

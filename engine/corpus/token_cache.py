@@ -27,16 +27,16 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
-from engine.corpus.digests import content_digest
 from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.jsonl import RowCounts, RowReport, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import fastest, print_hint
 from engine.corpus.worker_pool import map_in_order
-from engine.files import to_json
+from engine.files import hash_file, to_json, write_json
 from engine.tokenizer import EOS, fingerprint
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
 ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
+TIKTOKEN_MIN_BYTES = 16 << 20  # below, all saves two seconds at most, and each process first checks the vocabulary
 STALE_SECONDS = 3600  # an unfinished cache that has not grown for so long is no run's
 
 # ------------------------------------------------------------------------------------------------- opening
@@ -138,6 +138,31 @@ def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
     return {"encoding": ENCODING_VERSION, "dataset": dataset_class.__name__, "tokenizer": fingerprint(tokenizer)}
 
 
+# ------------------------------------------------------------------------------------------------- digests
+
+
+def content_digest(path: Path, cache_dir: Path) -> str:
+    """Return size and hash of a file's content; an unchanged size and mtime save reading it, but identify nothing."""
+    index_path = cache_dir / "digests.json"
+    name, stat = str(path.resolve()), path.stat()
+    entry = _read_index(index_path).get(name, [])
+    if entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+        return entry[2]
+    digest = f"{stat.st_size}:{hash_file(path)}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    write_json(index_path, {**_read_index(index_path), name: [stat.st_size, stat.st_mtime_ns, digest]})
+    return digest
+
+
+def _read_index(path: Path) -> dict[str, list]:
+    """Return {file: [size, mtime, digest]} as far as it can be read: it saves time, and nothing else depends on it."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {name: entry for name, entry in index.items() if list(map(type, entry)) == [int, int, str]}
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, or written by something else
+        return {}
+
+
 # ------------------------------------------------------------------------------------------------ building
 
 
@@ -168,7 +193,9 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
     """Encode every row into a temporary folder, and rename it when it is whole."""
     _remove_stale_folders(folder)
     size = sum(map(os.path.getsize, paths))
-    print_hint(tokenizer, size)
+    is_large = size >= TIKTOKEN_MIN_BYTES
+    if is_large:
+        print_hint(tokenizer, size)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
@@ -178,7 +205,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
             files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
             bar = stack.enter_context(tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, disable=None))
             blocks = _number_blocks(paths, bar.update)
-            setup = (dataset_class, tokenizer.to_str())
+            setup = (dataset_class, tokenizer.to_str(), is_large)
             files["offsets"].write(np.int64(0).tobytes())
             for file, counts, lengths, arrays in map_in_order(_encode_block, blocks, _start_worker, setup, num_workers):
                 report.files[str(paths[file])].add(counts)
@@ -209,12 +236,12 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
 _dataset: Any = None  # one in each process, set by _start_worker
 
 
-def _start_worker(dataset_class: type, tokenizer_json: str) -> None:
+def _start_worker(dataset_class: type, tokenizer_json: str, use_tiktoken: bool) -> None:
     global _dataset
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.encode_special_tokens = True  # not part of the JSON
-    _dataset = dataset_class(fastest(tokenizer))
+    _dataset = dataset_class(fastest(tokenizer) if use_tiktoken else tokenizer)
 
 
 def _encode_block(file: int, first: int, block: bytes) -> tuple[int, RowCounts, np.ndarray, dict[str, bytes]]:

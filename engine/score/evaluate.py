@@ -29,8 +29,7 @@ from tqdm import tqdm
 from engine.checkpoint.weights import open_chosen, weights_hash
 from engine.console import print0
 from engine.corpus import jsonl
-from engine.corpus.digests import hash_file
-from engine.files import atomic_write, to_json, write_json
+from engine.files import atomic_write, hash_file, to_json, write_json
 from engine.flags import Args
 from engine.machine import runtime
 from engine.score import answers, loglikelihood, multiple_choice, table

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import config_dict, weights_hash
 from engine.corpus import jsonl
-from engine.corpus.digests import hash_file
-from engine.files import read_log
+from engine.files import hash_file, read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
 from engine.tokenizer import fingerprint

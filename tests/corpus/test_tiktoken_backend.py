@@ -108,9 +108,12 @@ def test_a_vocabulary_that_works_in_another_way_is_left_to_tokenizers(tokenizer,
 def test_the_cache_is_the_same_with_and_without_it(tokenizer, tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"{text}第{n}天 the {n}"}) + "\n" for n, text in enumerate(ODD * 9)))
+    monkeypatch.setattr(token_cache, "TIKTOKEN_MIN_BYTES", path.stat().st_size)
     with_it = token_cache.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "with")
-    monkeypatch.setattr(token_cache, "fastest", lambda tokenizer: tokenizer)
+    assert isinstance(token_cache._dataset.tokenizer, TiktokenEncoder)
+    monkeypatch.setattr(token_cache, "TIKTOKEN_MIN_BYTES", path.stat().st_size + 1)
     without = token_cache.open_or_build([path], PretrainDataset, tokenizer, cache_dir=tmp_path / "without")
+    assert token_cache._dataset.tokenizer.to_str() == tokenizer.to_str()
     assert np.array_equal(with_it.ids, without.ids) and np.array_equal(with_it.offsets, without.offsets)
 
 
@@ -118,6 +121,7 @@ def test_the_cache_is_the_same_with_and_without_it(tokenizer, tmp_path, monkeypa
 def test_missing_tiktoken_is_reported_once_where_it_costs_time(tokenizer, tmp_path, monkeypatch, capsys, is_installed):
     if not is_installed:
         monkeypatch.setitem(sys.modules, "tiktoken", None)
+    monkeypatch.setattr(token_cache, "TIKTOKEN_MIN_BYTES", 0)
     paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for path in paths:
         path.write_text(json.dumps({"text": "the boats come home"}), encoding="utf-8")

@@ -10,7 +10,7 @@ from factories import write_rows
 from tokenizers import Tokenizer
 
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
-from engine.corpus import token_cache
+from engine.corpus import jsonl, token_cache
 from engine.tokenizer import fingerprint
 
 TEXTS = [f"row {number} 号" for number in range(200)]
@@ -127,3 +127,52 @@ def test_a_failed_build_leaves_no_folder_behind(build, tmp_path, error, dataset_
 def test_long_names_and_names_that_are_no_text_are_taken(build, tmp_path):
     for name in ("n" * 249 + ".jsonl", "船" * 80 + ".jsonl", os.fsdecode(b"da\xffta.jsonl")):
         assert build(write_rows(tmp_path / name, ROWS)).meta["rows"] == 200
+
+
+# ------------------------------------------------------------------------------------------------- digests
+
+
+def test_a_changed_mtime_alone_does_not_rebuild(build, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    first = build(path)
+    before = first.folder.stat().st_mtime_ns
+    monkeypatch.setattr(token_cache, "_build", None)  # would fail if called
+    os.utime(path, (1, 1))
+    again = build(path)
+    assert again.folder == first.folder and again.folder.stat().st_mtime_ns == before
+
+
+def test_changed_content_of_the_same_size_builds_a_new_cache(build, texts, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    caches = []
+    for word in ("one", "two"):
+        write_rows(path, [*ROWS, {"text": word}, *ROWS])  # the change is far from the beginning
+        os.utime(path, (len(caches), 1 + len(caches)))
+        caches.append(build(path))
+    assert [texts(cache)[200] for cache in caches] == ["one", "two"]
+    assert caches[0].folder != caches[1].folder
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"path": 5}', b"\xff\xfe", b'{"a": [1, 2, {}]}', b"null"])
+def test_an_index_that_cannot_be_read_is_written_again(build, tmp_path, content):
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    first = build(path)
+    (tmp_path / "cache/digests.json").write_bytes(content)
+    assert build(path).folder == first.folder
+    assert list(json.loads((tmp_path / "cache/digests.json").read_text())) == [str(path)]
+
+
+def test_a_file_that_grows_while_it_is_read_leaves_no_cache(build, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    size, read_blocks = path.stat().st_size, jsonl.read_blocks
+
+    def growing(path, *advance):
+        with open(path, "ab") as file:
+            file.write(path.read_bytes())
+        return read_blocks(path, *advance)
+
+    monkeypatch.setattr(token_cache, "read_blocks", growing)
+    with pytest.raises(ValueError, match="rows.jsonl: changed while it was read"):
+        build(path)
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["digests.json"]
+    assert token_cache.content_digest(path, tmp_path / "cache").startswith(f"{2 * size}:")
