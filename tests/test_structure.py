@@ -163,7 +163,6 @@ TESTED_IN = {
     **dict.fromkeys(("pretrain", "SFT", "distill"), "test_flags stage/test_train"),
     **dict.fromkeys(("train_tokenizer", "eval_model", "export"), "test_flags"),
     "serve": "serve/test_api",
-    "engine.generate.detokenizer": "generate/test_engine",
     "engine.stage.saver": "stage/test_train faults/test_disk",
 }
 

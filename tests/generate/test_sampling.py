@@ -1,49 +1,12 @@
-"""Cached decoding is the full forward pass; sampling does what its names say; streams are whole text."""
+"""Each setting of the sampling keeps the tokens that its name says."""
 
 import pytest
 import torch
-from factories import EOS, TOKENIZER, greedy, prompts
 
 from engine.generate import sampling
-from engine.generate.detokenizer import TextStream
-from engine.generate.engine import complete
 from engine.generate.sampling import Sampling, sample_from_probs, sample_next_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def test_a_greedy_answer_is_the_argmax_of_the_full_forward(model):
-    ids = prompts()[2]
-    with torch.no_grad():
-        for token in greedy(model, ids):
-            assert token == model(torch.tensor([ids])).logits[0, -1].argmax()
-            ids = [*ids, token]
-
-
-def test_prompts_of_different_lengths_are_answered_together_as_alone(model):
-    together = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
-    assert together == [greedy(model, ids) for ids in prompts()]
-    assert len(set(map(tuple, together))) == 4
-
-
-def test_a_finished_row_stays_silent_while_others_go_on(model):
-    alone = [greedy(model, ids) for ids in prompts()]
-    end_id = alone[0][3]
-    together = complete(model, prompts(), max_new_tokens=12, end_id=end_id, temperature=0)
-    assert together == [answer[: answer.index(end_id)] if end_id in answer else answer for answer in alone]
-    assert len(together[0]) == alone[0].index(end_id)
-
-
-def test_top_k_of_one_is_greedy(model):
-    sampled = complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=1.5, top_k=1)
-    assert sampled == complete(model, prompts(), max_new_tokens=12, end_id=EOS, temperature=0)
-
-
-def test_max_new_tokens_counts_only_new_tokens_and_may_differ_from_prompt_to_prompt(model):
-    ids = list(range(10, 60))
-    assert len(complete(model, [ids], max_new_tokens=1, end_id=-1, temperature=0)[0]) == 1
-    answers = complete(model, [ids, ids[:4]], max_new_tokens=(5, 9), end_id=-1, temperature=0)
-    assert [len(answer) for answer in answers] == [5, 9]
 
 
 def drawn(logits, **options):
@@ -108,7 +71,7 @@ def test_sample_from_probs_inverts_the_cumulative_distribution():
     assert sample_from_probs(probs.expand(4, -1), uniforms).tolist() == [1, 1, 3, 3]
 
 
-def test_each_row_has_its_own_settings():
+def test_rows_have_their_own_settings():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4, -1)
     free = {"temperature": 1.0, "top_p": 1.0}
     each = [Sampling(**free), Sampling(**free | {"top_p": 0.6}), Sampling(**free, top_k=3), Sampling(temperature=0)]
@@ -129,32 +92,25 @@ def test_penalties_lower_generated_tokens_of_either_sign():
         assert pick([2.0, 1.5, -9.0], torch.zeros_like(generated), **penalty) == 0
 
 
-def pieces(ids):
-    """What a stream shows after each token, and at its end."""
-    stream, shown = TextStream(TOKENIZER), 0
-    for token in ids:
-        stream.add(token)
-        yield stream.written[shown:]
-        shown = len(stream.written)
-    stream.end()
-    yield stream.written[shown:]
-
-
 @pytest.mark.parametrize(
-    "text", ["你好，世界！龘靐齉", "笑脸😀👨‍👩‍👧‍👦和🇨🇳", "a b\n  c", "<think>\n嗯\n</think>", "é ñ ü"]
+    "setting",
+    [
+        "temperature -1",
+        "temperature nan",
+        "temperature 1e308",
+        "top_p 0",
+        "top_p 1.5",
+        "top_k -1",
+        "top_k 1e20",
+        "min_p 2",
+        "repetition_penalty 0",
+        "repetition_penalty 1e-320",
+        "presence_penalty inf",
+        "presence_penalty -1e39",
+        "seed -1",
+    ],
 )
-def test_streaming_equals_the_whole_text_without_broken_characters(text):
-    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
-    found = list(pieces(ids))
-    assert "".join(found) == text
-    assert not any("\ufffd" in piece for piece in found)
-
-
-def test_streaming_any_tokens_equals_decoding_them_at_once():
-    """A young model's bytes need not be text at all."""
-    generator = torch.Generator().manual_seed(0)
-    for high in (260, 6400):
-        for _ in range(50):
-            ids = torch.randint(3, high, (30,), generator=generator).tolist()
-            streamed = "".join(pieces(ids))
-            assert streamed == TOKENIZER.decode(ids, skip_special_tokens=False)
+def test_settings_out_of_range_are_refused_by_name(setting):
+    name, value = setting.split()
+    with pytest.raises(ValueError, match=f"^--{name} .* must "):
+        Sampling(**{name: float(value)})
