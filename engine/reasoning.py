@@ -43,70 +43,34 @@ def tag_form(text: str) -> str:
     return "whole" if is_whole else "broken"
 
 
-class ReasoningParser:
-    """Split an answer into thought and content while it is generated, without the tags and the line breaks inside them.
+def stream_reasoning(text: str, is_whole: bool) -> tuple[str, str]:
+    """Split an answer, while it grows, into thought and content without the tags and the line breaks inside them.
 
-    An answer that does not begin with <think> is all content. Text that may turn out to be part of a tag is held back.
+    An answer that does not begin with <think> is all content. Until the answer is whole, text that may turn out to be
+    part of a tag is held back, so that both parts only grow.
     """
+    start = text.lstrip()
+    if not start.startswith(THINK):
+        return "", "" if THINK.startswith(start) and not is_whole else text
+    thought, after = _split_at_tag(start.removeprefix(THINK), END_THINK, is_whole)
+    answer = after.lstrip()
+    if ANSWER.startswith(answer) and answer != ANSWER:
+        return thought, after if is_whole else ""
+    if not answer.startswith(ANSWER):
+        return thought, answer
+    content, rest = _split_at_tag(answer.removeprefix(ANSWER), END_ANSWER, is_whole)
+    return thought, content + rest
 
-    # state -> the tag that ends it, and the state after that tag. In "rest" no tag counts.
-    _NEXT = {
-        "start": (THINK, "thought"),
-        "thought": (END_THINK, "between"),
-        "between": (ANSWER, "answer"),
-        "answer": (END_ANSWER, "rest"),
-    }
 
-    def __init__(self) -> None:
-        self.thought, self.content = "", ""
-        self.state = "start"
-        self._held = ""
-
-    def add(self, piece: str) -> None:
-        """Read the next piece of the answer."""
-        self._held += piece
-        while self._advance():
-            pass
-
-    def end(self) -> None:
-        """Take what was held back as text: nothing follows that could make a tag of it."""
-        self._append(self._held)
-        self._held = ""
-
-    def _append(self, text: str) -> None:
-        if self.state == "thought":
-            self.thought = (self.thought + text).lstrip("\n")
-        elif self.state == "answer" and not self.content:
-            self.content = text.lstrip("\n")
-        else:
-            self.content += text
-
-    def _advance(self) -> bool:
-        """Read what is certain of the held text, and return whether another state began."""
-        if self.state == "rest":
-            self.end()
-            return False
-        tag, next_state = self._NEXT[self.state]
-        if self.state in ("start", "between"):
-            text = self._held.lstrip()
-            if text.startswith(tag):
-                self.state, self._held = next_state, text.removeprefix(tag)
-                return True
-            if tag.startswith(text):
-                return False
-            if self.state == "between":
-                self._held = text
-            self.state = "rest"
-            return True
-        before, closed, after = self._held.partition(tag)
-        if closed:
-            self._append(before.removesuffix("\n"))
-            self.state, self._held = next_state, after
-            return True
-        split = len(before) - (partial_match_length(before, "\n" + tag) or partial_match_length(before, tag))
-        self._append(before[:split])
-        self._held = before[split:]
-        return False
+def _split_at_tag(text: str, tag: str, is_whole: bool) -> tuple[str, str]:
+    """Return the text before a tag, without the line breaks around it, and the text after the tag."""
+    before, closed, after = text.partition(tag)
+    if closed:
+        before = before.removesuffix("\n")
+    elif not is_whole:
+        held = partial_match_length(before, "\n" + tag) or partial_match_length(before, tag)
+        before = before[: len(before) - held]
+    return before.lstrip("\n"), after
 
 
 def partial_match_length(text: str, word: str) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.reasoning import ReasoningParser, final_answer, format_reasoning, split_reasoning, tag_form
+from engine.reasoning import final_answer, format_reasoning, split_reasoning, stream_reasoning, tag_form
 
 WHOLE = "<think>\n一加一，\n要进位吗？\n</think>\n<answer>\n2\n</answer>"
 
@@ -22,15 +22,14 @@ WHOLE = "<think>\n一加一，\n要进位吗？\n</think>\n<answer>\n2\n</answer
         ("<", "", "<"),
     ],
 )
-def test_parser_splits_a_thought_wherever_the_pieces_end(text, thought, content):
-    for size in (1, 2, 5, 100):
-        parser, seen = ReasoningParser(), ("", "")
-        for start in range(0, len(text), size):
-            parser.add(text[start : start + size])
-            assert parser.thought.startswith(seen[0]) and parser.content.startswith(seen[1])
-            seen = parser.thought, parser.content
-        parser.end()
-        assert (parser.thought, parser.content) == (thought, content), size
+def test_growing_answer_is_split_and_its_parts_only_grow(text, thought, content):
+    seen = ("", "")
+    for end in range(len(text) + 1):
+        parts = stream_reasoning(text[:end], is_whole=False)
+        assert parts[0].startswith(seen[0]) and parts[1].startswith(seen[1])
+        seen = parts
+    assert stream_reasoning(text, is_whole=True) == (thought, content)
+    assert thought.startswith(seen[0]) and content.startswith(seen[1])
 
 
 def test_what_is_joined_is_split_again():

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 
 from engine.generate.detokenizer import TextStream
-from engine.reasoning import ReasoningParser
+from engine.reasoning import stream_reasoning
 from engine.serve.engine_thread import ServedRequest
 from engine.serve.models import LoadedModel
 from engine.serve.protocol import (
@@ -34,9 +35,8 @@ class Choice(ServedRequest):
     """One answer of a response, and how much of it was sent."""
 
     index: int
-    parser: ReasoningParser | None  # only in a chat
-    num_read: int = 0  # characters of the answer
-    sent: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})  # characters
+    is_chat: bool
+    sent: Counter[str] = field(default_factory=Counter)  # characters of each part
     num_logprobs: int = 0  # tokens whose log-probabilities were sent
     offsets: TextOffsets = field(default_factory=TextOffsets)
     is_finished: bool = False
@@ -44,17 +44,13 @@ class Choice(ServedRequest):
     def next_delta(self) -> dict[str, str]:
         """Return the text that was not sent yet: {"reasoning_content" or "content": text}."""
         self.is_finished = bool(self.finish_reason)  # read before the text, which is then whole
-        text = self.written
-        delta = {"content": text[self.num_read :]}
-        if self.parser is not None:
-            self.parser.add(text[self.num_read :])
-            if self.is_finished:
-                self.parser.end()
-            parts = {"reasoning_content": self.parser.thought, "content": self.parser.content}
-            delta = {name: part[self.sent[name] :] for name, part in parts.items()}
-            self.sent = {name: len(part) for name, part in parts.items()}
-        self.num_read = len(text)
-        return {name: part for name, part in delta.items() if part}
+        thought, content = "", self.written
+        if self.is_chat:
+            thought, content = stream_reasoning(content, self.is_finished)
+        parts = {"reasoning_content": thought, "content": content}
+        delta = {name: part[self.sent[name] :] for name, part in parts.items() if len(part) > self.sent[name]}
+        self.sent = Counter({name: len(part) for name, part in parts.items()})
+        return delta
 
 
 class ResponseBuilder:
@@ -92,7 +88,7 @@ class ResponseBuilder:
                 notify=notify,
                 deadline=deadline,
                 index=index,
-                parser=ReasoningParser() if self.is_chat else None,
+                is_chat=self.is_chat,
             )
             self.choices.append(choice)
         chat_object = "chat.completion.chunk" if params.stream else "chat.completion"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.console import warn
 from engine.generate.engine import Request
-from engine.reasoning import ReasoningParser
+from engine.reasoning import END_THINK, THINK
 from engine.talk.chat_model import ChatModel
 from engine.talk.session import HELP, ChatSession
 
@@ -126,12 +126,13 @@ def parse_prompt(line: str) -> str:
     return row["prompt"]
 
 
-def stream_text(chat_model: ChatModel, request: Request) -> Iterator[str]:
-    """Yield the text of an answer while it is generated."""
+def stream_text(chat_model: ChatModel, request: Request, dim: bool = False) -> Iterator[str]:
+    """Yield the text of an answer while it is generated, its thought dimmed or not."""
     length = 0
     for _ in chat_model.generate([request]):
-        yield request.written[length:]
-        length = len(request.written)
+        text = dim_thought(request.written, bool(request.finish_reason)) if dim else request.written
+        yield text[length:]
+        length = len(text)
 
 
 def warn_if_cut(request: Request) -> None:
@@ -144,12 +145,9 @@ def warn_if_cut(request: Request) -> None:
 def print_answer(chat_model: ChatModel, request: Request, stream: bool) -> None:
     """Print an answer, piece by piece or when it is whole. A terminal shows a thought dimmed."""
     is_terminal = sys.stdout.isatty()
-    pieces = stream_text(chat_model, request)
-    if is_terminal:
-        pieces = dim_thought(pieces)
     end = ""
     try:
-        for piece in pieces:
+        for piece in stream_text(chat_model, request, is_terminal):
             if stream:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -157,19 +155,12 @@ def print_answer(chat_model: ChatModel, request: Request, stream: bool) -> None:
     print(("" if stream else request.written) + end)
 
 
-def dim_thought(pieces: Iterator[str]) -> Iterator[str]:
-    """Yield the same text with terminal codes around the thought that an answer begins with."""
-    parser, text = ReasoningParser(), ""
-    for piece in pieces:
-        for character in piece:
-            before = parser.state
-            parser.add(character)
-            text += character
-            if parser.state == "thought" != before:
-                text = DIM + text
-            elif before == "thought" != parser.state:
-                text += NORMAL
-        if parser.state != "start":  # until then it may or may not begin with a tag
-            yield text
-            text = ""
-    yield text + (NORMAL if parser.state == "thought" else "")
+def dim_thought(text: str, is_whole: bool) -> str:
+    """Put terminal codes around the thought that a growing answer begins with; a beginning of <think> is held back."""
+    start = text.lstrip()
+    if THINK.startswith(start) and start != THINK and not is_whole:
+        return ""
+    if not start.startswith(THINK):
+        return text
+    thought, closing_tag, content = text.partition(END_THINK)
+    return DIM + thought + closing_tag + (NORMAL if closing_tag or is_whole else "") + content

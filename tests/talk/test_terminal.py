@@ -125,12 +125,16 @@ def test_stopped_thought_leaves_the_terminal_bright(monkeypatch, capsys):
         assert out.endswith(f"半{terminal.NORMAL} (stopped)\n") and out.rindex(terminal.NORMAL) > out.find(terminal.DIM)
 
 
-@pytest.mark.parametrize("size", [1, 3, 99])
-def test_thought_is_dimmed_up_to_its_closing_tag(size):
-    for text in ("\n<think>想</th\n</think>\n二", "<thinking>二", "二<think>想</think>"):
-        shown = "".join(terminal.dim_thought(text[at : at + size] for at in range(0, len(text), size)))
-        dimmed = f"{terminal.DIM}\n<think>想</th\n</think>{terminal.NORMAL}\n二"
-        assert shown == (dimmed if text.startswith("\n") else text)
+@pytest.mark.parametrize(
+    "text", ["\n<think>想</th\n</think>\n二", "<think>想", "<thinking>二", "二<think>想</think>", "<th"]
+)
+def test_thought_is_dimmed_up_to_its_closing_tag(text):
+    dimmed = {
+        "\n<think>想</th\n</think>\n二": f"{terminal.DIM}\n<think>想</th\n</think>{terminal.NORMAL}\n二",
+        "<think>想": f"{terminal.DIM}<think>想{terminal.NORMAL}",
+    }.get(text, text)
+    assert terminal.dim_thought(text, is_whole=True) == dimmed
+    assert all(dimmed.startswith(terminal.dim_thought(text[:end], is_whole=False)) for end in range(len(text) + 1))
 
 
 def test_lines_of_a_file_are_answered_in_order_as_alone(ask, tmp_path, monkeypatch):
