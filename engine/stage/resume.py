@@ -110,7 +110,9 @@ class Start:
         """
         states = self.output.states
         _remove_temp_files(self.output)
-        if self.output.overwrite and states.exists():
+        if not states.exists():
+            return
+        if self.output.overwrite:
             shutil.rmtree(states)
         elif self.point is None or _is_own(self.point.path.parent, states):
             training_state.quarantine_newer(states, self.point.step if self.point else -1)
@@ -199,7 +201,8 @@ def _is_own(folder: Path, states: Path) -> bool:
 
 def _remove_temp_files(output: Output) -> None:
     """Remove what a killed run of this name was writing; files of another name may still be written."""
-    training_state.remove_unfinished_states(output.states)
+    if output.states.exists():
+        training_state.remove_unfinished_states(output.states)
     remove_temp_files(output.weights, output.weights.with_suffix(".json"), output.metrics)
 
 
