@@ -1,6 +1,7 @@
 """Packing loses nothing, repeats nothing and mixes nothing, and the step alone says what is read."""
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -44,12 +45,13 @@ def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, ta
 
 def epoch(batches: Batches, number: int = 0) -> list:
     first = number * batches.steps_per_epoch
-    return [batch for step in range(first, first + batches.steps_per_epoch) for batch in batches.step(step)]
+    return list(chain.from_iterable(map(batches.step, range(first, first + batches.steps_per_epoch))))
 
 
 def row_order(batches: Batches, number: int = 0) -> list[int]:
     first = number * batches.steps_per_epoch
-    return [int(row) for step in range(first, first + batches.steps_per_epoch) for row in batches.row_numbers(step)]
+    steps = range(first, first + batches.steps_per_epoch)
+    return np.concatenate([batches.row_numbers(step) for step in steps]).tolist()
 
 
 @pytest.fixture
@@ -59,9 +61,11 @@ def corpus():
 
 
 def same(batches, others) -> bool:
-    return len(batches) == len(others) and all(
-        all(map(torch.equal, *pair)) for pair in zip(batches, others, strict=True)
-    )
+    return len(batches) == len(others) and torch.equal(*(torch.cat([*map(flat, part)]) for part in (batches, others)))
+
+
+def flat(batch) -> torch.Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in batch])
 
 
 # ------------------------------------------------------------------------------------------------- packing
@@ -75,7 +79,7 @@ def test_pack_loses_no_prediction_and_repeats_none(case):
     rows = pack(segments, row_len, seed=3)
     contents = [rows.order[begin:end] for begin, end in zip(rows.bounds[:-1], rows.bounds[1:], strict=True)]
     assert len(contents) == len(rows) and all(0 < segments.lengths[content].sum() <= row_len for content in contents)
-    packed = Counter((int(segments.starts[i]), int(segments.lengths[i])) for content in contents for i in content)
+    packed = Counter((int(segments.starts[i]), int(segments.lengths[i])) for i in chain.from_iterable(contents))
     assert packed == Counter(zip(segments.starts.tolist(), lengths, strict=True))
 
 
@@ -96,10 +100,11 @@ def test_every_label_comes_once_an_epoch_and_is_the_next_token(row_len, lengths,
 def test_only_the_documents_asked_for_are_packed(corpus):
     chosen = np.array([3, 8, 50])
     segments = split_documents(corpus, chosen, ROW_LEN)
-    labels = [
-        start + 1 + i for start, length in zip(segments.starts, segments.lengths, strict=True) for i in range(length)
-    ]
-    assert sorted(labels) == [at for d in chosen for at in range(corpus.offsets[d] + 1, corpus.offsets[d + 1])]
+    labels = []
+    for start, length in zip(segments.starts, segments.lengths, strict=True):
+        labels += range(start + 1, start + 1 + length)
+    expected = [range(corpus.offsets[document] + 1, corpus.offsets[document + 1]) for document in chosen]
+    assert sorted(labels) == list(chain.from_iterable(expected))
 
 
 def test_rows_are_at_least_98_percent_full():
@@ -235,7 +240,7 @@ def test_two_ranks_read_the_rows_of_one(corpus):
     assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch} and len(alone.rows) % 8
     for step in range(alone.steps_per_epoch):
         expected = alone.step(step)
-        micro = [batch for pair in zip(*(each.step(step) for each in ranks), strict=True) for batch in pair]
+        micro = list(chain.from_iterable(zip(*(source.step(step) for source in ranks), strict=True)))
         assert same(micro[: len(expected)], expected)
         assert not any(batch.inputs.any() or batch.classes.any() for batch in micro[len(expected) :])
 
