@@ -1,4 +1,4 @@
-"""The decoder of small weights computes what model.py computes with the same weights."""
+"""The fast decoder computes what model.py computes with the same weights."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ SHAPES = {
 
 
 def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (B, T, V) where every token is read alone, in a cache that held something else."""
+    """Compute logits (B, T, V) one token at a time, in a cache that is filled with other values."""
     rows, length = ids.shape
     cache = KVCache(decoder.config, rows + 1, length + 3, CPU, torch.float32)
     cache.kv.fill_(1e4)
     logits = []
-    for place in range(length):
-        cache.length = place + 1
-        logits.append(decoder(ids[:, place], torch.full((rows,), place), cache))
+    for position in range(length):
+        cache.length = position + 1
+        logits.append(decoder(ids[:, position], torch.full((rows,), position), cache))
     return torch.stack(logits, dim=1)
 
 
@@ -36,7 +36,7 @@ def step_by_step(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.inference_mode()
-def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weights(shape, kind, rows):
+def test_decoder_steps_equal_the_full_forward_with_the_same_weights(shape, kind, rows):
     model = tiny(3, **shape)
     decoder = Decoder.from_model(model, kind, CPU)
     ids = torch.randint(3, 300, (rows, 12), generator=torch.Generator().manual_seed(rows))
@@ -46,31 +46,31 @@ def test_token_by_token_gives_the_logits_of_the_full_forward_with_the_same_weigh
 
 
 @torch.inference_mode()
-def test_rows_stand_at_places_of_their_own():
-    look_at_rows_apart(Decoder(tiny(4)))
+def test_rows_have_positions_of_their_own():
+    assert_rows_have_their_own_positions(Decoder(tiny(4)))
 
 
-def look_at_rows_apart(decoder: Decoder) -> None:
+def assert_rows_have_their_own_positions(decoder: Decoder) -> None:
     model, ids = decoder.model, torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     cache = KVCache(model.config, 2, 16, CPU, torch.float32)
-    for place in range(9):
+    for position in range(9):
         cache.length = 9
-        late = min(place, 4)  # the second row waits at its fifth token
-        logits = decoder(torch.stack([ids[0, place], ids[1, late]]), torch.tensor([place, late]), cache)
+        late = min(position, 4)  # the second row waits at its fifth token
+        logits = decoder(torch.stack([ids[0, position], ids[1, late]]), torch.tensor([position, late]), cache)
     torch.testing.assert_close(logits[0], model(ids[:1]).logits[0, -1], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits[1], model(ids[1:, :5]).logits[0, -1], atol=1e-5, rtol=0)
 
 
-def test_a_row_of_codes_is_off_by_half_a_step_at_most_and_rounds_to_itself():
+def test_quantization_is_off_by_half_a_step_at_most_and_idempotent():
     weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 7)[:, None]
-    kept = fake_quantize(weight, "int8")
-    assert ((kept - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
-    torch.testing.assert_close(fake_quantize(kept, "int8"), kept, rtol=1e-6, atol=0)
+    rounded = fake_quantize(weight, "int8")
+    assert ((rounded - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
+    torch.testing.assert_close(fake_quantize(rounded, "int8"), rounded, rtol=1e-6, atol=0)
     vector = weight[0]
     assert fake_quantize(vector, "int8") is vector and not fake_quantize(torch.zeros(2, 3), "int8").any()
 
 
-def test_weights_that_do_not_fit_are_refused_by_name():
+def test_weights_beyond_the_dtype_are_refused_by_name():
     model = tiny()
     model.layers[0].attention.wo.weight.data[0, 0] = 1e6
     with pytest.raises(ValueError, match="float16: layers.0.attention.wo.weight .* choose another"):

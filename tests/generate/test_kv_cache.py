@@ -10,7 +10,8 @@ CONFIG = LLMConfig(dim=8, n_layers=2, n_heads=2, n_kv_heads=1)
 
 def test_cache_stores_appended_and_packed_tokens_at_their_positions():
     caches = [KVCache(CONFIG, 3, 5, torch.device("cpu"), torch.float32) for _ in range(2)]
-    rows, positions, kv = torch.tensor([0, 1]), torch.tensor([2, 4]), torch.randn(2, 8)
+    rows, positions = torch.tensor([0, 1]), torch.tensor([2, 4])
+    kv = torch.randn(2, 8)
     caches[0].length = 5
     k, v = caches[0].append(1, kv, caches[0].flat_positions(positions))  # (2, 1, 5, 4) each
     assert torch.equal(torch.cat([k[rows, 0, positions], v[rows, 0, positions]], dim=1), kv)

@@ -17,7 +17,7 @@ def cache(small, tmp_path):
     return open_or_build([path], SFTDataset, small, cache_dir=tmp_path / "cache")
 
 
-def test_a_prompt_to_continue_is_never_longer_than_a_row(cache):
+def test_prompt_to_continue_is_never_longer_than_a_row(cache):
     for order in ([3, 0], [0, 3], [3, 2, 1]):
         prompt = choose_prompt(cache, np.array(order), 200)
         first = next(document for document in order if document != 3)
