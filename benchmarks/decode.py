@@ -4,9 +4,9 @@
     python -m benchmarks.decode --ckpt results/pretrain.pth --batch_size 1 8 --new_tokens 256
     python -m benchmarks.decode --dim 128 --n_layers 4 --n_heads 4    # the demo's shape
 
-All continue the same prompts greedily with a cache, always to the full length; each with float32 weights and with what
-else it has, ours with --compile too. The table says how long the first token took, and how many bytes of weights were
-read a second, beside a plain product of a matrix and a vector. llama.cpp takes part where it is installed (pip install
+All continue the same prompts greedily with a cache, always to the full length; each with float32 weights and its other
+dtypes, ours with --compile too. The table shows the time to the first token and the bytes of weights read per second;
+above it is what a plain product of a matrix and a vector reads. llama.cpp is included if it is installed (pip install
 xllamacpp).
 """
 
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def engine_generate(job: dict, kind: str, compile: bool = False):
     from engine.generate.fast_decoder import Decoder
     from engine.generate.sampling import Sampling
 
-    make, device = CompiledDecoder if compile else Decoder, torch.device(job["device"])
-    decoder = make.from_model(load_model(Path(job["ckpt"]))[0], kind, device)
+    make = CompiledDecoder if compile else Decoder
+    decoder = make.from_model(load_model(Path(job["ckpt"]))[0], kind, torch.device(job["device"]))
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         slots = GenerationEngine(decoder, len(prompts), len(prompts[0]) + count)
@@ -64,7 +65,7 @@ def transformers_generate(job: dict, kind: str):
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(job["exported"], dtype=getattr(torch, kind)).eval().to(job["device"])
-    model.generation_config.eos_token_id = None  # all go on to the full length
+    model.generation_config.eos_token_id = None  # generate to the full length
 
     def answer(prompts: list[list[int]], count: int) -> list[list[int]]:
         ids = torch.tensor(prompts, device=job["device"])
@@ -105,7 +106,7 @@ def llama_cpp(job: dict, kind: str):
     return answer
 
 
-# name: how it is made, of which weights, their bits
+# name: (function that makes it, weights, bits per weight)
 CONTENDERS = {
     "ours float32": (engine_generate, "float32", 32),
     "ours bfloat16": (engine_generate, "bfloat16", 16),
@@ -117,6 +118,12 @@ CONTENDERS = {
     "transformers bfloat16": (transformers_generate, "bfloat16", 16),
     "llama.cpp F32": (llama_cpp, "float32", 32),
     "llama.cpp Q8_0": (llama_cpp, "q8_0", 8.5),
+}
+COLUMNS = {
+    "tokens/s": "tokens_per_second",
+    "GB of weights/s": "read",
+    "ms to the first": "first_token_ms",
+    "MiB": "memory",
 }
 PAIRS = [
     ("ours float32", "transformers float32"),
@@ -130,7 +137,7 @@ PAIRS = [
 
 
 def work(job: dict) -> dict:
-    """In a contender's process: new tokens a second of the whole batch, after a short answer to warm up."""
+    """Measure new tokens per second of the whole batch, after a short answer to warm up; in a contender's process."""
     if job["contender"] == PRODUCT:
         return matrix_vector(job["device"])
     make, kind, bits = CONTENDERS[job["contender"]]
@@ -151,7 +158,7 @@ def work(job: dict) -> dict:
 
 
 def matrix_vector(device: str) -> dict:
-    """GB read a second by torch's fp32 product of a 64 MB matrix and a vector."""
+    """Measure the GB per second that torch's fp32 product of a 64 MB matrix and a vector reads."""
     import torch
 
     matrix, vector = torch.ones(4096, 4096, device=device), torch.ones(4096, device=device)
@@ -164,7 +171,7 @@ def matrix_vector(device: str) -> dict:
 
 
 def prepare(args, folder: Path) -> dict[str, Any]:
-    """The checkpoint and its exports. Without --ckpt its weights are as good as fresh: only their shape matters."""
+    """Make the checkpoint and its exports. Without --ckpt it has been trained for one step: only its shape matters."""
     from engine.checkpoint.weights import load_model
     from engine.export import hugging_face
     from engine.export.gguf import to_gguf
@@ -181,7 +188,7 @@ def prepare(args, folder: Path) -> dict[str, Any]:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The flags that `prepare` reads."""
+    """Add the flags that `prepare` reads."""
     add = parser.add_argument
     add("--ckpt", help="checkpoint to decode with; default: fresh weights")
     add("--dim", type=int, default=512, help="width of the fresh model")
@@ -192,12 +199,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def shape_of(args: argparse.Namespace) -> str:
-    """What decodes, in words."""
+    """Name the model: its file or its shape."""
     return Path(args.ckpt).name if args.ckpt else f"{args.n_layers} layers x {args.dim}"
 
 
 def can_run(make: Callable, kind: str, device: str) -> bool:
-    """Whether a contender is installed and has such weights on this device."""
+    """Return whether a contender is installed and has such weights on this device."""
     if make is llama_cpp:
         return importlib.util.find_spec("xllamacpp") is not None
     return device == "cpu" or (kind != "int8" and make is not engine_compiled)
@@ -222,34 +229,21 @@ def main(argv: list[str] | None = None) -> None:
         job = compare.select(args, "new_tokens", "threads") | prepare(args, Path(folder))
         job["device"] = device
         names = [name for name, (make, kind, _) in CONTENDERS.items() if can_run(make, kind, device)]
+        pairs = [pair for pair in PAIRS if {*pair} <= {*names}]
         for size in args.batch_size:
             prompts = [ids[row : row + args.prompt_tokens] for row in range(size)]
-            jobs = {
-                name: ("benchmarks.decode", job | {"contender": name, "prompts": prompts}) for name in [*names, PRODUCT]
-            }
+            shared = job | {"prompts": prompts}
+            jobs = {name: ("benchmarks.decode", shared | {"contender": name}) for name in [*names, PRODUCT]}
             results = compare.in_turn(lambda _, jobs=jobs: jobs, args.rounds)
-            product = results.pop(PRODUCT)
-            columns = {
-                "tokens/s": "tokens_per_second",
-                "GB of weights/s": "read",
-                "ms to the first": "first_token_ms",
-                "MiB": "memory",
-            }
-            answers = {figures.get("ids") for name in names if name.endswith("32") for figures in results[name]}
-            same, read = len(answers) == 1, compare.spread([figures["read"] for figures in product])
-            lines += [
-                f"Batch {size}; in float32 the ids are {'the same' if same else 'NOT the same'}. "
-                f"{PRODUCT.capitalize()} reads {read} GB/s.",
-                "",
-            ]
-            lines += [*compare.compared(results, columns, "tokens_per_second"), ""]
-            lines += [
-                f"- {one} / {other}: {compare.spread(times)}"
-                for one, other in PAIRS
-                if {one, other} <= {*names}
-                and (times := compare.ratios(results[one], results[other], "tokens_per_second"))
-            ]
-            lines += [""]
+            read = compare.spread([figures["read"] for figures in results.pop(PRODUCT)])
+            in_float32 = chain.from_iterable(results[name] for name in names if name.endswith("32"))
+            same = "the same" if len({figures.get("ids") for figures in in_float32}) == 1 else "NOT the same"
+            lines += [f"Batch {size}; in float32 the ids are {same}. {PRODUCT.capitalize()} reads {read} GB/s.", ""]
+            lines += [*compare.compared(results, COLUMNS, "tokens_per_second"), ""]
+            for ours_name, peer in pairs:
+                if ratios := compare.ratios(results[ours_name], results[peer], "tokens_per_second"):
+                    lines.append(f"- {ours_name} / {peer}: {compare.spread(ratios)}")
+            lines.append("")
     title = f"decoding, {shape_of(args)}, on {device}, {args.prompt_tokens} + {args.new_tokens} tokens"
     words = sys.argv[1:] if argv is None else argv
     compare.publish(title, "benchmarks.decode", words, lines[:-1], Path(args.results), before)
