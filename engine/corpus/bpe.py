@@ -1,6 +1,5 @@
 """Byte-level BPE: read the texts it learns from, train it, save it, and report how well it compresses."""
 
-import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
 from engine.corpus.held_out import held_out_hashes, line_hash
 from engine.corpus.jsonl import RowCounts, RowReport, parse_line, read_lines
+from engine.files import to_json
 from engine.reasoning import TAGS
 from engine.schemas import BadRow
 from engine.tokenizer import BOS, EOS, UNK
@@ -142,8 +142,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the two files from which transformers' AutoTokenizer and this project load the same tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    content = json.dumps(tokenizer_config(32768), ensure_ascii=False, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_bytes(to_json(tokenizer_config(32768), indent=2))
 
 
 def compression_report(tokenizer: Tokenizer, texts: list[str]) -> str:
@@ -160,14 +159,17 @@ def compression_report(tokenizer: Tokenizer, texts: list[str]) -> str:
     groups: dict[str, list[str]] = {"Chinese": [], "English": [], "all": texts}
     for text in texts:
         groups["Chinese" if re.search("[一-鿿]", text) else "English"].append(text)
-    report = [f"vocabulary {tokenizer.get_vocab_size()} tokens", ""]
-    report += ["| held-out text | characters per token | bytes per token |", "|---|---|---|"]
+    report = [
+        f"vocabulary {tokenizer.get_vocab_size()} tokens",
+        "",
+        "| held-out text | characters per token | bytes per token |",
+        "|---|---|---|",
+    ]
     for name, group in groups.items():
         encodings = tokenizer.encode_batch_fast(group, add_special_tokens=False)
         if num_tokens := sum(len(encoding.ids) for encoding in encodings):
-            num_characters = sum(map(len, group))
             num_bytes = sum(len(text.encode()) for text in group)
-            ratios = f"{num_characters / num_tokens:.2f} | {num_bytes / num_tokens:.2f}"
+            ratios = f"{sum(map(len, group)) / num_tokens:.2f} | {num_bytes / num_tokens:.2f}"
             report.append(f"| {name} ({num_bytes:,} bytes) | {ratios} |")
     lengths = ", ".join(f"`{tag}` {len(tokenizer.encode(tag, add_special_tokens=False).ids)}" for tag in TAGS)
     return "\n".join([*report, "", f"tokens of each tag: {lengths}; all {len(texts):,} texts survive a round trip"])

@@ -176,13 +176,6 @@ def _remove_stale_folders(folder: Path) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
 
 
-def _check_unchanged(paths: Sequence[Path], digests: Sequence[str], cache_dir: Path) -> None:
-    """Raise ValueError for a file whose content is no longer the one that the cache would be named by."""
-    for path, digest in zip(paths, digests, strict=True):
-        if content_digest(path, cache_dir) != digest:
-            raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
-
-
 def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[tuple[int, int, bytes]]:
     for file, path in enumerate(paths):
         for first, block in read_blocks(path, advance):
@@ -216,14 +209,14 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
                 documents[file] += len(lengths)
                 tokens += int(lengths.sum())
         report.check_bad_rows(dataset_class.valid)
-        _check_unchanged(paths, digests, folder.parent)
         sources = []
         for path, digest, count in zip(paths, digests, documents, strict=True):
+            if content_digest(path, folder.parent) != digest:  # no longer the content that the cache is named by
+                raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
             source = {"name": path.name, "path": str(path), "content": digest, "documents": count}
             sources.append(source | {"counts": asdict(report.files[str(path)])})
-        end_id = tokenizer.token_to_id(EOS)
-        meta = identity | {"end_id": end_id, "tokens": tokens, **report.totals(), "sources": sources}
-        (temporary / "meta.json").write_bytes(to_json(meta, indent=1))
+        totals = {"end_id": tokenizer.token_to_id(EOS), "tokens": tokens, **report.totals()}
+        (temporary / "meta.json").write_bytes(to_json(identity | totals | {"sources": sources}, indent=1))
         try:
             os.rename(temporary, folder)
         except OSError:
