@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from engine.reasoning import THINK, format_reasoning
 
-ROLES = ("system", "user", "assistant", "tool")
-
 # The names that published rows have for one thing. A field that is not listed is not understood: where it may hold
 # something to learn, that is counted and reported, and under --strict_data it makes the row a bad one.
 ROLE_KEYS = ("role", "from", "speaker")
@@ -74,7 +72,7 @@ def text_of(value: object, name: str, *, may_be_empty: bool = False) -> str:
 
 
 def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | None, object]:
-    """Return the name that one thing has here, and its value; (None, None) where it has none, or null.
+    """Return the name that one thing has here, and its value; a value of None where it has none, or null.
 
     Args:
         fields: A turn.
@@ -86,7 +84,7 @@ def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | 
     present = [key for key in keys if fields.get(key) is not None]
     present = [key for key in present if fields[key] != ""] or present[:1]
     if not present:
-        return None, None
+        return next((key for key in keys if key in fields), None), None
     if any(fields[key] != fields[present[0]] for key in present):
         raise BadRow(f"{where} has {' and '.join(present)}, and they differ")
     return present[0], fields[present[0]]
@@ -234,7 +232,7 @@ def _role_of(speaker: object, number: int) -> str:
     for role, aliases in ROLE_ALIASES.items():
         if name in aliases:
             return role
-    raise BadRow(f"turn {number} has role {speaker!r}, expected one of {', '.join(ROLES)}")
+    raise BadRow(f"turn {number} has role {speaker!r}, expected one of {', '.join(ROLE_ALIASES)}")
 
 
 def _message(turn: dict, role: str, number: int, notes: set[str]) -> dict | None:
@@ -263,9 +261,7 @@ def _content(turn: dict, role: str, number: int) -> str:
     """Return the text of a turn; a list of text parts is joined."""
     key, content = first_present(turn, CONTENT_KEYS, f"turn {number}")
     if key is None:
-        key = next((key for key in CONTENT_KEYS if key in turn), None)
-        if key is None:
-            raise BadRow(f'turn {number} has no field "content"; it has {names_of(turn)}')
+        raise BadRow(f'turn {number} has no field "content"; it has {names_of(turn)}')
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         parts = [text_of(part.get("text"), f"a part of turn {number}", may_be_empty=True) for part in content]
         content = "".join(parts)

@@ -35,8 +35,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.no_padding()
     if problem := tokenizer_problem(tokenizer, SPECIAL_TOKENS):
         raise ValueError(f"{path}: {problem}")
-    if missing := count_missing_bytes(tokenizer):
-        warn(f"warning: {path}: no token for {missing} of the 256 bytes; text that holds them loses them")
+    if missing := set(byte_characters().values()) - tokenizer.get_vocab().keys():
+        warn(f"warning: {path}: no token for {len(missing)} of the 256 bytes; text that holds them loses them")
     return tokenizer
 
 
@@ -83,7 +83,8 @@ def tokenizer_problem(tokenizer: Tokenizer, special: Sequence[str]) -> str | Non
     alphabet, added = set(byte_characters().values()), tokenizer.get_added_tokens_decoder()
     tokens = [token for token, index in tokenizer.get_vocab().items() if index not in added]
     strange = [token for token in tokens if token not in special and not alphabet.issuperset(token)]
-    if not _splits_into_bytes(content["pre_tokenizer"]) or strange:
+    split = content["pre_tokenizer"] or {}
+    if strange or "ByteLevel" not in [part.get("type") for part in split.get("pretokenizers", [split])]:
         example = f" (a token is {strange[0]!r})" if strange else ""
         return f"not a byte-level tokenizer{example}; this project needs one, as train_tokenizer.py makes it"
     for token in special:
@@ -92,16 +93,6 @@ def tokenizer_problem(tokenizer: Tokenizer, special: Sequence[str]) -> str | Non
         if any(tokenizer.token_to_id(token) in encoding.ids for encoding in encodings):
             return f'a text can spell {token}, which ends documents and turns: give it "special": true in added_tokens'
     return None
-
-
-def count_missing_bytes(tokenizer: Tokenizer) -> int:
-    """Return how many of the 256 bytes have no token: text that holds them loses them."""
-    return len(set(byte_characters().values()) - tokenizer.get_vocab().keys())
-
-
-def _splits_into_bytes(pre_tokenizer: dict | None) -> bool:
-    parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
-    return any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def byte_characters() -> dict[int, str]:
