@@ -3,6 +3,7 @@
 Whatever is removed is printed; whatever would be silently wrong is refused.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from Config import LLMConfig
 from engine.console import print0, printable
 from engine.corpus.file_types import HEADER_BYTES, detect_file_type
+from engine.files import first_line
 from model import rope_frequencies
 
 WRAPPER_KEYS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")  # {"model": weights, ...}
@@ -42,7 +44,7 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
         if any(part in name for name in weights):
             weights = _rename(weights, {name: name.replace(part, "") for name in weights}, path)
             stripped.append(part)
-    while prefix := _common_prefix(weights):
+    while prefix := next((part for part in OUTER_PREFIXES if os.path.commonprefix([*weights]).startswith(part)), ""):
         weights = _rename(weights, {name: name.removeprefix(prefix) for name in weights}, path)
         stripped.append(prefix)
     if stripped:
@@ -55,13 +57,6 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
 
 def _holds_tensors(value: object) -> bool:
     return isinstance(value, dict) and any(isinstance(part, Tensor) for part in value.values())
-
-
-def _common_prefix(weights: dict[str, Tensor]) -> str | None:
-    """Return one of OUTER_PREFIXES that every name has."""
-    if not weights:
-        return None
-    return next((prefix for prefix in OUTER_PREFIXES if all(name.startswith(prefix) for name in weights)), None)
 
 
 def _rename(weights: dict[str, Tensor], names: dict[str, str], path: Path) -> dict[str, Tensor]:
@@ -121,5 +116,4 @@ def explain_unreadable(path: Path, error: Exception) -> str:
         return f"it holds more than plain tensors: {pickled[1]}; {advice}"
     if "TorchScript" in str(error):
         return f"a TorchScript program, not weights; {advice}"
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return printable(re.sub(r"\x1b\[[\d;]*m", "", first).split(" In PyTorch")[0])[:160]
+    return printable(re.sub(r"\x1b\[[\d;]*m", "", first_line(error)).split(" In PyTorch")[0])[:160]

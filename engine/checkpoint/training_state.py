@@ -152,20 +152,15 @@ def find_newest(folder: Path) -> Path | None:
     return None
 
 
-def quarantine(path: Path) -> None:
-    """Rename a state that no run should resume from; nothing deletes it."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.aside{number}")).exists():
-        number += 1
-    warn(f"{path} is now {target.name}; delete it when you do not need it")
-    os.replace(path, target)
-
-
 def quarantine_newer(folder: Path, step: int) -> None:
-    """Rename the states after `step`, damaged or not, so that a later --resume does not take them."""
-    for newer in list_states(folder):
-        if int(newer.name) > step:
-            quarantine(newer)
+    """Rename the states after `step`, damaged or not, so that no later --resume takes them; nothing deletes them."""
+    for path in list_states(folder):
+        if int(path.name) > step:
+            number = 1
+            while (target := path.with_name(f"{path.name}.aside{number}")).exists():
+                number += 1
+            warn(f"{path} is now {target.name}; delete it when you do not need it")
+            os.replace(path, target)
 
 
 def remove_unfinished_states(folder: Path) -> None:
@@ -193,11 +188,9 @@ def load_into(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     tensors = {}
     for name, entry in entries.items():
         assert isinstance(entry, TensorStorageMetadata)  # _check_fit
-        parameter, dtype = parameters[_parameter_name(name)], entry.properties.dtype
-        if entry.size == parameter.shape:
-            tensors[name] = torch.empty_like(parameter, dtype=dtype)
-        else:
-            tensors[name] = torch.empty(entry.size, dtype=dtype)
+        parameter = parameters[_parameter_name(name)]
+        like = parameter if entry.size == parameter.shape else torch.empty(entry.size)  # else a count of steps
+        tensors[name] = torch.empty_like(like, dtype=entry.properties.dtype)
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     except dcp.api.CheckpointException as error:  # a BaseException

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -268,11 +269,8 @@ def open_checkpoint(
     tokenizer: Tokenizer,
     tokenizer_dir: str | Path,
     *,
-    max_seq_len: int | None = None,
-    n_heads: int | None = None,
-    rope_theta: float | None = None,
-    rope_scaling: float | None = None,
     flag: str = "--ckpt",
+    **shape: Any,
 ) -> tuple[SpongeBob, dict]:
     """Load a model and check that it fits the tokenizer.
 
@@ -280,8 +278,8 @@ def open_checkpoint(
         path: The .pth.
         tokenizer: Encodes for the model; ids above its size are never sampled.
         tokenizer_dir: Folder of the tokenizer, for messages.
-        max_seq_len, n_heads, rope_theta, rope_scaling: As in load_model.
         flag: Named in the error message as the way to choose another checkpoint.
+        shape: Passed to load_model.
     Returns:
         The model in float32 on the CPU, and the content of its .json ({} without one).
     Raises:
@@ -293,7 +291,6 @@ def open_checkpoint(
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     if path.stem in ORIGINAL_NAMES.values():
         print0(f"{path}: the original scripts' name, taken as this stage's model")
-    shape = {"n_heads": n_heads, "rope_theta": rope_theta, "max_seq_len": max_seq_len, "rope_scaling": rope_scaling}
     model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
     vocab_size = model.config.vocab_size
