@@ -5,6 +5,7 @@ the file, because llama.cpp's own converter refuses every tokenizer that it does
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,20 @@ def convert(name: str, weight: Tensor, gguf_type: Any) -> np.ndarray:
 
 def add_shape(writer: Any, config: LLMConfig) -> None:
     """Add what llama.cpp reads of the model's config."""
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.hidden_dim)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_vocab_size(config.vocab_size)
+    shape = {
+        "context_length": config.max_seq_len,
+        "embedding_length": config.dim,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.hidden_dim,
+        "head_count": config.n_heads,
+        "head_count_kv": config.n_kv_heads,
+        "layer_norm_rms_eps": config.norm_eps,
+        "rope_dimension_count": config.head_dim,
+        "rope_freq_base": config.rope_theta,
+        "vocab_size": config.vocab_size,
+    }
+    for name, value in shape.items():
+        getattr(writer, f"add_{name}")(value)
 
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -95,36 +100,25 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     """
     import gguf
 
-    content, added = json.loads(tokenizer.to_str()), tokenizer.get_added_tokens_decoder()
-    tokens, types = [], []
-    for index in range(vocab_size):
-        token = tokenizer.id_to_token(index)
-        token_type = gguf.TokenType.NORMAL if token is not None else gguf.TokenType.UNUSED
-        if index in added:
-            token_type = gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
-        tokens.append(f"[unused {index}]" if token is None else token)
-        types.append(token_type)
+    tokens = [tokenizer.id_to_token(index) or f"[unused {index}]" for index in range(vocab_size)]
+    num_known = tokenizer.get_vocab_size()
+    types = [gguf.TokenType.NORMAL] * num_known + [gguf.TokenType.UNUSED] * (vocab_size - num_known)
+    for index, token in tokenizer.get_added_tokens_decoder().items():
+        types[index] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = content["model"]["merges"]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    ids = {name: tokenizer.token_to_id(name) for name in (UNK, BOS, EOS)}
-    writer.add_bos_token_id(ids[BOS])
-    writer.add_eos_token_id(ids[EOS])
-    writer.add_eot_token_id(ids[EOS])  # a turn ends like a document
-    writer.add_unk_token_id(ids[UNK])
-    writer.add_pad_token_id(ids[UNK])
+    special = {"bos": BOS, "eos": EOS, "eot": EOS, "unk": UNK, "pad": UNK}  # a turn ends like a document
+    for name, token in special.items():
+        getattr(writer, f"add_{name}_token_id")(tokenizer.token_to_id(token))
     writer.add_add_bos_token(True)  # as in training
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(without_loss_marks(CHAT_TEMPLATE))
-
-
-def without_loss_marks(template: str) -> str:
-    """Remove {% generation %} from a chat template: it is for training, and not every program knows it."""
-    return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    # {% generation %} is for training, and not every program knows it.
+    writer.add_chat_template(re.sub(r"{% (?:end)?generation %}", "", CHAT_TEMPLATE))
 
 
 def rope_divisors(config: LLMConfig) -> Tensor:

@@ -146,8 +146,10 @@ license: unknown
 ---
 # {name}
 
-A Llama of {millions:.1f} million weights, trained from scratch by SelfLLM-Engine: {n_layers} blocks of width {dim},
-{n_heads} query heads, {n_kv_heads} key-value heads, {vocab_size:,} tokens, a context of {max_seq_len:,}; in {dtype}.
+A Llama of {millions:.1f} million weights, trained from scratch by SelfLLM-Engine: {shape.n_layers} blocks \
+of width {shape.dim},
+{shape.n_heads} query heads, {shape.n_kv_heads} key-value heads, {shape.vocab_size:,} tokens, a context of \
+{shape.max_seq_len:,}; in {dtype}.
 
 {metrics}
 ```python
@@ -180,10 +182,8 @@ def model_card(title: str, model: SpongeBob, dtype: str, meta: dict) -> str:
     prompt = '[{"role": "user", "content": "你好"}]' if meta.get("stage") != "pretrain" else '"从前"'
     answer = f"talk({prompt}, max_new_tokens=64, return_full_text=False)"
     use = f'talk = pipeline("text-generation", {json.dumps(title, ensure_ascii=False)})\nprint({answer})'
-    names = ("n_layers", "dim", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-    shape = {name: getattr(model.config, name) for name in names}
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return CARD.format(name=title, millions=millions, dtype=dtype, metrics=metrics, use=use, **shape)
+    return CARD.format(name=title, millions=millions, dtype=dtype, metrics=metrics, use=use, shape=model.config)
 
 
 def _format_metric(value: Any) -> str:
