@@ -8,6 +8,7 @@ Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S visible p
         I and O inputs and outputs of a matrix
 """
 
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
@@ -74,9 +75,10 @@ class PrepackedLinear(DenseLinear):
 
     uses_onednn = True
 
-    def __init__(self, weight: Tensor):
-        super().__init__(weight)
-        self.prepacked = None
+    @cached_property
+    def prepacked(self) -> Tensor:
+        """Return the matrix (O, I) for oneDNN, made at the first use: a chat has one row and never needs it."""
+        return prepack(self.weight)
 
     @staticmethod
     def supports(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -91,8 +93,6 @@ class PrepackedLinear(DenseLinear):
         if len(x) <= 2 and x.dtype == torch.float32:
             # MKL is faster here, but uses one thread for one vector: two vectors take half the time of one.
             return (self.weight @ torch.cat([x, x])[:2].t())[:, : len(x)].t()
-        if self.prepacked is None:  # at the first use: a chat has one row and never needs it
-            self.prepacked = prepack(self.weight)
         return prepacked_matmul(x, self.prepacked)
 
 
@@ -105,15 +105,17 @@ class Int8Linear:
         self.qweight = F.pad(qweight, (0, self.padding))
         self.scales = scales.flatten().bfloat16()
         self.uses_onednn = PrepackedLinear.supports(qweight, torch.bfloat16)
-        self.prepacked = None
+
+    @cached_property
+    def prepacked(self) -> Tensor:
+        """Return the matrix (O, I) for oneDNN at the first use; bfloat16 holds every int8 value exactly."""
+        return prepack(self.qweight.bfloat16())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x (B, I) of any float dtype -> (B, O) bfloat16 or float32."""
         x = F.pad(x.bfloat16(), (0, self.padding)) if self.padding else x.bfloat16()
         if len(x) <= INT8_KERNEL_MAX_ROWS or not self.uses_onednn:
             return torch._weight_int8pack_mm(x, self.qweight, self.scales)
-        if self.prepacked is None:
-            self.prepacked = prepack(self.qweight.bfloat16())  # bfloat16 holds every int8 value exactly
         return prepacked_matmul(x, self.prepacked) * self.scales.float()
 
     def dot(self, x: Tensor) -> Tensor:
@@ -208,8 +210,8 @@ class Decoder:
             for name, parameter in model.named_parameters():
                 parameter.data = fake_quantize(parameter.data, weight_dtype)
                 if not parameter.data.isfinite().all():
-                    problem = f"{name} holds values that {weight_dtype} cannot keep; choose another"
-                    raise ValueError(f"--weight_dtype {weight_dtype}: {problem}")
+                    flag = f"--weight_dtype {weight_dtype}"
+                    raise ValueError(f"{flag}: {name} holds values that {weight_dtype} cannot keep; choose another")
         return cls(model, weight_dtype)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
