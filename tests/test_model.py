@@ -28,7 +28,7 @@ def tiny(**changes) -> SpongeBob:
     )
 
 
-def test_the_future_is_invisible():
+def test_future_tokens_are_invisible():
     model, ids = tiny().eval(), torch.randint(3, 100, (2, 40))
     changed = ids.clone()
     changed[:, 25] = (changed[:, 25] + 1) % 100
@@ -46,32 +46,32 @@ def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recomput
     packed = [torch.zeros(2, 40, dtype=torch.long) for _ in range(2)]
     classes, bounds = torch.zeros(2, 40, dtype=torch.uint8), []
     for row, group in enumerate(((0, 1), (2, 3))):
-        at = 0
+        start = 0
         for document in group:
-            n = lengths[document]
-            packed[0][row, at : at + n], packed[1][row, at : at + n] = documents[document][:-1], documents[document][1:]
-            classes[row, at : at + n] = 1
-            bounds.append(row * 40 + at)
-            at += n
-        bounds.append(row * 40 + at)
+            columns = slice(start, start + lengths[document])
+            packed[0][row, columns], packed[1][row, columns] = documents[document][:-1], documents[document][1:]
+            classes[row, columns] = 1
+            bounds.append(row * 40 + start)
+            start = columns.stop
+        bounds.append(row * 40 + start)
     padded = [torch.zeros(4, 40, dtype=torch.long) for _ in range(2)]
     padded_classes = torch.zeros(4, 40, dtype=torch.uint8)
     for row, (n, document) in enumerate(zip(lengths, documents, strict=True)):
-        padded[0][row, :n], padded[1][row, :n], padded_classes[row, :n] = document[:-1], document[1:], 1
-
-    one, other = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
-    one.model.recompute = recompute
-    sums = one(*packed, classes, classes.float(), torch.tensor([*bounds, 80, 80], dtype=torch.int32))
-    expected = other(*padded, padded_classes, padded_classes.float())
+        padded[0][row, :n], padded[1][row, :n] = document[:-1], document[1:]
+        padded_classes[row, :n] = 1
+    loss, reference = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
+    loss.model.recompute = recompute
+    sums = loss(*packed, classes, classes.float(), torch.tensor([*bounds, 80, 80], dtype=torch.int32))
+    expected = reference(*padded, padded_classes, padded_classes.float())
     torch.testing.assert_close(sums, expected)
     sums[0].backward()
     expected[0].backward()
-    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+    for (name, parameter), twin in zip(loss.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, twin.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
-def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
+def test_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
     model, ids = tiny(rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
     model.save_pretrained(tmp_path)
     torch.save({"ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected.pt")
@@ -90,10 +90,10 @@ def test_a_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(dropout, monkeypatch):
+def test_activation_checkpointing_runs_blocks_twice_and_changes_no_bit(dropout, monkeypatch):
     ids, labels = torch.randint(3, 100, (2, 2, 40))
     cu_seqlens = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
-    found, runs = [], []
+    results, runs = [], []
     for recompute in (False, True):
         loss = TokenLoss(tiny(dropout=dropout)).train()
         loss.model.recompute = recompute
@@ -105,20 +105,20 @@ def test_activation_checkpointing_runs_every_block_twice_and_changes_no_bit(drop
         ones = torch.ones(2, 40)
         sums = loss(ids, labels, ones.byte(), ones, cu_seqlens)
         sums[0].backward()
-        found.append([sums.detach(), *(parameter.grad for parameter in loss.parameters())])
+        results.append([sums.detach(), *(parameter.grad for parameter in loss.parameters())])
         runs.append(len(calls))
     assert runs == [2, 4]
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*results, strict=True))
 
 
-def test_norms_are_computed_in_fp32_whatever_comes_in():
+def test_norms_are_computed_in_fp32_for_any_dtype():
     x = torch.full((2, 8), 300.0)  # its square is more than fp16 can hold
     assert torch.equal(RMSNorm(8, 1e-5)(x.half()), torch.ones(2, 8).half())
     with torch.autocast("cpu", dtype=torch.float16):
         assert torch.equal(RMSNorm(8, 1e-5)(x), torch.ones(2, 8).half())
 
 
-def test_contributions_to_the_residual_stream_start_small():
+def test_residual_projections_start_small():
     model = SpongeBob(LLMConfig(dim=128, n_layers=8, n_heads=4))
     assert model.layers[0].attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.layers[0].attention.wo.weight.std().item() == pytest.approx(0.005, rel=0.1)
@@ -137,12 +137,12 @@ def test_contributions_to_the_residual_stream_start_small():
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
     ],
 )
-def test_a_contradictory_shape_is_refused_with_its_numbers(shape, words):
+def test_contradictory_shape_is_refused_with_its_numbers(shape, words):
     with pytest.raises(ValueError, match=words):
         LLMConfig(**shape)
 
 
-def test_the_default_shape_is_the_published_one():
+def test_default_shape_is_the_published_one():
     config = LLMConfig()
     assert (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size) == (512, 8, 8, 2, 6400)
     assert sum(parameter.numel() for parameter in SpongeBob(config).parameters()) == 25_829_888
