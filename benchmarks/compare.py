@@ -1,6 +1,6 @@
 """Run contenders in turn, A B A B, each in a process of its own, and compare them in a table.
 
-A machine's speed drifts by more than the differences to be shown, so only figures of the same round are divided by each
+A machine's speed drifts by more than the differences to be shown, so only metrics of the same round are divided by each
 other; read the median and the range of these ratios.
 """
 
@@ -25,18 +25,18 @@ from engine.flags import ROOT, Help
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate")
 
-Jobs = dict[str, tuple[str, dict]]  # contender -> (module with main(job) -> figures, job)
+Jobs = dict[str, tuple[str, dict]]  # contender -> (module with main(job) -> metrics, job)
 
 # ----------------------------------------------------------------------------------------------- processes
 
 
 def run(module: str, job: dict) -> dict:
-    """Return the figures of `module`.main(job) in a new process, or {"failed": why}; it may write in job["folder"].
+    """Return the metrics of `module`.main(job) in a new process, or {"failed": why}; it may write in job["folder"].
 
     `threads` in the job (0: as it comes) limits its threads.
     """
     with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder, "job.json"), Path(folder, "figures.json")
+        request, answer = Path(folder, "job.json"), Path(folder, "metrics.json")
         request.write_text(json.dumps(job | {"folder": folder}), encoding="utf-8")
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         if job.get("device") == "cuda":
@@ -51,13 +51,13 @@ def run(module: str, job: dict) -> dict:
 
 
 def work(main: Callable[[dict], dict]) -> None:
-    """Read the job that `run` wrote, do it, write its figures and the peak of memory."""
+    """Read the job that `run` wrote, do it, write its metrics and the peak of memory."""
     request, answer = map(Path, sys.argv[1:])
     try:
-        figures = main(json.loads(request.read_text(encoding="utf-8")))
+        metrics = main(json.loads(request.read_text(encoding="utf-8")))
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    answer.write_text(json.dumps(figures | peak_memory()), encoding="utf-8")
+    answer.write_text(json.dumps(metrics | peak_memory()), encoding="utf-8")
 
 
 def entry(main: Callable[[], None], worker: Callable[[dict], dict]) -> None:
@@ -84,41 +84,41 @@ def peak_memory() -> dict:
 
 
 def in_turn(jobs: Callable[[int], Jobs], rounds: int) -> dict[str, list[dict]]:
-    """Run the jobs of every round one after another; return {contender: its figures of every round}."""
+    """Run the jobs of every round one after another; return {contender: its metrics of every round}."""
     results: dict[str, list[dict]] = {}
     for number in range(rounds):
         for name, (module, job) in jobs(number).items():
-            figures = run(module, job)
-            results.setdefault(name, []).append(figures)
-            print(f"round {number + 1} of {rounds}: {name}: {_summary(figures)}", flush=True)
+            metrics = run(module, job)
+            results.setdefault(name, []).append(metrics)
+            print(f"round {number + 1} of {rounds}: {name}: {_summary(metrics)}", flush=True)
     return results
 
 
 def side_by_side(jobs: list[tuple[str, dict]], module: str, alone: bool = False) -> dict[str, list[dict]]:
-    """Run as many jobs at once as there are cores, one thread each; return {name: their figures}.
+    """Run as many jobs at once as there are cores, one thread each; return {name: their metrics}.
 
     Their times are no measure unless `alone`: one at a time, with all cores.
     """
     results: dict[str, list[dict]] = {}
     with ThreadPoolExecutor(1 if alone else os.cpu_count()) as pool:
         runs = pool.map(lambda job: run(module, job[1] | {"threads": 0 if alone else 1}), jobs)
-        for number, ((name, _), figures) in enumerate(zip(jobs, runs, strict=True), 1):
-            results.setdefault(name, []).append(figures)
-            print(f"{number} of {len(jobs)}: {name}: {_summary(figures)}", flush=True)
+        for number, ((name, _), metrics) in enumerate(zip(jobs, runs, strict=True), 1):
+            results.setdefault(name, []).append(metrics)
+            print(f"{number} of {len(jobs)}: {name}: {_summary(metrics)}", flush=True)
     return results
 
 
-def _summary(figures: dict) -> str:
-    shown = {key: value for key, value in figures.items() if isinstance(value, (int, float, str))}
+def _summary(metrics: dict) -> str:
+    shown = {key: value for key, value in metrics.items() if isinstance(value, (int, float, str))}
     parts = [f"{key} {_short(value)}" for key, value in shown.items()]
-    if figures.get("history"):
-        parts.append(f"at the end {figures['history'][-1]}")
+    if metrics.get("history"):
+        parts.append(f"at the end {metrics['history'][-1]}")
     return ", ".join(parts)
 
 
-def failure(figures: list[dict]) -> str | None:
-    """Return why a contender has no figures, if one of its runs failed."""
-    return next((f"not measured: {run['failed']}" for run in figures if "failed" in run), None)
+def failure(metrics: list[dict]) -> str | None:
+    """Return why a contender has no metrics, if one of its runs failed."""
+    return next((f"not measured: {run['failed']}" for run in metrics if "failed" in run), None)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -145,7 +145,7 @@ def add_model(parser: argparse.ArgumentParser, *, dim: int, n_layers: int, n_hea
     add("--results", default=RESULTS, help="file the table is appended to")
 
 
-# ------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------------- metrics
 
 
 def _short(value: object) -> str:
@@ -168,8 +168,8 @@ def mean(values: list[float], form: str) -> str:
     return form.format(statistics.mean(values)) + deviation
 
 
-def figures_of(results: list[dict], key: str) -> list[float]:
-    return [figures[key] for figures in results if figures.get(key) is not None]
+def metrics_of(results: list[dict], key: str) -> list[float]:
+    return [metrics[key] for metrics in results if metrics.get(key) is not None]
 
 
 def ratios(ours: list[dict], peer: list[dict], key: str) -> list[float]:
@@ -181,16 +181,16 @@ def ratios(ours: list[dict], peer: list[dict], key: str) -> list[float]:
 def compared(results: dict[str, list[dict]], columns: dict[str, str], key: str) -> list[str]:
     """Make a line for each contender: its `columns` (title -> figure), then the ratio of the first contender's `key`.
 
-    Contenders without figures say why.
+    Contenders without metrics say why.
     """
     first = next(iter(results))
     lines = [["", *columns, f"{first} / this, of {key.replace('_', ' ')}"]]
-    for name, figures in results.items():
-        if failed := failure(figures):
+    for name, metrics in results.items():
+        if failed := failure(metrics):
             lines.append([name, *["-"] * len(columns), failed])
             continue
-        times = spread(ratios(results[first], figures, key)) if name != first else "1"
-        lines.append([name, *(spread(figures_of(figures, column)) for column in columns.values()), times])
+        times = spread(ratios(results[first], metrics, key)) if name != first else "1"
+        lines.append([name, *(spread(metrics_of(metrics, column)) for column in columns.values()), times])
     return table(lines)
 
 

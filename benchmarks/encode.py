@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         results = compare.in_turn(lambda _: jobs, args.rounds)
         columns = {"MB/s": "mb_per_second", "MB a CPU second": "mb_per_cpu_second", "peak memory, MiB": "memory"}
         lines = compare.compared(results, columns, "mb_per_second")
-        ids = {name: figures[0].get("ids") for name, figures in results.items()}
+        ids = {name: metrics[0].get("ids") for name, metrics in results.items()}
         same = "the same" if len(set(ids.values())) == 1 else f"NOT the same: {ids}"
         lines += ["", f"{mb:.1f} MB of text; the ids of all are {same}."]
     title = f"{'memory of the token cache' if args.memory_gb else 'encoding'}, {path.name}"

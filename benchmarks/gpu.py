@@ -72,7 +72,7 @@ def rows(padded: bool = False, times: int = 1):
     return Batch(ids, labels, loss_weights.to(torch.uint8), loss_weights, cu_seqlens).to(torch.device(DEVICE))
 
 
-def figures(loss, batch):
+def metrics(loss, batch):
     """Return the first sum of a micro-batch and its gradients' norm, in bf16."""
     import torch
 
@@ -85,21 +85,21 @@ def figures(loss, batch):
 
 def packed_and_padded():
     loss = fresh()
-    return figures(loss, rows()), figures(loss, rows(padded=True))
+    return metrics(loss, rows()), metrics(loss, rows(padded=True))
 
 
 def kernel_and_mask():
     loss = fresh()
-    with_kernel = figures(loss, rows())
+    with_kernel = metrics(loss, rows())
     with patch("model.supports_varlen_attention", lambda *_: False):
-        return with_kernel, figures(loss, rows())
+        return with_kernel, metrics(loss, rows())
 
 
 def compiled_and_eager(backend: str = "inductor"):
     loss = fresh()
-    eager = figures(loss, rows())
+    eager = metrics(loss, rows())
     loss.compile(backend=backend, dynamic=False)
-    return figures(loss, rows()), eager
+    return metrics(loss, rows()), eager
 
 
 def cached_and_full():
@@ -176,11 +176,11 @@ def memory(dry: bool) -> list[str]:
         watch = fake_cuda.watch() if dry else None
         if dry:
             with watch:
-                figures(loss, batch)
+                metrics(loss, batch)
             peak = watch.peak
         else:
             torch.cuda.reset_peak_memory_stats()
-            figures(loss, batch)
+            metrics(loss, batch)
             peak = torch.cuda.max_memory_allocated()
         load = MicroBatchSpec(LLMConfig(**SHAPE | shape), *batch.inputs.shape, torch.bfloat16)
         lines.append(

@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
     for what, value, change in variants(job):
         name = f"{what} {value}"
         results = compare.in_turn(lambda _, n=name, c=change: {n: ("benchmarks.ours", job | c)}, args.rounds)[name]
-        speeds, memory = (compare.figures_of(results, key) for key in ("tokens_per_second", "memory"))
+        speeds, memory = (compare.metrics_of(results, key) for key in ("tokens_per_second", "memory"))
         failed = compare.failure(results)
         table.append([what, str(value), failed or compare.spread(speeds), compare.spread(memory)])
         if not failed:

@@ -125,9 +125,9 @@ def main(job: dict) -> dict:
     if "out" in job:
         rows.leave(Path(job["out"]), from_hf_state_dict(model.state_dict(), config), config, tokenizer)
     tokens, seconds = clock.tokens(), clock.seconds
-    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": clock.history}
+    metrics = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "history": clock.history}
     a_step = job["batch_size"] * float(np.mean([len(row["input_ids"]) - 1 for row in data]))  # steps differ
-    return figures | {"step_seconds": seconds / (clock.step - warm), "step_tokens": a_step}
+    return metrics | {"step_seconds": seconds / (clock.step - warm), "step_tokens": a_step}
 
 
 if __name__ == "__main__":

@@ -167,10 +167,10 @@ def main(job: dict) -> dict:
     if job["seconds"] and "out" not in job:
         score = HeldOut(cache, heldout, tokenizer, job["max_seq_len"], job["device"])
     forever = itertools.chain.from_iterable(itertools.repeat(loader))
-    figures = train(model, optimizer, forever if job["seconds"] or job["tokens"] else loader, job, score)
+    metrics = train(model, optimizer, forever if job["seconds"] or job["tokens"] else loader, job, score)
     if "out" in job:
         rows.leave(Path(job["out"]), model.state_dict(), config, tokenizer)
-    return figures
+    return metrics
 
 
 def train(model: Decoder, optimizer, batches: Iterator, job: dict, score: HeldOut | None) -> dict:

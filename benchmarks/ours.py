@@ -19,7 +19,7 @@ STAGES = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
 
 
 def main(job: dict) -> dict:
-    """Train as the job says; figures are those between the first row of metrics.jsonl and the last."""
+    """Train as the job says; metrics are those between the first row of metrics.jsonl and the last."""
     folder = Path(job["folder"])
     flags = {
         "data_path": job["cache"],
@@ -43,7 +43,7 @@ def main(job: dict) -> dict:
     if "out" in job:
         for suffix in (".pth", ".json"):
             shutil.copyfile(folder / f"{job['stage']}{suffix}", Path(job["out"]).with_suffix(suffix))
-    return figures(next(folder.glob("*.metrics.jsonl")))
+    return metrics(next(folder.glob("*.metrics.jsonl")))
 
 
 def argv_of(flags: dict) -> list[str]:
@@ -53,7 +53,7 @@ def argv_of(flags: dict) -> list[str]:
     return argv
 
 
-def figures(log: Path) -> dict:
+def metrics(log: Path) -> dict:
     rows = read_log(log)
     validated = [row for row in rows if "val_bits_per_byte" in row]
     history = [[row.get("seconds", 0.0), row.get("tokens", 0), row["val_bits_per_byte"]] for row in validated]

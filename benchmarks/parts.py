@@ -48,16 +48,16 @@ def part_of(operator: str) -> str:
 
 
 def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
-    figures = compare.run("benchmarks.parts", job | {"flags": args.ours[0], "steps": steps})
-    if "failed" in figures:
-        raise ValueError(figures["failed"])
-    total = sum(figures["parts"].values())
+    metrics = compare.run("benchmarks.parts", job | {"flags": args.ours[0], "steps": steps})
+    if "failed" in metrics:
+        raise ValueError(metrics["failed"])
+    total = sum(metrics["parts"].values())
     lines = [["part", "share of the time"]]
-    largest = sorted(figures["parts"], key=figures["parts"].get, reverse=True)
-    lines += [[part, f"{figures['parts'][part] / total:.1%}"] for part in largest]
-    measured, plain = (sum(row[key] for row in figures["matmuls"]) for key in ("measured", "plain"))
+    largest = sorted(metrics["parts"], key=metrics["parts"].get, reverse=True)
+    lines += [[part, f"{metrics['parts'][part] / total:.1%}"] for part in largest]
+    measured, plain = (sum(row[key] for row in metrics["matmuls"]) for key in ("measured", "plain"))
     sizes = [["matmul", "calls", "ms in training", "ms alone", "alone / in training"]]
-    for row in figures["matmuls"][:12]:
+    for row in metrics["matmuls"][:12]:
         ms, alone = (row[key] * 1e3 / row["calls"] for key in ("measured", "plain"))
         sizes.append([row["sizes"], str(row["calls"]), f"{ms:.3f}", f"{alone:.3f}", f"{alone / ms:.2f}"])
     summary = "No matmul was seen by its size: they are inside compiled code."
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, job: dict, steps: int = 6) -> list[str]:
             f"Plain matmuls of the same sizes, timed alone, take {plain / measured:.1%} of what they take in training; "
             f"a step of nothing but them would take {plain / total:.1%} of the time."
         )
-    optimizers = f"The optimizers' steps, their matmuls included, take {figures['optimizers'] / total:.1%}."
+    optimizers = f"The optimizers' steps, their matmuls included, take {metrics['optimizers'] / total:.1%}."
     return [*compare.table(lines), "", optimizers, "", *compare.table(sizes), "", summary]
 
 

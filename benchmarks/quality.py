@@ -80,9 +80,9 @@ def main(job: dict) -> dict:
         stage_folder.mkdir()
         paths = {"out": str(out), "folder": str(stage_folder)}
         stage_job = job | job["stages"][stage] | parent | {"stage": stage} | paths
-        figures = module.main(planned(job["module"], stage_job, log_rows=10))
+        metrics = module.main(planned(job["module"], stage_job, log_rows=10))
         for name in ("tokens", "seconds"):
-            results[name].append(figures.get(f"all_{name}", figures[name]))
+            results[name].append(metrics.get(f"all_{name}", metrics[name]))
         # Of an answer in SFT only the loss is asked for.
         max_new_tokens = job["max_new_tokens"] if stage == "distill" else 1
         heldout = Path(stage_job["heldout"])

@@ -1,4 +1,4 @@
-"""Read figures of RESULTS.md back, for the pages that repeat them."""
+"""Read numbers of RESULTS.md back, for the pages that repeat them."""
 
 from functools import cache
 

@@ -58,11 +58,11 @@ def job_of(args: argparse.Namespace, cache: Path, flags: str, seed: int) -> dict
 def table(results: dict[str, list[dict]]) -> list[str]:
     """Sort by the mean, the best first; flags of which a run failed say why."""
     lines = []
-    for flags, figures in results.items():
-        if failed := compare.failure(figures):
+    for flags, metrics in results.items():
+        if failed := compare.failure(metrics):
             lines.append((float("inf"), [flags, failed, "", ""]))
             continue
-        last = [run["history"][-1][2] for run in figures]
+        last = [run["history"][-1][2] for run in metrics]
         deviation = f"{statistics.stdev(last):.3f}" if len(last) > 1 else "-"
         each = ", ".join(f"{bits:.3f}" for bits in last)
         lines.append((statistics.mean(last), [flags, f"{statistics.mean(last):.3f}", deviation, each]))

@@ -116,7 +116,7 @@ def speed(args: argparse.Namespace, cache: TokenCache, job: dict, folder: Path) 
     results = compare.in_turn(round_jobs, args.rounds)
     columns = {"real tokens/s": "tokens_per_second", "peak memory, MiB": "memory"}
     columns["waiting for data"] = "data_wait_fraction"
-    if any(figures.get("mfu") for figures in next(iter(results.values()))):
+    if any(metrics.get("mfu") for metrics in next(iter(results.values()))):
         columns["MFU"] = "mfu"
     return compare.compared(results, columns, "tokens_per_second")
 
@@ -158,14 +158,14 @@ def race(args: argparse.Namespace, job: dict) -> list[str]:
 
 def race_table(results: dict[str, list[dict]], budget: float, target: float) -> list[str]:
     """Compare what was reached within `budget` seconds, 2 % over included; without a target, by the last peer."""
-    for round_figures in zip(*results.values(), strict=True):
-        succeeded = [figures for figures in round_figures if "failed" not in figures]
-        for figures in succeeded:
-            within = [point for point in figures["history"] if point[0] <= 1.02 * budget] or figures["history"][:1]
-            figures["used"], figures["read"], figures["bpb"] = within[-1]
-        goal = target or round_figures[-1].get("bpb", 0.0)
-        for figures in succeeded:
-            figures["reached"] = next((seconds for seconds, _, bpb in figures["history"] if bpb <= goal), None)
+    for round_metrics in zip(*results.values(), strict=True):
+        succeeded = [metrics for metrics in round_metrics if "failed" not in metrics]
+        for metrics in succeeded:
+            within = [point for point in metrics["history"] if point[0] <= 1.02 * budget] or metrics["history"][:1]
+            metrics["used"], metrics["read"], metrics["bpb"] = within[-1]
+        goal = target or round_metrics[-1].get("bpb", 0.0)
+        for metrics in succeeded:
+            metrics["reached"] = next((seconds for seconds, _, bpb in metrics["history"] if bpb <= goal), None)
     columns = {"held-out bits/byte": "bpb", "at second": "used", "real tokens read": "read"}
     columns |= {"peak memory, MiB": "memory", f"seconds to {target or 'the last row'}": "reached"}
     return compare.compared(results, columns, "bpb")

@@ -80,9 +80,9 @@ def job(sample, tmp_path):
 @pytest.mark.parametrize("contender, warm", [(ours, 1), (original, 1), (hf_trainer, 2)])
 def test_only_real_predictions_after_the_warm_up_are_counted(contender, warm, job):
     job["max_seq_len"] += 5  # padding for those who pad to it
-    figures = contender.main(job)
-    assert figures["tokens"] == (DOCUMENTS // BATCH - warm) * job["a batch"]
-    assert figures["tokens_per_second"] == pytest.approx(figures["tokens"] / figures["seconds"])
+    metrics = contender.main(job)
+    assert metrics["tokens"] == (DOCUMENTS // BATCH - warm) * job["a batch"]
+    assert metrics["tokens_per_second"] == pytest.approx(metrics["tokens"] / metrics["seconds"])
 
 
 def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer):
@@ -96,7 +96,7 @@ def test_held_out_bits_per_byte_are_those_that_the_stage_reports(job, tokenizer)
 
 
 @pytest.mark.parametrize("contender, change", [(original, {"accumulation": 1}), (hf_trainer, {"steps": 4})])
-def test_racing_peer_leaves_its_held_out_figures(contender, change, job):
+def test_racing_peer_leaves_its_held_out_metrics(contender, change, job):
     history = contender.main(job | change | {"seconds": 0.2, "val_fraction": 0.3, "learning_rate": 1e-2})["history"]
     seconds, tokens, bits = zip(*history, strict=True)
     assert list(seconds) == sorted(seconds) and tokens[-1] % job["a batch"] == 0 and 0 < min(bits) < 20
@@ -199,25 +199,25 @@ def test_both_decoders_give_the_same_ids(tokenizer, tmp_path):
         "numbers": 1000,
     }
     names = ["ours float32", "transformers float32", "ours int8", "ours bfloat16"]
-    figures = {name: decode.work(job | {"contender": name}) for name in names}
-    assert figures["ours float32"]["ids"] == figures["transformers float32"]["ids"]
+    metrics = {name: decode.work(job | {"contender": name}) for name in names}
+    assert metrics["ours float32"]["ids"] == metrics["transformers float32"]["ids"]
     for name, width in zip(names, (4, 4, 1, 2), strict=True):  # a step of two prompts reads the weights once
-        read = figures[name]["tokens_per_second"] / 2 * 1000 * width / 1e9
-        assert figures[name]["read"] == pytest.approx(read)
+        read = metrics[name]["tokens_per_second"] / 2 * 1000 * width / 1e9
+        assert metrics[name]["read"] == pytest.approx(read)
 
 
 def test_the_profile_finds_matmuls_attention_and_the_optimizer(job):
-    figures = parts.main(job | {"steps": 2})
-    assert {"matmul", "attention", "optimizer", "cross-entropy"} <= figures["parts"].keys()
-    assert 0 < figures["optimizers"] < sum(figures["parts"].values())
-    assert figures["matmuls"] and all(row["plain"] > 0 < row["measured"] for row in figures["matmuls"])
+    metrics = parts.main(job | {"steps": 2})
+    assert {"matmul", "attention", "optimizer", "cross-entropy"} <= metrics["parts"].keys()
+    assert 0 < metrics["optimizers"] < sum(metrics["parts"].values())
+    assert metrics["matmuls"] and all(row["plain"] > 0 < row["measured"] for row in metrics["matmuls"])
 
 
 @pytest.mark.parametrize("extra", [[], ["--seconds", "5"], ["--profile"], ["--grow"]])
 def test_results_name_commit_and_machine_and_no_folder(extra, tmp_path, monkeypatch):
-    figures = {"tokens_per_second": 5.0, "memory": 3.0, "step_seconds": 0.1, "history": [[1.0, 2, 3.0]]}
-    figures |= {"parts": {"matmul": 1.0}, "optimizers": 0.1, "matmuls": []}
-    monkeypatch.setattr(compare, "run", lambda module, job: dict(figures))
+    metrics = {"tokens_per_second": 5.0, "memory": 3.0, "step_seconds": 0.1, "history": [[1.0, 2, 3.0]]}
+    metrics |= {"parts": {"matmul": 1.0}, "optimizers": 0.1, "matmuls": []}
+    monkeypatch.setattr(compare, "run", lambda module, job: dict(metrics))
     data = tmp_path / "some.jsonl"
     data.write_text(json.dumps({"text": "一"}) + "\n" + json.dumps({"text": "二"}) + "\n", encoding="utf-8")
     argv = ["--data_path", str(data), "--cache_dir", str(tmp_path / "cache"), "--results", str(tmp_path / "R.md")]
@@ -282,10 +282,10 @@ def road(tmp_path, stage_caches):
 def test_contenders_train_three_stages_and_are_scored_after_each(contender, road, monkeypatch):
     trial = {"step_tokens": 50.0, "step_seconds": 0.1}  # the plan is two steps, of which there are never less than ten
     monkeypatch.setattr(compare, "run", lambda module, job: trial)
-    figures = quality.main(road[contender])
-    assert 0 < figures["bits_per_byte"] < 20 and 0 < figures["answer_loss"] < 20 and figures["chance_level"] > 0
-    assert 0 <= figures["correct"] <= figures["well_formed"] <= 1
-    assert len(figures["seconds"]) == 3 and min(figures["tokens"]) >= 100 and figures["scored"] == [4, 4, 4]
+    metrics = quality.main(road[contender])
+    assert 0 < metrics["bits_per_byte"] < 20 and 0 < metrics["answer_loss"] < 20 and metrics["chance_level"] > 0
+    assert 0 <= metrics["correct"] <= metrics["well_formed"] <= 1
+    assert len(metrics["seconds"]) == 3 and min(metrics["tokens"]) >= 100 and metrics["scored"] == [4, 4, 4]
     models = [load_model(Path(road[contender]["folder"]) / f"{stage}.pth")[0] for stage in quality.STAGES]
     first, second, third = (model.tok_embeddings.weight for model in models)
     # Each starts from the last: the low rates leave the embedding where the high one had carried it.

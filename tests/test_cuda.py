@@ -44,10 +44,10 @@ def test_every_head_size_trains(tmp_path, heads):
 def test_step_waits_for_nothing():
     loss = gpu.fresh()
     batch = gpu.rows()
-    gpu.figures(loss, batch)
+    gpu.metrics(loss, batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        gpu.figures(loss, batch)
+        gpu.metrics(loss, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

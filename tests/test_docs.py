@@ -1,4 +1,4 @@
-"""The documentation cannot drift: figures and pictures are made again, commands parsed, languages compared."""
+"""The documentation cannot drift: numbers and pictures are made again, commands parsed, languages compared."""
 
 import argparse
 import contextlib

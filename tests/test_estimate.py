@@ -1,4 +1,4 @@
-"""The estimate of the full corpus: its formula fits times that were measured, its figures those it was taken from."""
+"""The estimate of the full corpus: its formula fits times that were measured, its numbers those it was taken from."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The loss is cross-entropy times cost, summed; chunks and dtypes change nothing else."""
+"""The loss is cross-entropy times the loss weight, summed; chunks and dtypes change nothing else."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ def tiny(**changes) -> SpongeBob:
     )
 
 
-def prices(classes, tag_weight):
-    """The cost of each label, as packing.py looks it up."""
+def loss_weights_of(classes, tag_weight):
+    """Return the loss weight of each label, as packing.py looks it up."""
     return torch.tensor([0.0, 1.0, tag_weight])[classes.long()]
 
 
@@ -26,8 +26,8 @@ def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
     ids, labels = torch.randint(3, 100, (2, 2, 40))
     labels[0, 5] = 2
     classes = torch.randint(0, 3, (2, 40), dtype=torch.uint8)
-    costs = prices(classes, tag_weight=5)
-    a, b = whole(ids, labels, classes, costs), chunked(ids, labels, classes, costs)
+    weights = loss_weights_of(classes, tag_weight=5)
+    a, b = whole(ids, labels, classes, weights), chunked(ids, labels, classes, weights)
     torch.testing.assert_close(a, b)
     a[0].backward()
     b[0].backward()
@@ -40,14 +40,14 @@ def test_the_tag_weight_multiplies_the_tags_alone():
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
-    weighted, plain, tags, text = TokenLoss(model)(ids, labels, classes, prices(classes, tag_weight=10))
+    weighted, plain, tags, text = TokenLoss(model)(ids, labels, classes, loss_weights_of(classes, tag_weight=10))
     torch.testing.assert_close(weighted, nats[10:22].sum() + 10 * nats[22:].sum())
     torch.testing.assert_close(plain, nats[10:].sum())
     torch.testing.assert_close(tags, nats[22:].sum())
     torch.testing.assert_close(text, plain)
 
 
-def test_the_end_mark_is_learned_and_is_no_text():
+def test_eos_has_a_loss_and_is_no_text():
     model = tiny()
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     labels[0, [9, 29]] = 2
@@ -58,7 +58,7 @@ def test_the_end_mark_is_learned_and_is_no_text():
     torch.testing.assert_close(text, nats.sum() - nats[[9, 29]].sum())
 
 
-def test_costs_are_summed_in_fp32_under_autocast():
+def test_loss_weights_are_summed_in_fp32_under_autocast():
     torch.manual_seed(0)
     model = tiny()
     ids, labels = torch.randint(3, model.config.vocab_size, (2, 4, 32))
@@ -75,7 +75,7 @@ def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     squares = model(ids).logits[0].exp().sum(-1).log().square()
-    costs = prices(classes, tag_weight=10)
-    off, on = (TokenLoss(model, z_loss=z)(ids, labels, classes, costs) for z in (0.0, 0.3))
+    weights = loss_weights_of(classes, tag_weight=10)
+    off, on = (TokenLoss(model, z_loss=z)(ids, labels, classes, weights) for z in (0.0, 0.3))
     torch.testing.assert_close(on[0] - off[0], 0.3 * (squares[10:22].sum() + 10 * squares[22:].sum()))
     torch.testing.assert_close(on[1:], off[1:])

@@ -43,7 +43,7 @@ def test_logits_and_gradients_equal_transformers_llama(kv_heads, scaling):
 
 
 def test_late_positions_are_those_of_transformers_llama():
-    """Beyond 256 half precision cannot tell neighbours apart."""
+    """Beyond 256 half precision cannot tell neighbors apart."""
     torch.manual_seed(0)
     config = LLMConfig(dim=32, n_layers=1, n_heads=4, vocab_size=97, max_seq_len=1024)
     ours, theirs = SpongeBob(config), LlamaForCausalLM(hf_config(config))

@@ -184,19 +184,19 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
 
 def test_a_conversation_without_a_complete_answer_is_cut(chats):
     cache, decode = chats
-    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    tail = truncate_conversations(cache, np.arange(1), first_learned + 3)
-    assert tail.lengths.tolist() == [first_learned + 3]
+    first_label = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
+    tail = truncate_conversations(cache, np.arange(1), first_label + 3)
+    assert tail.lengths.tolist() == [first_label + 3]
     assert tail.truncated == (0, 1, 0)
     assert decode(tail, 0).endswith("<s>assistant\n turn 1 word word")
 
 
 def test_a_conversation_without_an_answer_is_dropped(chats):
     cache, _ = chats
-    first_learned = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
-    one_label = truncate_conversations(cache, np.arange(1), first_learned)
-    assert one_label.lengths.tolist() == [first_learned]
-    nothing = truncate_conversations(cache, np.arange(1), first_learned - 1)
+    first_label = np.flatnonzero(cache.classes[: cache.offsets[1]])[0]
+    one_label = truncate_conversations(cache, np.arange(1), first_label)
+    assert one_label.lengths.tolist() == [first_label]
+    nothing = truncate_conversations(cache, np.arange(1), first_label - 1)
     assert len(nothing.starts) == len(nothing.lengths) == 0
     assert nothing.truncated == (0, 0, 1)
 

@@ -1,4 +1,4 @@
-"""The house keeps its order: rooms import to the left only, names say what is in a file, nothing grows too long."""
+"""The package layout holds: imports go down the layers, file names say what is inside, nothing grows too long."""
 
 import ast
 import io
@@ -62,12 +62,12 @@ ENGINE = [name for name in FILES if name.startswith("engine.") and not name.ends
 
 
 def place(name: str) -> int:
-    """Where a module of the engine stands in ORDER."""
+    """Return the position of a module of the engine in ORDER."""
     part = name.split(".")[1]
     return next(at for at, names in enumerate(ORDER) if part in names)
 
 
-def test_every_room_and_the_hall_are_where_this_file_looks_for_them():
+def test_every_package_is_found_by_this_file():
     assert {"pretrain", "SFT", "distill", "train_tokenizer", "eval_model", "export"} <= SCRIPTS
     assert len(ENGINE) >= 40 and {name.split(".")[1] for name in ENGINE} == {part for names in ORDER for part in names}
     for room in ROOMS:
@@ -91,15 +91,15 @@ def test_config_model_and_dataset_import_leaves_alone():
     assert not {(name, other) for name in LEAVES for other in OURS[name] - LEAVES}
 
 
-def test_imports_make_no_circle_and_no_tower_of_more_than_nine():
+def test_import_graph_is_acyclic_and_at_most_nine_deep():
     graph = {name: OURS[name] & set(ENGINE) for name in ENGINE}
-    height = {}
-    for name in TopologicalSorter(graph).static_order():  # CycleError names the circle
-        height[name] = 1 + max((height[other] for other in graph[name]), default=0)
-    assert max(height.values()) <= 9, {name: floor for name, floor in height.items() if floor > 9}
+    depth = {}
+    for name in TopologicalSorter(graph).static_order():  # CycleError names the cycle
+        depth[name] = 1 + max((depth[other] for other in graph[name]), default=0)
+    assert max(depth.values()) <= 9, {name: value for name, value in depth.items() if value > 9}
 
 
-def test_init_file_of_a_room_is_one_docstring():
+def test_init_file_of_a_package_is_one_docstring():
     for room in ("", *(f"{room}/" for room in ROOMS)):
         body = tree(ROOT / f"engine/{room}__init__.py").body
         assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), room
@@ -115,7 +115,7 @@ def needed_by(name: str) -> set[str]:
     return found
 
 
-def test_what_a_tokenising_process_loads_imports_no_torch():
+def test_modules_of_a_tokenizing_process_import_no_torch():
     loaded = needed_by("engine.corpus.token_cache")
     assert {"dataset", "engine.corpus.jsonl", "engine.corpus.tiktoken_backend"} <= loaded
     outside = {module.split(".")[0] for name in loaded for module in imports(FILES[name])}

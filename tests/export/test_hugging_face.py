@@ -45,7 +45,7 @@ def test_a_pipeline_gives_our_own_greedy_answer(chats):
     assert told == TOKENIZER.decode(greedy(model, SFTDataset(TOKENIZER).prompt(CHAT[:1]), 16)) and told
 
 
-def test_the_template_masks_the_positions_that_training_learned(chats):
+def test_the_template_masks_the_positions_trained_on(chats):
     _, _, theirs = chats
     found = theirs.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     document = SFTDataset(TOKENIZER).encode([CHAT])[0]

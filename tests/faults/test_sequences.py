@@ -249,10 +249,10 @@ class Sequences(RuleBasedStateMachine):
             assert "no whole state" in error and not newest, error
         assert contents(self.folder) == files, "a refused start changed a file"
 
-    def differs(self, run, identity, step):
+    def differs(self, run, key, step):
         rate = RATES.get(run, 1e-3)
         schedule = "wsd" if run.startswith("flat") else "cosine"
-        return (identity["learning_rate"], identity["schedule"], identity["steps"]) != (rate, schedule, STEPS[run])
+        return (key["learning_rate"], key["schedule"], key["steps"]) != (rate, schedule, STEPS[run])
 
 
 @pytest.mark.faults

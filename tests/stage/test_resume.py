@@ -29,6 +29,6 @@ def test_a_defect_of_our_own_is_not_called_a_damaged_state(folder, monkeypatch):
         return real(*arguments, **more) if len(calls) == 1 else real(*arguments, **more, oops=1)
 
     monkeypatch.setattr(optim, "schedule", schedule)
-    with pytest.raises(TypeError, match="oops"):  # not "cannot be put back"
+    with pytest.raises(TypeError, match="oops"):  # not "cannot be restored"
         pretrain.main([*words, "--max_steps", "12", "--resume"])
     assert len(calls) == 2

@@ -1,4 +1,4 @@
-"""A resumed run is the run: parent and held-out documents are the same, and figures say what they are of."""
+"""A resumed run is the run: parent and held-out documents are the same, and metrics say which step they are of."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_another_parent_is_refused_by_name_and_a_moved_one_is_the_same(home, tmp
     assert run_stage(home, "--resume", "--init_from", str(tmp_path / "moved.pth"), *later, stage="SFT").code == 75
 
 
-def test_another_cost_of_the_tags_is_refused(home, tmp_path):
+def test_another_tag_weight_is_refused(home, tmp_path):
     here = ["--save_dir", str(tmp_path), "--init_from", "whole/pretrain.pth", "--data_path", "sft_512.jsonl"]
     here += ["--max_minutes", "1e-9"]
     assert run_stage(home, *here, stage="distill").code == 75
@@ -46,7 +46,7 @@ def test_micro_batches_that_lay_documents_out_in_another_way_are_refused(home, t
     assert refused.code == 2 and "row_len was 128, is 256" in refused.output, refused.output
 
 
-def test_a_run_stopped_by_a_signal_says_which_step_its_figures_are_of(home, tmp_path):
+def test_a_run_stopped_by_a_signal_says_which_step_its_metrics_are_of(home, tmp_path):
     process = start_paused(
         home, "--save_dir", str(tmp_path), "--save_step", "0", "--eval_step", "0", prepare=PHASES["in_step"]
     )
