@@ -56,11 +56,6 @@ class Scoring(Flags):
     eval_batch_size: int = flag(16, "rows answered in one batch", gt=0)
     num_fewshot: list[int] = flag((0, 5), "examples in front of a multiple-choice question", nargs="+", type=int)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.num_fewshot) < 0:
-            raise ValueError(f"--num_fewshot {min(self.num_fewshot)} must not be negative")
-
 
 @dataclass(frozen=True)
 class Report(Flags):
@@ -89,6 +84,8 @@ def parse_args(argv: list[str] | None) -> tuple[str, Args]:
         raise ValueError(f"--{' and --'.join(modes)}: choose one")
     mode = f"--{modes[0]}" if modes else "a chat"
     check_flags_used(args.explicit, mode, READS)
+    if min(args.scoring.num_fewshot) < 0:
+        raise ValueError(f"--num_fewshot {min(args.scoring.num_fewshot)} must not be negative")
     baseline = args.scoring.baseline
     if baseline and not Path(baseline).is_file():
         raise ValueError(f"--baseline {baseline}: no such checkpoint")

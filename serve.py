@@ -12,9 +12,10 @@ import signal
 import socket
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from engine import cli
@@ -27,8 +28,6 @@ from engine.options import Checkpoint, Device
 from engine.serve.models import Models
 from engine.talk.chat_model import ChatModel, Quantization
 from engine.tokenizer import load_tokenizer
-
-INSTALL = "pip install -e .[serve]"
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,18 @@ class Serve(Flags):
     max_body_kb: int = flag(256, "largest request in kB; larger ones get status 413", gt=0)
 
 
-def open_models(args: Args, tokenizer: Tokenizer, rt: runtime.Runtime) -> Models:
-    """Return the checkpoints of --save_dir and the one that --model_mode or --ckpt names.
+def open_model(args: Args, tokenizer: Tokenizer, device: torch.device, path: Path) -> ChatModel:
+    """Return the model of a checkpoint.
 
     Args:
         args: The command line.
-        tokenizer: Tokenizer of all of them.
-        rt: Names the device.
+        tokenizer: Tokenizer of all checkpoints.
+        device: Device that computes.
+        path: The checkpoint.
     """
-    checkpoint = args.checkpoint
-
-    def open_model(path: Path) -> ChatModel:
-        model, meta = open_chosen(checkpoint, tokenizer, path)
-        decoder = args.quantization.make_decoder(model, rt.device)
-        chats = (meta.get("stage") or path.stem) != "pretrain"
-        return ChatModel(decoder, tokenizer, chats, None, model.config.max_seq_len)
-
-    return Models(Path(checkpoint.save_dir), checkpoint.path, open_model, args.serve.slots)
+    model, meta = open_chosen(args.checkpoint, tokenizer, path)
+    chats = (meta.get("stage") or path.stem) != "pretrain"
+    return ChatModel(args.quantization.make_decoder(model, device), tokenizer, chats, None, model.config.max_seq_len)
 
 
 @lru_cache(maxsize=1)
@@ -90,14 +84,16 @@ def make_api(args: Args):
     checkpoint, serve = args.checkpoint, args.serve
     if serve.api_key == "":
         raise ValueError("--api_key is empty; leave it out if clients need no key")
-    models = open_models(args, load_tokenizer(checkpoint.tokenizer_dir), runtime.start(args.device, seed=0))
+    device = runtime.start(args.device, seed=0).device
+    opener = partial(open_model, args, load_tokenizer(checkpoint.tokenizer_dir), device)
+    models = Models(Path(checkpoint.save_dir), checkpoint.path, opener, serve.slots)
     models.open_default()
 
     def page() -> str:
         return render_page(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
 
-    engine_thread = EngineThread(serve.max_queue)
-    return Api(models, engine_thread, serve.api_key, page, 1000 * serve.max_body_kb, serve.request_timeout)
+    max_body_bytes = 1000 * serve.max_body_kb
+    return Api(models, EngineThread(serve.max_queue), serve.api_key, page, max_body_bytes, serve.request_timeout)
 
 
 def parse_args(argv: list[str] | None) -> Args:
@@ -107,7 +103,7 @@ def parse_args(argv: list[str] | None) -> Args:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"serve.py needs {' and '.join(missing)}: {INSTALL}")
+        raise ValueError(f"serve.py needs {' and '.join(missing)}: pip install -e .[serve]")
     import uvicorn
 
     app = make_api(args).app()

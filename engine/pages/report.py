@@ -111,15 +111,15 @@ def sample_section(stages: list[dict]) -> str:
 def group_section(scores: dict[str, dict]) -> str:
     """Return the metrics by language, task, turn and where the answer begins."""
     parts = ""
-    head = ["rows", "metric", "value", "95 % interval", "chance level", "n"]
+    head = ["rows", "metric", "value", "chance level", "95 % interval", "n"]
     for title, result in scores.items():
         rows = []
         for group in ("language", "task", "turn", "start"):
             for value, metrics in result.get(f"by_{group}", {}).items():
                 for name, metric in metrics.items():
-                    numbers = [format_number(metric["value"]), format_interval(metric)]
+                    value_and_chance = [format_number(metric[key]) for key in ("value", "chance_level")]
                     rows.append(
-                        [f"{group} {value}", label(name), *numbers, format_number(metric["chance_level"]), metric["n"]]
+                        [f"{group} {value}", label(name), *value_and_chance, format_interval(metric), metric["n"]]
                     )
         if rows:
             parts += f"<details><summary>{text(title)}</summary>{table(head, rows, left=2)}</details>"

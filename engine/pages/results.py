@@ -76,8 +76,8 @@ def file_metrics(result: dict, changes: dict[str, dict]) -> dict[str, dict]:
     metrics = {}
     for name, metric in result["metrics"].items():
         change = changes.get(name, {})
-        metrics[name] = {"before": change.get("before"), "after": metric["value"], **metric, "change": change or None}
-        del metrics[name]["value"]
+        others = {key: number for key, number in metric.items() if key != "value"}
+        metrics[name] = {"before": change.get("before"), "after": metric["value"], **others, "change": change or None}
     return metrics
 
 
@@ -128,9 +128,17 @@ def collect(folder: Path) -> dict:
         parent = road[0] if road else ""
         before = meta.get("initial_validation", {})
         validation = {key: {"before": before.get(key), "after": meta[key]} for key in VALIDATION if key in meta}
-        report = {"name": name, "parent": meta.get("parent"), "weights": weights[name], **resources(meta)}
-        report |= {"validation": validation, "new": {}, "retained": {}, "samples": []}
-        report["stale"] = sorted(scores[name].keys() - current[name].keys())
+        report = {
+            "name": name,
+            "parent": meta.get("parent"),
+            "weights": weights[name],
+            **resources(meta),
+            "validation": validation,
+            "new": {},
+            "retained": {},
+            "samples": [],
+            "stale": sorted(scores[name].keys() - current[name].keys()),
+        }
         if isinstance(meta.get("sample"), str):
             report["continued"] = {"before": before.get("sample"), "after": meta["sample"]}
         for file, result in current[name].items():

@@ -15,7 +15,7 @@ checkpoints are compared row by row:
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -135,7 +135,7 @@ def metrics(records: Sequence[dict]) -> dict[str, dict]:
     result, skipped = {}, count_skipped(records)
     for name in _names(records):
         scored = [record for record in records if name in record["sums"]]
-        x, w, chance, count = _sum_by_row((record["row"], [*record["sums"][name], 1]) for record in scored)
+        x, w, chance = _sum_by_row((record["row"], record["sums"][name]) for record in scored)
         low, high = _interval(name, x, w)
         chance_level = float(chance.sum() / w.sum())
         result[name] = {
@@ -143,7 +143,7 @@ def metrics(records: Sequence[dict]) -> dict[str, dict]:
             "low": low,
             "high": high,
             "chance_level": None if math.isnan(chance_level) else chance_level,
-            "n": int(count.sum()),
+            "n": len(scored),
         }
         if name in skipped:
             result[name]["skipped"] = skipped[name]
@@ -172,12 +172,11 @@ def summarize(records: Sequence[dict]) -> dict:
 
 def _curves(records: Sequence[dict]) -> dict[str, dict[str, float]]:
     """Return {metric: {position: value}}."""
-    totals: dict[str, dict[int, np.ndarray]] = {}
+    totals: dict[str, dict[int, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(2)))
     for record in records:
         for name, points in record.get("curve", {}).items():
-            curve = totals.setdefault(name, {})
             for position, sums in points.items():
-                curve[int(position)] = curve.get(int(position), 0) + np.array(sums)
+                totals[name][int(position)] += sums
     return {name: {str(at): x / w for at, (x, w) in sorted(curve.items())} for name, curve in totals.items()}
 
 

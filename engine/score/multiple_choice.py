@@ -72,15 +72,13 @@ def choice_texts(form: str, item: Question) -> list[str]:
 
 def encode_chat(tokenizer: Tokenizer, form: str, item: Question, shots: list[Question]) -> list[Span]:
     """Encode a question for a chat model, a span per choice; the examples are earlier turns."""
-    dataset = SFTDataset(tokenizer)
     messages = []
     for example in shots:
-        answer = choice_texts(form, example)[example.answer]
         messages += [
             {"role": "user", "content": render_question(form, example)},
-            {"role": "assistant", "content": answer},
+            {"role": "assistant", "content": choice_texts(form, example)[example.answer]},
         ]
-    prompt = dataset.prompt([*messages, {"role": "user", "content": render_question(form, item)}])
+    prompt = SFTDataset(tokenizer).prompt([*messages, {"role": "user", "content": render_question(form, item)}])
     encodings = tokenizer.encode_batch_fast(choice_texts(form, item), add_special_tokens=False)
     return [(prompt + encoding.ids, len(prompt)) for encoding in encodings]
 
@@ -92,12 +90,11 @@ def encode_text(tokenizer: Tokenizer, form: str, item: Question, shots: list[Que
     token spans the boundary, what is scored would not be the choice: then every choice of the question is encoded
     separately from its prompt.
     """
+    choices = choice_texts(form, item)
     prompt = ""
     for example in shots:
-        answer = choice_texts(form, example)[example.answer]
-        prompt += f"{render_question(form, example)}\n{ANSWER_IS}{answer}\n\n"
+        prompt += f"{render_question(form, example)}\n{ANSWER_IS}{choice_texts(form, example)[example.answer]}\n\n"
     prompt += f"{render_question(form, item)}\n{ANSWER_IS}"
-    choices = choice_texts(form, item)
     documents = PretrainDataset(tokenizer).encode([prompt, *(prompt + choice for choice in choices), *choices])
     context, *rest = (document.ids[:-1].tolist() for document in documents)
     joint, separate = rest[: len(choices)], rest[len(choices) :]
@@ -151,7 +148,6 @@ def score_questions(
         A record per question.
     """
     encode = encode_chat if chats else encode_text
-    device = model.tok_embeddings.weight.device.type
     records = list(map(new_record, items))
     for form, count in product(METRICS, num_fewshot):
         questions = []
@@ -159,7 +155,7 @@ def score_questions(
             shots = [example for example in examples if example.content != item.content][:count]
             spans = encode(tokenizer, form, item, shots) if len(shots) == count else []
             questions.append(spans if all(len(ids) <= model.config.max_seq_len + 1 for ids, _ in spans) else [])
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(model.tok_embeddings.weight.device.type, enabled=False):
             losses = iter(token_losses(model, [ids for ids, _ in chain.from_iterable(questions)], batch))
         names = [f"{metric}_{count}shot" for metric in METRICS[form]]
         for item, record, spans in zip(items, records, questions, strict=True):

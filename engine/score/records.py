@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -33,15 +34,10 @@ class EvalSettings:
 
 def read_items(path: Path, limit: int) -> list:
     """Read Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    items, counts = [], jsonl.RowCounts()
-    num_good = 0
-    for number, line in jsonl.read_lines(path):
-        content = counts.read(number, line, partial(_items_of, number))
-        if content is not None:
-            items += content
-            num_good += 1
-        if num_good == limit and limit:
-            break
+    counts = jsonl.RowCounts()
+    rows = (counts.read(number, line, partial(_items_of, number)) for number, line in jsonl.read_lines(path))
+    good_rows = (items for items in rows if items is not None)
+    items = list(chain.from_iterable(islice(good_rows, limit or None)))
     report = jsonl.RowReport(False, {str(path): counts})
     report.check_bad_rows(SFTDataset.valid)
     report.warn_skipped()

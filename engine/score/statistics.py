@@ -7,6 +7,7 @@ tests/score/test_statistics.py.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
 
@@ -51,11 +52,8 @@ def t_quantile(degrees: int) -> float:
         total *= math.sin(angle)
         return 2 / math.pi * (angle + total) if odd else total
 
-    t = 0.0
-    for exponent in range(4, -45, -1):  # bisection
-        if central_probability(t + 2.0**exponent) < 0.95:
-            t += 2.0**exponent
-    return t
+    steps = range(2**49)  # of 2^-44, up to 32
+    return bisect_left(steps, 0.95, key=lambda step: central_probability(step / 2**44)) / 2**44
 
 
 def t_interval(x: np.ndarray, w: np.ndarray) -> Interval:

@@ -134,7 +134,7 @@ class Api:
             raise APIError(400, message, code="context_length_exceeded", param=param)
         return loaded, prompts
 
-    async def _respond(self, http: Request, request_type: type[ChatCompletionRequest] | type[CompletionRequest]) -> Any:
+    async def _respond(self, http: Request, request_type: type[AnyRequest]) -> Any:
         deadline = time.monotonic() + self.timeout
         params = parse_body(request_type, await self.read_body(http))
         name = params.model or self.models.default

@@ -71,16 +71,14 @@ class EngineThread:
 
     def _receive(self, wait: bool) -> bool:
         """Hand what was submitted to its engines; return False when the thread is to end."""
-        while True:
-            try:
-                request = self._inbox.get(block=wait)
-            except queue.Empty:
-                return True
+        while wait or not self._inbox.empty():
+            request = self._inbox.get()
             if request is None:
                 return False
             self._requests.add(request)
             request.engine.add(request)
             wait = False
+        return True
 
     def _step(self, engine: GenerationEngine) -> None:
         now = time.monotonic()

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
@@ -29,7 +29,6 @@ NEUTRAL = {  # fields that this server does not have, with the values by which a
     "store": [False],
 }
 TYPE_IN_PATH = re.compile(r"str|list.*|constrained.*")  # pydantic names the type that it tried in an error's path
-T = TypeVar("T", bound=BaseModel)
 
 
 class APIError(Exception):
@@ -38,8 +37,7 @@ class APIError(Exception):
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None):
         super().__init__(message)
         self.status = status
-        error_type = "invalid_request_error" if status < 500 else "server_error"
-        error_type = "rate_limit_error" if status == 429 else error_type
+        error_type = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
@@ -165,7 +163,7 @@ class CompletionRequest(BaseRequest):
 AnyRequest = ChatCompletionRequest | CompletionRequest
 
 
-def parse_body(request_type: type[T], body: bytes) -> T:
+def parse_body(request_type: type[AnyRequest], body: bytes) -> AnyRequest:
     """Parse and check a body.
 
     Raises:

@@ -112,9 +112,8 @@ class ResponseBuilder:
         """Yield the response as server-sent events."""
         try:
             if self.is_chat:
-                delta = {"role": "assistant", "content": ""}
-                roles = [{"index": choice.index, "delta": delta, "finish_reason": None} for choice in self.choices]
-                yield format_event(self.head | {"choices": roles})
+                first = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                yield format_event(self.head | {"choices": [{"index": c.index, **first} for c in self.choices]})
             async for _ in self._steps(http):
                 for choice in [choice for choice in self.choices if not choice.is_finished]:
                     delta = choice.next_delta()

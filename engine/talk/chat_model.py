@@ -129,10 +129,8 @@ class ChatModel(NamedTuple):
         """
         limit = self.context - min(max_new_tokens, self.context // 4)
         remaining = messages
-        ids = self.encode_messages(remaining)
-        while len(ids) > limit and (shorter := drop_oldest_turn(remaining)):
+        while len(ids := self.encode_messages(remaining)) > limit and (shorter := drop_oldest_turn(remaining)):
             remaining = shorter
-            ids = self.encode_messages(remaining)
         return Prompt(ids, len(messages) - len(remaining))
 
     def make_request(self, ids: list[int], turn: int = 0) -> Request:

@@ -98,17 +98,15 @@ def answer_file(chat_model: ChatModel, path: Path) -> None:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    questions: list[str] = []
-    requests: list[Request] = []
+    pending: deque[tuple[str, Request]] = deque()
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                questions.append(parse_prompt(line) if path.suffix == ".jsonl" else line.strip())
-                requests.append(chat_model.make_request(chat_model.make_prompt(questions[-1]).ids))
+                question = parse_prompt(line) if path.suffix == ".jsonl" else line.strip()
+                pending.append((question, chat_model.make_request(chat_model.make_prompt(question).ids)))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
-    pending = deque(zip(questions, requests, strict=True))
-    for _ in chat_model.generate(requests):
+    for _ in chat_model.generate([request for _, request in pending]):
         while pending and pending[0][1].finish_reason:
             question, request = pending.popleft()
             row = {"prompt": question, "answer": request.written, "finish_reason": request.finish_reason}
