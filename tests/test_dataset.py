@@ -50,8 +50,8 @@ def decode(tokenizer, ids) -> str:
     ids=["default system", "own system", "system later", "tags"],
 )
 def test_rendering_gives_the_ids_of_the_tokenizers_chat_template(tokenizer, messages, answer):
-    theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
-    expected = theirs.apply_chat_template(messages, add_generation_prompt=answer, return_dict=True)["input_ids"]
+    reference = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
+    expected = reference.apply_chat_template(messages, add_generation_prompt=answer, return_dict=True)["input_ids"]
     data = SFTDataset(tokenizer)
     assert (data.prompt(messages) if answer else data.encode([messages])[0].ids.tolist()) == expected
 

@@ -57,20 +57,20 @@ def test_the_tokenizer_learns_from_the_rows_that_training_learns_from(build, tmp
     assert size == sum(len(row["text"].encode()) for row in [*rows[0], *rows[1]])
 
 
-@pytest.mark.parametrize("equal, others, kept", [(20, 0, 0), (61, 39, 39), (50, 50, 50), (2, 98, 50), (1, 0, 0)])
-def test_of_equal_rows_all_or_none_are_held_out_and_never_more_than_half(equal, others, kept):
+@pytest.mark.parametrize("equal, others, expected", [(20, 0, 0), (61, 39, 39), (50, 50, 50), (2, 98, 50), (1, 0, 0)])
+def test_of_equal_rows_all_or_none_are_held_out_and_never_more_than_half(equal, others, expected):
     hashes = np.array([0] * equal + list(range(1, others + 1)), np.uint64)
     mask = held_out(hashes, 0.01)
-    assert mask.sum() == kept and mask[:equal].all() == mask[:equal].any()
+    assert mask.sum() == expected and mask[:equal].all() == mask[:equal].any()
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=60), min_size=1, max_size=4), st.sampled_from([0.01, 0.3, 0.9]))
 def test_of_no_file_more_than_half_is_held_out(files, fraction):
     files = [np.array(rows, np.uint64) for rows in files]
-    kept = held_out_hashes(files, fraction)
-    assert (np.diff(kept.astype(np.int64)) > 0).all()
-    assert all(2 * np.isin(rows, kept).sum() <= len(rows) for rows in files)
+    hashes = held_out_hashes(files, fraction)
+    assert (np.diff(hashes.astype(np.int64)) > 0).all()
+    assert all(2 * np.isin(rows, hashes).sum() <= len(rows) for rows in files)
     assert len(held_out_hashes(files, 0)) == 0
 
 
@@ -79,7 +79,7 @@ def some_hashes(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "rows, fraction, kept",
+    "rows, fraction, expected",
     [
         (10_000, 0.01, 100),
         (1000, 0.01, 64),
@@ -92,8 +92,8 @@ def some_hashes(count: int) -> np.ndarray:
         (0, 0.1, 0),
     ],
 )
-def test_64_to_2000_rows_are_held_out_and_never_more_than_half(rows, fraction, kept):
-    assert held_out(some_hashes(rows), fraction).sum() == kept
+def test_64_to_2000_rows_are_held_out_and_never_more_than_half(rows, fraction, expected):
+    assert held_out(some_hashes(rows), fraction).sum() == expected
 
 
 def test_held_out_rows_depend_on_content_alone():

@@ -89,8 +89,8 @@ def test_a_null_field_gives_way_to_another_schema_that_the_row_has(build):
 
 def test_alpaca_is_system_history_then_instruction_and_input(build, tokenizer):
     row = {"instruction": "Add.", "input": "2+1", "output": "3", "history": [["1+1?", "2"]], "system": "Be brief."}
-    said = ("system\nBe brief.", "user\n1+1?", "assistant\n2", "user\nAdd.\n2+1", "assistant\n3")
-    assert whole(build([row], strict=True), tokenizer) == "".join(f"<s>{turn}</s>\n" for turn in said)
+    turns = ("system\nBe brief.", "user\n1+1?", "assistant\n2", "user\nAdd.\n2+1", "assistant\n3")
+    assert whole(build([row], strict=True), tokenizer) == "".join(f"<s>{turn}</s>\n" for turn in turns)
 
 
 def test_a_system_field_becomes_the_first_turn(build, tokenizer):
@@ -227,7 +227,7 @@ def expected(row):
             turns.append((names.get(who, who), words, item))
         if all(who is None for who, _, _ in turns):
             turns = [(("user", "assistant")[at % 2], words, item) for at, (_, words, item) in enumerate(turns)]
-    said = ""
+    text = ""
     for who, words, item in turns:
         if who not in ("system", "user", "assistant") or not isinstance(words, str):
             return None
@@ -236,8 +236,8 @@ def expected(row):
         if who == "assistant" and item.get("weight") != 0:
             thought = item.get("reasoning_content")
             form = f"<think>\n{thought}\n</think>\n<answer>\n{words}\n</answer>"
-            said += (form if thought else words) + "</s>"
-    return said or None
+            text += (form if thought else words) + "</s>"
+    return text or None
 
 
 WORD = st.sampled_from(["3", "海", "two words", "", " "]) | st.none()
@@ -272,11 +272,11 @@ def rows_of_all_kinds(draw):
 def test_rows_of_all_schemas_agree_with_an_independent_reader(rows, tokenizer, tmp_path_factory):
     rows += [{"conversations": [ASKED, GREETED]}] * (len(rows) + 1)  # never mostly bad
     folder = tmp_path_factory.mktemp("kinds")
-    wanted = [said for said in map(expected, rows) if said]
-    if len(rows) - len(wanted) > 10:
+    texts = [text for text in map(expected, rows) if text]
+    if len(rows) - len(texts) > 10:
         return
     cache = open_or_build([write_rows(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
-    assert learned(cache, tokenizer) == wanted
+    assert learned(cache, tokenizer) == texts
     assert cache.meta["rows"] == len(rows) == len(cache) + cache.meta["bad"] + cache.meta["empty"]
 
 
@@ -291,6 +291,6 @@ def test_an_empty_system_message_means_none_in_chat_and_template(tokenizer):
     assert tokenizer.decode(talk.make_prompt("2+1?").ids, skip_special_tokens=False) == plain
     asked = tokenizer.decode(talk._replace(system=None).make_prompt("2+1?").ids, skip_special_tokens=False)
     assert asked == f"<s>system\n{DEFAULT_SYSTEM}</s>\n{plain}"
-    theirs = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
+    reference = AutoTokenizer.from_pretrained(ROOT / "spongebob_tokenizer")
     messages = [{"role": "system", "content": ""}, ASKED]
-    assert theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == plain
+    assert reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == plain
