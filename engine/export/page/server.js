@@ -8,7 +8,7 @@ function halt() {
 }
 
 /** Yield {content, reasoning_content} or {text} of each delta, then the finish reason. */
-async function* pieces(path, body) {
+async function* deltas(path, body) {
   const reply = await fetch(`/v1/${path}`, {
     method: "POST", signal: calling.signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   });
@@ -20,10 +20,10 @@ async function* pieces(path, body) {
     rest = events.pop();
     for (const event of events) {
       if (event === "data: [DONE]") continue;
-      const told = JSON.parse(event.replace(/^data: /, ""));
-      if (told.error) throw Error(told.error.message);
-      const [{ delta, text, finish_reason } = {}] = told.choices;
-      yield { ...delta, text, finish: finish_reason, usage: told.usage };
+      const chunk = JSON.parse(event.replace(/^data: /, ""));
+      if (chunk.error) throw Error(chunk.error.message);
+      const [{ delta, text, finish_reason } = {}] = chunk.choices;
+      yield { ...delta, text, finish: finish_reason, usage: chunk.usage };
     }
   }
 }
@@ -34,20 +34,20 @@ async function askServer({ messages, sampling, most }, tell) {
     : ["completions", { prompt: messages.at(-1).content }];
   const seed = Math.floor(Math.random() * 2 ** 31);
   const body = { model: about.name, ...asked, ...sampling, max_tokens: most, seed };
-  const cost = await post({ ask: "ids", messages, said: "" });
+  const account = await post({ ask: "ids", messages, said: "" });
   let said = "", part = "", why = "stopped", usage = {}, began;
-  const add = (words) => { said += words; tell({ ...cost, text: words }); };
+  const add = (words) => { said += words; tell({ ...account, text: words }); };
   calling = new AbortController();
   try {
-    for await (const piece of pieces(path, { ...body, stream: true, stream_options: { include_usage: true } })) {
-      const { reasoning_content: thought, content = piece.text, finish } = piece;
-      if (thought || content) began ??= performance.now();
-      if (thought) add((part ? "" : "<think>\n") + thought);
-      if (thought) part = "thought";
-      if (content) add((part === "thought" ? "\n</think>\n<answer>\n" : "") + content);
-      if (content && part === "thought") part = "answer";
+    for await (const delta of deltas(path, { ...body, stream: true, stream_options: { include_usage: true } })) {
+      const { reasoning_content: reasoning, content = delta.text, finish } = delta;
+      if (reasoning || content) began ??= performance.now();
+      if (reasoning) add((part ? "" : "<think>\n") + reasoning);
+      if (reasoning) part = "reasoning";
+      if (content) add((part === "reasoning" ? "\n</think>\n<answer>\n" : "") + content);
+      if (content && part === "reasoning") part = "answer";
       if (finish) why = finish === "stop" ? "end" : "limit";
-      usage = piece.usage ?? usage;
+      usage = delta.usage ?? usage;
     }
     if (why === "end" && part === "answer") add("\n</answer>");
   } catch (error) {
