@@ -1,4 +1,4 @@
-"""Generate the parts of README.md, README_zh.md and docs/experiments.md that hold figures.
+"""Generate the parts of README.md, README_zh.md and docs/experiments.md that hold numbers.
 
     cog -r README.md README_zh.md docs/experiments.md    # after another run of the demo or of a benchmark
 
@@ -22,7 +22,7 @@ PERCENT = {"en": " %", "zh": "%"}
 DEMO_MEMORY_GIB = 1.3  # two stages at a time (docs/experiments.md, "The demo")
 DEMO_DISK_GB = 1.5  # .venv with the CPU build of torch, and demo/ (the same section)
 
-# ---------------------------------------------------------------------------------------- the words around the figures
+# ---------------------------------------------------------------------------------------- the words around the numbers
 
 # Parts of a worked sum, in the order in which they are replaced.
 IN_ENGLISH = {
@@ -64,7 +64,7 @@ This is the unedited output of the demo's distilled model ({weights} parameters)
 {translation}
 ```
 
-On unseen two-step problems, training on reasoning traces gives {taught} correct; training on the same answers without them, {without} (three seeds, earlier sample).""",
+On unseen two-step problems, training on reasoning traces gives {taught} correct; training on the same answers without them, {without} (three seeds, earlier version of the sample).""",
     "zh": """\
 这是演示中蒸馏后的模型（{weights}参数）的原始输出。换成阿拉伯数字，更容易看清：
 
@@ -72,53 +72,53 @@ On unseen two-step problems, training on reasoning traces gives {taught} correct
 {translation}
 ```
 
-没见过的两步题，训练数据带思考过程的模型答对 {taught}；题目和答案相同、去掉思考过程，只有 {without}（三个种子，早先的语料）。""",
+没见过的两步题，训练数据带思考过程的模型答对 {taught}；题目和答案相同、去掉思考过程，只有 {without}（三个种子，早先一版的语料）。""",
 }
 STAGES = {
     "en": """\
 | script | input | output | objective | before → after |
 |---|---|---|---|---|
-| `pretrain.py` | pretrain.jsonl | pretrain.pth | continue texts, which state all facts | {pretrain} bits per byte |
+| `pretrain.py` | pretrain.jsonl | pretrain.pth | next-token prediction on texts that state all facts | {pretrain} bits per byte |
 | `SFT.py` | sft_512.jsonl, pretrain.pth | SFT.pth | answer questions ({facts} facts never asked about in training) | {SFT} |
-| `SFT.py --long` | sft_1024.jsonl, SFT.pth | SFT_long.pth | answer in long conversations | loss {SFT_long} |
+| `SFT.py --long` | sft_1024.jsonl, SFT.pth | SFT_long.pth | answer in long conversations | {SFT_long} nats per token |
 | `distill.py` | r1_1024.jsonl, SFT.pth | distill.pth | reason before answering ({problems} unseen two-step problems) | {distill} |
 | `distill.py --long` | r1_1024.jsonl, SFT_long.pth | distill_long.pth | the same, from the long-context model | {distill_long} |""",
     "zh": """\
 | 脚本 | 输入 | 产出 | 学什么 | 训练前 → 训练后 |
 |---|---|---|---|---|
-| `pretrain.py` | pretrain.jsonl | pretrain.pth | 续写文本，所有事实都写在里面 | 每字节 {pretrain} 比特 |
+| `pretrain.py` | pretrain.jsonl | pretrain.pth | 预测下一个 token；所有事实都写在这些文本里 | 每字节 {pretrain} 比特 |
 | `SFT.py` | sft_512.jsonl、pretrain.pth | SFT.pth | 回答问题（{facts} 个训练对话从没问过的事实） | {SFT} |
-| `SFT.py --long` | sft_1024.jsonl、SFT.pth | SFT_long.pth | 在长对话里回答 | 损失 {SFT_long} |
+| `SFT.py --long` | sft_1024.jsonl、SFT.pth | SFT_long.pth | 在长对话里回答 | 每 token {SFT_long} nat |
 | `distill.py` | r1_1024.jsonl、SFT.pth | distill.pth | 先思考再回答（{problems} 道没见过的两步题） | {distill} |
 | `distill.py --long` | r1_1024.jsonl、SFT_long.pth | distill_long.pth | 同上，从长文本模型出发 | {distill_long} |""",
 }
 CORPUS = {
     "en": """\
 The corpus is {gb} GB of JSONL (two of the four file sizes are published, two are assumed). With caches and training states it takes {disk} GB of disk (calculated).
-GPU hours are calculated at an assumed {share} of peak FLOP/s; **nothing has run on a GPU yet**. `python -m benchmarks.estimate` shows the formula and takes other
-sizes and shapes; `bash runs/one_gpu.sh` downloads the files and runs all stages.
+GPU hours are calculated for the default model ({weights} parameters) at an assumed {share} of peak FLOP/s; **nothing has run on a GPU yet**.
+`python -m benchmarks.estimate` shows the formula and takes other sizes of files and models; `bash runs/one_gpu.sh` downloads the files and runs all stages.
 
 | machine | hours, all five stages | source |
 |---|---|---|
 {machines}
 
-Training processes {low} (plain CPU cores) to {high} times (AMX, `--compile`) as many real tokens per second as the original: [RESULTS.md](benchmarks/RESULTS.md).""",
+Training processes {low} (plain CPU cores) to {high} times (AMX, `--compile`) as many real tokens per second as the original SelfLLM-Engine scripts ([Acknowledgements](#acknowledgements)): [RESULTS.md](benchmarks/RESULTS.md).""",
     "zh": """\
 语料是 {gb} GB 的 JSONL（四个文件里两个公布了大小，另两个是假定），连同缓存和训练状态占磁盘 {disk} GB（推算）。
-GPU 小时数是按峰值算力的 {share} 推算的：**还没有在任何 GPU 上跑过**。`python -m benchmarks.estimate` 给出算法，也可以换别的数据量和模型尺寸；
+GPU 小时数是针对默认模型（{weights}参数）、按峰值算力的 {share} 推算的：**还没有在任何 GPU 上跑过**。`python -m benchmarks.estimate` 给出算法，也可以换别的数据量和模型尺寸；
 `bash runs/one_gpu.sh` 下载语料并跑完所有阶段。
 
 | 机器 | 五个阶段共需小时 | 依据 |
 |---|---|---|
 {machines}
 
-每秒训练的有效 token 数是原项目的 {low} 倍（普通 CPU 核）到 {high} 倍（AMX，`--compile`）：[RESULTS.md](benchmarks/RESULTS.md)。""",
+每秒训练的有效 token 数是原 SelfLLM-Engine 脚本（见[致谢](#致谢)）的 {low} 倍（普通 CPU 核）到 {high} 倍（AMX，`--compile`）：[RESULTS.md](benchmarks/RESULTS.md)。""",
 }
 MEASURED = {"en": "calculated from measured speed", "zh": "按实测速度推算"}
 ASSUMED = {"en": "calculated", "zh": "推算"}
 GPUS = ("RTX 3090", "RTX 4090", "H100")
 
-# ------------------------------------------------------------------------------------------------------ the figures
+# ------------------------------------------------------------------------------------------------------ the numbers
 
 
 def translation(question: str, answer: str, language: str) -> str:
@@ -134,14 +134,19 @@ def example(language: str) -> str:
     """Show a sum solved by the distilled model, and the value of reasoning traces over three seeds."""
     answer = DEMO["answers"]["distill"][QUESTION]
     correct = {name: cells["correct at the end"] for name, cells in table("tag weights", "2026-11-24 23:35").items()}
-    millions = estimate.parameters_of(estimate.demo_shape()) / 1e6
     prose = EXAMPLE[language].format(
-        weights={"en": f"{millions:.1f} M", "zh": f"{round(millions, 1) * 100:.0f} 万"}[language],
+        weights=millions(estimate.parameters_of(estimate.demo_shape()), language),
         translation=translation(QUESTION, answer, language),
         taught=f"{number(correct['tag weight 10']):.0f}{PERCENT[language]}",
         without=f"{number(correct['without thoughts, tag weight 1']):.0f}{PERCENT[language]}",
     )
     return f"```\n> {QUESTION}\n{answer}\n```\n\n{prose}\n"
+
+
+def millions(num_parameters: int, language: str) -> str:
+    """Format a number of parameters: "1.6 M", "160 万"."""
+    rounded = round(num_parameters / 1e6, 1)
+    return f"{rounded} M" if language == "en" else f"{100 * rounded:.0f} 万"
 
 
 def percent(value: float, language: str = "en") -> str:
@@ -212,6 +217,7 @@ def corpus(language: str) -> str:
     lines = CORPUS[language].format(
         gb=f"{estimate.downloaded(estimate.GB):.0f}",
         disk=f"{estimate.disk(work, estimate.GB, estimate.parameters_of(shape)):.0f}",
+        weights=millions(estimate.parameters_of(shape), language),
         share=f"{100 * estimate.SHARE:.0f}{PERCENT[language]}",
         machines="\n".join(f"| {name} | {estimate.rounded(value)} | {source} |" for name, value, source in hours),
         **speeds,
