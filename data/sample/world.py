@@ -1,4 +1,4 @@
-"""The made-up harbour town of Shell Bay: word tables and sentence templates.
+"""The made-up harbor town of Shell Bay: word tables and sentence templates.
 
 Nothing here is computed. Facts, stories and questions are all put together from
 these tables by make_sample.py, so a question about the town always has one answer.
