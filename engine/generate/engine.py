@@ -50,8 +50,8 @@ class Request:
     top_logprobs: int | None = None  # number of candidates in `logprobs`; None: no logprobs at all
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: str = ""  # "stop": an end token or stop string; "length"; "cancelled"; "": not finished
-    _cancelled: bool = False
+    finish_reason: str = ""  # "stop": an end token or stop string; "length"; "canceled"; "": not finished
+    _canceled: bool = False
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same for every device
@@ -63,7 +63,7 @@ class Request:
 
     def cancel(self) -> None:
         """Finish at the next step. May be called from any thread."""
-        self._cancelled = True
+        self._canceled = True
 
     def uniform(self) -> float:
         """Draw a uniform random number in [0, 1) from this request's own generator."""
@@ -143,11 +143,11 @@ class GenerationEngine:
         Raises:
             ValueError: Logits are not finite.
         """
-        cancelled = self._abort_cancelled()
+        canceled = self._abort_canceled()
         num_running = len(self.running)
         self._admit()  # before anything is computed: no request is lost if that fails
         if not self.running:
-            return cancelled
+            return canceled
         logits = []
         if num_running:
             logits.append(self._decode(self.running[:num_running]))
@@ -158,7 +158,7 @@ class GenerationEngine:
         logits[:, self.model.num_known_tokens :] = -torch.inf
         for request, token, logprob in zip(self.running, *self._sample(logits), strict=True):
             request.append_token(token, logprob)
-        updated = [*cancelled, *self.running]
+        updated = [*canceled, *self.running]
         self._release_finished()
         return updated
 
@@ -209,15 +209,15 @@ class GenerationEngine:
         tokens = sample_next_tokens(logits, settings, uniforms, generated_mask).tolist()
         return tokens, [_token_logprob(*row) for row in zip(self.running, logits, tokens, strict=True)]
 
-    def _abort_cancelled(self) -> list[Request]:
-        """Finish the cancelled requests and return them."""
-        cancelled = [request for request in (*self.running, *self.waiting) if request._cancelled]
-        for request in cancelled:
-            request.finish("cancelled")
+    def _abort_canceled(self) -> list[Request]:
+        """Finish the canceled requests and return them."""
+        canceled = [request for request in (*self.running, *self.waiting) if request._canceled]
+        for request in canceled:
+            request.finish("canceled")
             if request in self.waiting:
                 self.waiting.remove(request)
         self._release_finished()
-        return cancelled
+        return canceled
 
     def _release_finished(self) -> None:
         """Free the slots of finished requests; the last running request is moved to a slot that became free."""

@@ -159,7 +159,7 @@ def test_canceled_request_frees_its_slot_running_or_waiting(model):
     first.cancel()
     second.cancel()
     assert slots.step() == [first, second, third]
-    assert first.finish_reason == second.finish_reason == "cancelled" and len(first.ids) == 1 and second.ids == []
+    assert first.finish_reason == second.finish_reason == "canceled" and len(first.ids) == 1 and second.ids == []
     assert slots.running == [third]
     finish(slots)
     assert third.ids == alone(model, request(prompts()[2], 9)).ids

@@ -45,7 +45,7 @@ def test_full_queue_answers_429(client, api, slow):
     wait_until(lambda: api.engine_thread.num_requests == 0)
 
 
-def test_requests_cancelled_in_a_failing_step_are_released():
+def test_requests_canceled_in_a_failing_step_are_released():
     thread, engine = EngineThread(2), GenerationEngine(Decoder(tiny()), 2, 64)
     client = {"engine": engine, "notify": lambda: None, "deadline": time.monotonic() + 60}
     requests = [ServedRequest([5, 6], 50, **client) for _ in range(2)]
@@ -55,7 +55,7 @@ def test_requests_cancelled_in_a_failing_step_are_released():
     requests[0].cancel()
     engine.cache.kv.fill_(float("nan"))
     thread._step(engine)
-    assert [request.finish_reason for request in requests] == ["cancelled", "error"]
+    assert [request.finish_reason for request in requests] == ["canceled", "error"]
     assert "not finite" in str(requests[1].error)
     assert thread.num_requests == 0 and not thread._requests and not engine.busy and engine.cache.kv.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Answers as the openai client gets them: whole, streamed, cut, late, or cancelled."""
+"""Answers as the openai client gets them: whole, streamed, cut, late, or canceled."""
 
 import json
 import time
