@@ -121,8 +121,9 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":
         folder = Path(args.checkpoint.save_dir)
-        print0(report.summary(folder))
-        print0(f"wrote {report.write(folder, Path(args.report.report or folder / 'report.html'))}")
+        path = Path(args.report.report or folder / "report.html")
+        print0(report.write(folder, path))
+        print0(f"wrote {path}")
         return
     tokenizer = load_tokenizer(args.checkpoint.tokenizer_dir)
     if mode == "--score":

@@ -9,7 +9,8 @@ from pathlib import Path
 from engine.console import printable
 from engine.files import atomic_write, read_log, write_json
 from engine.pages.html import Line, card, chart, page, section, table, text
-from engine.pages.results import collect, read_scores
+from engine.pages.results import collect
+from engine.score.records import read_scores
 from engine.score.table import format_count, format_interval, format_number, label
 
 TITLE = "Report: "
@@ -25,8 +26,8 @@ def metric_rows(stages: list[dict]) -> list[list[str]]:
         name = stage["name"]
         rows.append([f"{name}, validation rows of the training file"])
         for key, values in stage["validation"].items():
-            before, after = format_number(values["before"]), format_number(values["after"])
-            rows.append([label(key), before, after, "", "", "", ""])
+            numbers = [format_number(values[when]) for when in ("before", "after")]
+            rows.append([label(key), *numbers, *[""] * 4])
         for status, ending in (("new", ""), ("retained", " (retained)")):
             for file, result in stage[status].items():
                 rows.append([f"{name}, {file}{ending}"])
@@ -43,10 +44,10 @@ def metric_row(name: str, metric: dict) -> list[str]:
     return [label(name), *numbers, format_interval(metric), p, format_count(metric)]
 
 
-def summary(folder: Path) -> str:
+def summary(stages: list[dict]) -> str:
     """Return the metrics before and after every stage, for the terminal."""
     lines = [f"  {'':42}{'before':>10}{'after':>10}"]
-    for first, *numbers in metric_rows(collect(folder)["stages"]):
+    for first, *numbers in metric_rows(stages):
         lines.append(f"  {first:42}{numbers[0]:>10}{numbers[1]:>10}" if numbers else printable(first))
     return "\n".join(lines)
 
@@ -151,15 +152,15 @@ def check_replaceable(data: dict, folder: Path, path: Path) -> None:
         raise ValueError(f"--report {path}: a file that is no report is there; name another, or remove it")
 
 
-def write(folder: Path, path: Path) -> Path:
-    """Write the page on `folder` to `path`, and its data to `folder`/report.json."""
+def write(folder: Path, path: Path) -> str:
+    """Write the page on `folder` to `path`, and its data to `folder`/report.json; return the summary."""
     data = collect(folder)
     check_replaceable(data, folder, path)
     stages = data["stages"]
     names = [stage["name"] for stage in stages]
     scores = {}
     for stage in stages:
-        for file, result in read_scores(folder, stage["name"]).items():
+        for file, result in read_scores(folder / f"{stage['name']}.scores.json").items():
             if file not in stage["stale"]:
                 scores[f"{stage['name']} on {file}"] = result
     body = [
@@ -173,7 +174,7 @@ def write(folder: Path, path: Path) -> Path:
         resource_section(stages),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = page(f"{TITLE}{folder}", body)
-    atomic_write(path, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="backslashreplace"))
+    content = page(f"{TITLE}{folder}", body).encode(errors="backslashreplace")
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
     write_json(folder / "report.json", data)
-    return path
+    return summary(stages)

@@ -5,14 +5,13 @@ Before and after are compared row by row: with the --baseline, else with the par
 its rows and settings are the same.
 """
 
-import json
 import time
 from pathlib import Path
 
 from engine.checkpoint.weights import load_model, read_meta, weights_hash
 from engine.options import ROAD
 from engine.score.evaluate import compare
-from engine.score.records import read_records
+from engine.score.records import read_records, read_scores
 
 VALIDATION = ("val_loss", "val_bits_per_byte", "val_tag_loss")
 NUM_SAMPLES = 3  # of every scored file
@@ -29,12 +28,6 @@ def read_stages(folder: Path) -> dict[str, dict]:
         )
     order = dict.fromkeys([*ROAD, *stages])
     return {name: stages[name] for name in order if name in stages}
-
-
-def read_scores(folder: Path, name: str) -> dict[str, dict]:
-    """Read {file name: its scores} of a checkpoint."""
-    path = folder / f"{name}.scores.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def ancestors(stages: dict[str, dict], name: str) -> list[str]:
@@ -120,7 +113,7 @@ def collect(folder: Path) -> dict:
     """Collect all of it, in the order of the stages; metrics of other weights than a checkpoint's are only named."""
     stages = read_stages(folder)
     weights = {name: weights_hash(load_model(folder / f"{name}.pth")[0].state_dict()) for name in stages}
-    scores = {name: read_scores(folder, name) for name in stages}
+    scores = {name: read_scores(folder / f"{name}.scores.json") for name in stages}
     current = {n: {f: r for f, r in scores[n].items() if r.get("weights") == weights[n]} for n in stages}
     reports = []
     for name, meta in stages.items():

@@ -61,9 +61,8 @@ def score_turns(
         A record per answer.
     """
     dataset, context = SFTDataset(tokenizer), model.config.max_seq_len
-    prompts = [dataset.prompt(item.messages[:-1]) for item in items]
     records: list[dict] = [{"turn": item.turn, **new_record(item, turn=item.turn)} for item in items]
-    jobs = list(zip(items, prompts, records, strict=True))
+    jobs = [(item, dataset.prompt(item.messages[:-1]), record) for item, record in zip(items, records, strict=True)]
     fitting = [job for job in jobs if len(job[1]) < context]
     for item, prompt, record in jobs:
         if len(prompt) >= context:

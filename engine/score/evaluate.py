@@ -12,7 +12,6 @@ checkpoints are compared row by row:
     results/SFT.scores.json                 {file name: metrics with interval and chance level, digest of the weights}
 """
 
-import json
 import math
 import time
 from collections import Counter, defaultdict
@@ -36,7 +35,7 @@ from engine.score import answers, loglikelihood, multiple_choice, table
 from engine.score.answers import Turn
 from engine.score.loglikelihood import Text
 from engine.score.multiple_choice import Question
-from engine.score.records import EvalSettings, read_items, read_records, record_key, records_path
+from engine.score.records import EvalSettings, read_items, read_records, read_scores, record_key, records_path
 from engine.score.statistics import Interval, effective_sample_size, paired_test, t_interval, wilson_interval
 from model import SpongeBob
 
@@ -267,8 +266,7 @@ def run(args: Args, tokenizer: Tokenizer) -> None:
             source = {key: before[name][key] for key in ("weights", "records")}
             results[name]["baseline"] = {"checkpoint": baseline, "metrics": change} | source
     target = scores_file(path, Path(args.checkpoint.save_dir), next(iter(results.values()))["weights"])
-    earlier = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    write_json(target, earlier | results)  # by file name
+    write_json(target, read_scores(target) | results)  # by file name
     print0(f"wrote {target}")
     print0(table.format_markdown(path.stem, results))
 

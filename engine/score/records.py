@@ -69,3 +69,8 @@ def read_records(path: Path) -> dict[tuple[int, int], dict]:
 def record_key(record: dict) -> tuple[int, int]:
     """Return (row, turn), or (row, 0) for rows without turns."""
     return record["row"], record.get("turn", 0)
+
+
+def read_scores(path: Path) -> dict[str, dict]:
+    """Read {file name: its metrics} of a checkpoint; empty without such a file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -9,19 +9,19 @@ _NUMBER_WORD = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\
 _SINGLE = re.compile(rf"[{_CJK}]")
 
 
+def _space_out(character: str) -> str:
+    """Return a sign, an emoji or a Chinese character between spaces, and a space, or nothing, for punctuation."""
+    category = unicodedata.category(character)
+    if character.isascii() and category[0] in "PS":
+        return ""
+    if category in ("So", "Sm", "Sc") or _SINGLE.match(character):
+        return f" {character} "
+    return " " if category[0] == "P" else character
+
+
 def _split_words(text: str) -> list[str]:
     """Split at spaces and punctuation; ASCII punctuation is deleted, as in SQuAD; signs and emoji are words."""
-    spaced = ""
-    for character in text:
-        category = unicodedata.category(character)
-        if character.isascii() and category[0] in "PS":
-            continue
-        if category in ("So", "Sm", "Sc") or _SINGLE.match(character):
-            character = f" {character} "
-        elif category[0] == "P":
-            character = " "
-        spaced += character
-    return spaced.split()
+    return "".join(map(_space_out, text)).split()
 
 
 def words(text: str) -> list[str]:

@@ -131,9 +131,8 @@ class ResponseBuilder:
         try:
             while True:
                 finished = all(choice.finish_reason for choice in self.choices)
-                for choice in self.choices:
-                    if choice.error and choice.finish_reason:
-                        raise choice.error
+                if errors := [choice.error for choice in self.choices if choice.error and choice.finish_reason]:
+                    raise errors[0]
                 yield
                 if finished:
                     return
