@@ -5,7 +5,7 @@ import json
 import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -217,13 +217,6 @@ class RowReport:
         for path, counts in self.files.items():
             for message in _warnings(path, counts):
                 warn(f"{printable(path)}: {message}")
-
-    def totals(self) -> dict[str, Any]:
-        """Return the counts of all files together."""
-        total = RowCounts()
-        for path, counts in self.files.items():
-            total.add(replace(counts, examples=[f"{path}:{example}" for example in counts.examples]))
-        return {name: getattr(total, name) for name in ("rows", "bad", "empty", "examples")}
 
 
 def _examples(path: str, counts: RowCounts) -> list[str]:

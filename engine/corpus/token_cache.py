@@ -215,8 +215,8 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
                 raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
             source = {"name": path.name, "path": str(path), "content": digest, "documents": count}
             sources.append(source | {"counts": asdict(report.files[str(path)])})
-        totals = {"end_id": tokenizer.token_to_id(EOS), "tokens": tokens, **report.totals()}
-        (temporary / "meta.json").write_bytes(to_json(identity | totals | {"sources": sources}, indent=1))
+        meta = identity | {"end_id": tokenizer.token_to_id(EOS), "tokens": tokens, "sources": sources}
+        (temporary / "meta.json").write_bytes(to_json(meta, indent=1))
         try:
             os.rename(temporary, folder)
         except OSError:

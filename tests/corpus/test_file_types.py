@@ -56,7 +56,7 @@ def tarred(tar_format=tarfile.PAX_FORMAT, has_signature=True):
 def test_gzip_and_byte_order_marks_are_simply_read(build, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     cache = build(tmp_path / name, strict=True)
-    assert cache.meta["rows"] == 6 and cache.meta["bad"] == 0
+    assert cache.meta["sources"][0]["counts"]["rows"] == 6 and cache.meta["sources"][0]["counts"]["bad"] == 0
 
 
 NAMED = {

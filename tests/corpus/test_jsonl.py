@@ -38,7 +38,7 @@ def test_a_file_is_read_as_meant(build, texts, tmp_path, monkeypatch, name, cont
     (tmp_path / name).write_bytes(content)
     cache = build(tmp_path / name, strict=True)
     assert texts(cache) == ["一 one", "二 two", "三 three"]
-    assert cache.meta["rows"] == 3 and cache.meta["bad"] == 0
+    assert cache.meta["sources"][0]["counts"]["rows"] == 3 and cache.meta["sources"][0]["counts"]["bad"] == 0
 
 
 @pytest.mark.parametrize("block", [1 << 10, jsonl.READ_BLOCK_BYTES], ids=["many reads", "few reads"])
@@ -57,9 +57,10 @@ def test_bad_rows_are_skipped_and_counted_and_the_first_five_named(build, texts,
     rows = [{"text": number} for number in numbers]
     cache = build([BROKEN, *rows[:3], BROKEN, *rows[3:700], *[BROKEN] * 10, *rows[700:]])
     assert texts(cache) == numbers
-    assert (cache.meta["rows"], cache.meta["bad"]) == (1512, 12)
-    examples = [example.split(" (")[0] for example in cache.meta["examples"]]
-    assert examples == [f"{tmp_path}/0.jsonl:{line}: not JSON" for line in (1, 5, 703, 704, 705)]
+    counts = cache.meta["sources"][0]["counts"]
+    assert (counts["rows"], counts["bad"]) == (1512, 12)
+    examples = [example.split(" (")[0] for example in counts["examples"]]
+    assert examples == [f"{line}: not JSON" for line in (1, 5, 703, 704, 705)]
     warning = capsys.readouterr().err
     assert "skipped 12 bad rows of 1512" in warning and all(example in warning for example in examples)
 
@@ -117,7 +118,8 @@ def test_a_pipe_is_refused_before_it_is_read(build, tmp_path):
 def test_rows_without_text_are_counted_apart(build, capsys):
     rows = [{"text": "" if number % 3 else "boats"} for number in range(30)]
     cache = build(rows, strict=True)
-    assert len(cache) == 10 and (cache.meta["bad"], cache.meta["empty"]) == (0, 20)
+    counts = cache.meta["sources"][0]["counts"]
+    assert len(cache) == 10 and (counts["bad"], counts["empty"]) == (0, 20)
     assert "left out 20 rows of 30, which are empty" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no usable row in it, 3 are empty"):
         build([{"text": " "}] * 3)

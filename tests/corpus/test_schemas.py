@@ -277,7 +277,8 @@ def test_rows_of_all_schemas_agree_with_an_independent_reader(rows, tokenizer, t
         return
     cache = open_or_build([write_rows(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
     assert learned(cache, tokenizer) == texts
-    assert cache.meta["rows"] == len(rows) == len(cache) + cache.meta["bad"] + cache.meta["empty"]
+    counts = cache.meta["sources"][0]["counts"]
+    assert counts["rows"] == len(rows) == len(cache) + counts["bad"] + counts["empty"]
 
 
 # ------------------------------------------------------------------------------------------- no system message

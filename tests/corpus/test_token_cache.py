@@ -126,7 +126,7 @@ def test_a_failed_build_leaves_no_folder_behind(build, tmp_path, error, dataset_
 
 def test_long_names_and_names_that_are_no_text_are_taken(build, tmp_path):
     for name in ("n" * 249 + ".jsonl", "船" * 80 + ".jsonl", os.fsdecode(b"da\xffta.jsonl")):
-        assert build(write_rows(tmp_path / name, ROWS)).meta["rows"] == 200
+        assert build(write_rows(tmp_path / name, ROWS)).meta["sources"][0]["counts"]["rows"] == 200
 
 
 # ------------------------------------------------------------------------------------------------- digests

@@ -97,7 +97,8 @@ def test_no_line_of_a_jsonl_file_loses_a_good_one(kind, lines, ending, place, to
     encoder = kind(tokenizer)
     for line in good:
         assert tuple(encoder.encode([kind.read(json.loads(line))])[0].ids.tolist()) in documents
-    assert cache.meta["rows"] == len(cache) + cache.meta["bad"] + cache.meta["empty"]
+    counts = cache.meta["sources"][0]["counts"]
+    assert counts["rows"] == len(cache) + counts["bad"] + counts["empty"]
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers

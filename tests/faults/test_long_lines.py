@@ -69,9 +69,10 @@ def check(tmp_path, tokenizer, monkeypatch, encoder: str, kind, n: int) -> None:
         pytest.skip("tiktoken is not installed")
     good, bad = write_lines(tmp_path / "rows.jsonl", n, kind is SFTDataset)
     cache = open_or_build([tmp_path / "rows.jsonl"], kind, tokenizer, cache_dir=tmp_path / "cache")
-    assert cache.meta["rows"] == len(good) + len(bad) and cache.meta["bad"] == len(bad) and len(cache) == len(good)
-    named = [int(line.rpartition("rows.jsonl:")[2].split(":")[0]) for line in cache.meta["examples"]]
-    assert named == bad[:5] and all(len(line) < 300 for line in cache.meta["examples"])
+    counts = cache.meta["sources"][0]["counts"]
+    assert counts["rows"] == len(good) + len(bad) and counts["bad"] == len(bad) and len(cache) == len(good)
+    named = [int(line.split(":")[0]) for line in counts["examples"]]
+    assert named == bad[:5] and all(len(line) < 300 for line in counts["examples"])
     for document, text in enumerate(good):
         ids = cache.ids[cache.offsets[document] : cache.offsets[document + 1]].tolist()
         assert tokenizer.decode(ids, skip_special_tokens=True).rstrip("\n").endswith(text), f"row {document}"
