@@ -15,8 +15,7 @@ from pathlib import Path
 from engine import cli
 from engine.checkpoint.weights import open_chosen
 from engine.console import print0
-from engine.export import gguf, hugging_face
-from engine.export import page as chat_page
+from engine.export import gguf, hugging_face, page
 from engine.export.imported import import_folder
 from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
 from engine.options import MODES, Checkpoint
@@ -39,13 +38,13 @@ def export_model(args: Args, target: Path, write: Callable) -> None:
 
 def export_page(args: Args, target: Path) -> None:
     """Export the chosen checkpoint, or those of --stages, as one page."""
-    checkpoint, page = args.checkpoint, args.page
+    checkpoint, flags = args.checkpoint, args.page
     shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
-    if page.stages is None:
+    if flags.stages is None:
         paths, stage = {checkpoint.path.stem: checkpoint.path}, MODES[checkpoint.model_mode]
     else:
-        paths, stage = chat_page.find_stages(checkpoint.save_dir, page.stages), None
-    chat_page.write_page(paths, checkpoint.tokenizer_dir, target, page.weight_dtype, stage, **shape)
+        paths, stage = page.find_stages(checkpoint.save_dir, flags.stages), None
+    page.write_page(paths, checkpoint.tokenizer_dir, target, flags.weight_dtype, stage, **shape)
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class Export(Flags):
 class Page(Flags):
     """page"""
 
-    weight_dtype: str = flag(
-        "int8", "8-bit rows with scales, or float16: twice the size", choices=chat_page.WEIGHT_DTYPES
-    )
+    weight_dtype: str = flag("int8", "8-bit rows with scales, or float16: twice the size", choices=page.WEIGHT_DTYPES)
     stages: list[str] | None = flag(
         None, "several checkpoints of --save_dir; without names: every stage there", nargs="*", metavar="NAME", type=str
     )

@@ -24,14 +24,13 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of an assista
 TRAIN_KEYS = ("weight", "train", "training", "trainable", "loss")  # 0 or false: the turn is read, not trained on
 TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "id", "idx", "index", "turn"}
 ALPACA_KEYS = ("instruction", "input", "output", "history", "system", *REASONING_KEYS)
-_METADATA = (
+METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to learn
     "id idx index uid uuid conversation_id message_id hash md5 key name task task_type type kind category categories "
     "class label labels tag tags topic subject domain field source sources dataset subset split origin url link title "
     "author date time timestamp created updated year license version lang language country score scores quality rating "
     "rank reward difficulty level correct answer answers gold ground_truth value expected length num_turns tokens turn "
-    "model_name generator meta metadata note notes comment comments info extra file path line"
+    "model_name generator meta metadata note notes comment comments info extra file path line".split()
 )
-METADATA_KEYS = frozenset(_METADATA.split())  # say something about a row, and hold nothing to learn
 
 # Special tokens of this project and of known families. In a text they are ordinary characters, and trained on as such.
 SPECIAL_TOKEN_RE = re.compile(

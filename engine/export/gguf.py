@@ -50,10 +50,10 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     plain = not any(part.get("add_prefix_space") for part in parts) and content["normalizer"] is None
     if plain and kinds == ["ByteLevel"] and parts[0]["use_regex"] and not model.get("ignore_merges"):
         return "gpt-2"
-    if plain and kinds == ["Split", "ByteLevel"] and not parts[1]["use_regex"] and model.get("ignore_merges"):
-        split = parts[0]
-        if (split["pattern"].get("Regex"), split["behavior"], split["invert"]) == (LLAMA_3_SPLIT, "Isolated", False):
-            return "llama-bpe"
+    llama_3 = {"type": "Split", "pattern": {"Regex": LLAMA_3_SPLIT}, "behavior": "Isolated", "invert": False}
+    is_llama_3 = kinds == ["Split", "ByteLevel"] and parts[0] == llama_3 and not parts[1]["use_regex"]
+    if plain and is_llama_3 and model.get("ignore_merges"):
+        return "llama-bpe"
     raise ValueError(
         f"--format gguf: llama.cpp has no name for this tokenizer's split ({', '.join(kinds)}), only for GPT-2's, "
         "which train_tokenizer.py makes, and for LLaMA-3's; --format hf carries any"

@@ -23,7 +23,6 @@ class TextStream:
         self.stopped = False  # by a stop string
         self._decoder = DecodeStream(skip_special_tokens=False)
         self._ids = []
-        self._decoded_chars = 0
         self._held = ""
 
     def add(self, token: int) -> None:
@@ -35,12 +34,12 @@ class TextStream:
     def end(self) -> None:
         """Release the text that was held back, and the bytes of an incomplete character as U+FFFD."""
         if not self.stopped:
-            self._add_text(self.tokenizer.decode(self._ids, skip_special_tokens=False)[self._decoded_chars :])
+            text = self.tokenizer.decode(self._ids, skip_special_tokens=False)
+            self._add_text(text[len(self.written + self._held) :])
         self.written += self._held
         self._held = ""
 
     def _add_text(self, piece: str) -> None:
-        self._decoded_chars += len(piece)
         text = self._held + piece
         if stops := [text.index(stop) for stop in self.stop if stop in text]:
             self.written += text[: min(stops)]
