@@ -179,8 +179,8 @@ function draw(map) {
 
 function tell(found = accounted) {
   accounted = found;
-  const [cached, uncached] = found.flops.map(short);
-  $("account").textContent = say("account", { positions: found.positions, bytes: short(found.bytes), cached, uncached });
+  const [cached, uncached] = found.flops.map(short), bytes = short(found.bytes);
+  $("account").textContent = say("account", { positions: found.positions, bytes, cached, uncached });
 }
 
 /** Draw the grid of heads, and what is switched off. */
