@@ -4,9 +4,8 @@ import re
 import unicodedata
 from collections import Counter
 
-_CJK = "\u3400-\u9fff\uf900-\ufaff"
 _NUMBER_WORD = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\.?\w)")
-_SINGLE = re.compile(rf"[{_CJK}]")
+_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 
 
 def _space_out(character: str) -> str:
@@ -14,7 +13,7 @@ def _space_out(character: str) -> str:
     category = unicodedata.category(character)
     if character.isascii() and category[0] in "PS":
         return ""
-    if category in ("So", "Sm", "Sc") or _SINGLE.match(character):
+    if category in ("So", "Sm", "Sc") or _CHINESE.match(character):
         return f" {character} "
     return " " if category[0] == "P" else character
 
