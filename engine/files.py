@@ -91,6 +91,24 @@ def write_json(path: Path, content: dict) -> None:
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
+def read_json(path: Path, advice: str = "") -> dict:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        advice: What the error message adds.
+    Raises:
+        ValueError: Not JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}){advice}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: its content is {type(content).__name__}, expected an object{advice}")
+    return content
+
+
 def to_json(content: object, indent: int | None = None) -> bytes:
     """Return one line of JSON (or several with `indent`) as UTF-8 that every reader accepts.
 

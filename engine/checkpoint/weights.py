@@ -5,7 +5,6 @@ results/pretrain.json   shape, parent, tokenizer, validation metrics, flags
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from Config import LLMConfig, scale_rope
 from engine.checkpoint.clean_state_dict import check_buffers, explain_unreadable, plain_weights
 from engine.console import print0, printable, warn
-from engine.files import atomic_write, first_line, write_json
+from engine.files import atomic_write, first_line, read_json, write_json
 from engine.machine.parallel import full_tensor
 from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
 from engine.tokenizer import fingerprint
@@ -115,19 +114,13 @@ def read_meta(path: Path) -> dict:
     Raises:
         ValueError: Not JSON, or a value of another type than this program writes.
     """
-    file, advice = path.with_suffix(".json"), "move it away to read the shape off the weights"
+    file, advice = path.with_suffix(".json"), "; move it away to read the shape off the weights"
     if not file.is_file():
         return {}
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); {advice}") from None
-    invalid = [] if isinstance(meta, dict) else ["its content"]
-    if not invalid:
-        types = {"config": dict, "tokenizer": str, "stage": str}
-        invalid = [name for name, type_ in types.items() if not isinstance(meta.get(name, type_()), type_)]
-    if invalid:
-        raise ValueError(f"{file}: {', '.join(invalid)} is not as this program writes it; {advice}")
+    meta = read_json(file, advice)
+    types = {"config": dict, "tokenizer": str, "stage": str}
+    if invalid := [name for name, type_ in types.items() if not isinstance(meta.get(name, type_()), type_)]:
+        raise ValueError(f"{file}: {', '.join(invalid)} is not as this program writes it{advice}")
     return meta
 
 

@@ -3,7 +3,6 @@
 Anything that this model does not compute is refused in one line: it would load, and generate other text.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import config_dict, full_state_dict, load_weights, read_tensors, save_weights
 from engine.console import print0
 from engine.export.hugging_face import from_hf_state_dict
-from engine.files import check_absent, first_line
+from engine.files import check_absent, first_line, read_json
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
@@ -69,12 +68,9 @@ def _config(file: Path, shape: dict) -> LLMConfig:
 
 
 def _json(file: Path, sizes: tuple[str, ...]) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict) or (missing := [name for name in sizes if not content.get(name)]):
-        raise ValueError(f"{file}: says no {', '.join(missing) if isinstance(content, dict) else 'shape'}")
+    content = read_json(file)
+    if missing := [name for name in sizes if not content.get(name)]:
+        raise ValueError(f"{file}: says no {', '.join(missing)}")
     return content
 
 
