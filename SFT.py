@@ -16,11 +16,11 @@ from engine.stage.prepare import load_parent, open_documents, pack
 from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 
-# The defaults of this stage, by the flag of the same name. LONG_OVERRIDES replaces some of them with --long,
-# SAMPLE_OVERRIDES where the stage trains on the bundled sample.
+# The values of this stage: its data file, its parent stage, and defaults of the flags of the same name. LONG_OVERRIDES
+# replaces some of them with --long, SAMPLE_OVERRIDES where the stage trains on the bundled sample.
 DEFAULTS = {
     "data_file": "sft_512.jsonl",
-    "parent": "pretrain",
+    "parent_stage": "pretrain",
     "name": "SFT",
     "max_seq_len": 512,
     "batch_size": 32,
@@ -29,7 +29,7 @@ DEFAULTS = {
 }
 LONG_OVERRIDES = {
     "data_file": "sft_1024.jsonl",
-    "parent": "SFT",
+    "parent_stage": "SFT",
     "name": "SFT_long",
     "max_seq_len": 1024,
     "batch_size": 16,
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbors.
+    #    (engine/packing.py). One that is too long loses its last turns; attention is
+    #    masked between conversations.
     documents = open_documents(SFTDataset, tokenizer, args.data, rt)
     rows = pack(documents, truncate_conversations, args, rt, model)
 

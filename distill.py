@@ -19,22 +19,22 @@ from engine.stage.prepare import load_parent, open_documents, pack
 from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 
-# The defaults of this stage, by the flag of the same name. LONG_OVERRIDES replaces some of them with --long,
-# SAMPLE_OVERRIDES where the stage trains on the bundled sample.
+# The values of this stage: its data file, its parent stage, and defaults of the flags of the same name. LONG_OVERRIDES
+# replaces some of them with --long, SAMPLE_OVERRIDES where the stage trains on the bundled sample.
 DEFAULTS = {
     "data_file": "r1_1024.jsonl",
-    "parent": "SFT",
+    "parent_stage": "SFT",
     "name": "distill",
     "max_seq_len": 1024,
     "batch_size": 16,
     "accumulation_steps": 4,  # 16 x 4 x 1,024 = 65,536 positions per step
     "learning_rate": 1e-4,
 }
-LONG_OVERRIDES = {"parent": "SFT_long", "name": "distill_long"}
+LONG_OVERRIDES = {"parent_stage": "SFT_long", "name": "distill_long"}
 SAMPLE_OVERRIDES = {"batch_size": 4, "accumulation_steps": 1, "learning_rate": 3e-4, "max_steps": 40}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # its docstring is the heading in --help; its flags are args.tag_loss (engine/flags.py)
 class TagLoss(Flags):
     """chain of thought"""
 
@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; none sees its neighbors.
+    #    (engine/packing.py). One that is too long loses its last turns; attention is
+    #    masked between conversations.
     documents = open_documents(SFTDataset, tokenizer, args.data, rt)
     rows = pack(documents, truncate_conversations, args, rt, model)
 

@@ -21,8 +21,8 @@ from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
-# The defaults of this stage, by the flag of the same name. SAMPLE_OVERRIDES replaces some of them where the stage
-# trains on the bundled sample.
+# The values of this stage: its data file, and defaults of the flags of the same name. SAMPLE_OVERRIDES replaces some of
+# them where the stage trains on the bundled sample.
 DEFAULTS = {
     "data_file": "pretrain.jsonl",
     "name": "pretrain",
@@ -37,7 +37,7 @@ SAMPLE_OVERRIDES = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1
 shape_flag = partial(flag, bound_by="config")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # its docstring is the heading in --help; its flags are args.shape (engine/flags.py)
 class Shape(Flags):
     """model"""
 
@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     model = SpongeBob(config)
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
-    #    (engine/packing.py). A longer one continues in another row; none sees its neighbors.
+    #    (engine/packing.py). A longer one continues in another row; attention is
+    #    masked between documents.
     dataset_class = BorderedDataset if args.texts.split_on_special_tokens else PretrainDataset
     documents = open_documents(dataset_class, tokenizer, args.data, rt)
     rows = pack(documents, split_documents, args, rt, model)

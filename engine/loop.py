@@ -25,7 +25,7 @@ from engine.machine.runtime import Runtime
 from engine.machine.stopping import StopRequest
 from engine.options import Output, Training
 from engine.packing import Batch, Source, prefetch
-from engine.tokenizer import EOS, token_bytes
+from engine.tokenizer import token_bytes
 from model import SpongeBob
 
 
@@ -39,13 +39,13 @@ class Run:
         loss: Module that sums the losses of a micro-batch, wrapped for compile and several processes.
         optimizers: Together they update every parameter once.
         lr: step -> learning rate.
-        batches: Source of the micro-batches.
+        source: Makes the micro-batches of a step.
         tokenizer: Decodes the sample in the log.
         steps: Optimizer steps in all.
+        rows_per_step: Rows of max_seq_len tokens in an optimizer step, over all ranks.
         training, output: The user's flags.
         validation: Source of held-out micro-batches; None: no validation.
         prompt: Ids of the beginning of a held-out document, continued in the log.
-        rows_per_step: Rows of max_seq_len tokens in an optimizer step, over all ranks.
         warmup: Steps of warm-up.
         compiling: Whether torch.compile is used, and why.
     """
@@ -55,14 +55,14 @@ class Run:
     loss: nn.Module
     optimizers: list[torch.optim.Optimizer]
     lr: Callable[[int], float]
-    batches: Source
+    source: Source
     tokenizer: Tokenizer
     steps: int
+    rows_per_step: int
     training: Training
     output: Output
     validation: Source | None = None
     prompt: list[int] = field(default_factory=list)
-    rows_per_step: int = 0
     warmup: int = 0
     compiling: CompileDecision = CompileDecision(False, "")
 
@@ -77,9 +77,9 @@ class Run:
         return torch.from_numpy(token_bytes(self.tokenizer))
 
     @property
-    def end_id(self) -> int:
-        """Id of </s>."""
-        return cast(int, self.tokenizer.token_to_id(EOS))
+    def micro_batches(self) -> int:
+        """Micro-batches of each rank in an optimizer step."""
+        return self.rows_per_step // (self.training.batch_size * self.runtime.world_size)
 
 
 @dataclass
@@ -90,10 +90,10 @@ class Progress:
     tokens: int = 0  # real tokens read
     seconds: float = 0.0  # spent training, not validating or saving
     initial_validation: dict = field(default_factory=dict)  # before the first step
-    validation: dict = field(default_factory=dict)  # the newest
-    last_validation_step: int = 0  # the step of the newest
-    skipped: int = 0  # steps that fp16's scaler kept from the weights
-    consecutive_skips: int = 0  # the newest of them
+    validation: dict = field(default_factory=dict)  # metrics of the latest validation
+    last_validation_step: int = 0  # the step of that validation
+    skipped: int = 0  # steps skipped because fp16 overflowed
+    consecutive_skips: int = 0  # skips in a row up to now
     # Since the last log row:
     window_sums: Tensor = field(default_factory=lambda: torch.zeros(len(LOSS_NAMES)))
     window_counts: Counts = field(default_factory=Counts)
@@ -106,7 +106,7 @@ class StepResult(NamedTuple):
 
     sums: Tensor  # (4,) of this rank, in the order of LOSS_NAMES
     norm: Tensor  # of the gradient before clipping, ()
-    finite: Tensor  # whether loss and gradient were, () bool
+    finite: Tensor  # loss and gradient norm are finite, () bool
     skipped: bool  # by fp16's scaler
 
 
@@ -123,15 +123,17 @@ def train_step(run: Run, batches: list[Batch], weight_sum: float) -> StepResult:
         run.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in run.loss.parameters() if parameter.grad is not None]
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, run.training.grad_clip or math.inf))
-    is_finite = torch.isfinite(norm)
+    loss_finite = torch.isfinite(sums[0])
+    norm_finite = torch.isfinite(norm)
     take_step = True
     if run.scaler.is_enabled():
-        # fp16 overflows now and then by design. The scaler would skip only the optimizer whose own gradients did.
-        take_step = bool(is_finite)
-        is_finite = torch.isfinite(sums[0])
+        # fp16 overflows now and then by design. GradScaler would skip only the optimizer whose own gradients
+        # overflowed; skip both.
+        take_step = bool(norm_finite)
+        is_finite = loss_finite
     else:
-        if run.runtime.world_size == 1:  # ranks share one norm, but each has a loss of its own: there the norm decides
-            is_finite = is_finite & torch.isfinite(sums[0])
+        # Ranks share one norm, but each has a loss of its own: with several of them the norm decides.
+        is_finite = norm_finite if run.runtime.world_size > 1 else norm_finite & loss_finite
         is_bad = ~is_finite
         for parameter in parameters:
             cast(Tensor, parameter.grad).masked_fill_(is_bad, 0.0)
@@ -164,8 +166,8 @@ def add_gradients(run: Run, batches: list[Batch], weight_sum: float) -> Tensor:
 
 def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
     """Make a step's micro-batches on the device, and this rank's counts."""
-    batches = run.batches.step(step)
-    counts = count_tokens(batches, run.token_bytes, run.batches.positions(step))
+    batches = run.source.step(step)
+    counts = count_tokens(batches, run.token_bytes, run.source.positions(step))
     return [batch.to(run.runtime.device) for batch in batches], counts
 
 
@@ -192,7 +194,7 @@ def validate(run: Run, after: int = 0) -> dict:
     if not math.isfinite(losses["plain"]):
         raise ValueError(nan_checks.NOT_FINITE_AFTER_STEP.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
-    metrics = {"val_loss": losses["plain"] / counts.tokens}
+    metrics = {"val_loss": losses["plain"] / counts.loss_tokens}
     metrics["val_bits_per_byte"] = losses["text"] / math.log(2) / counts.bytes
     if counts.tags:
         metrics["val_tag_loss"] = losses["tags"] / counts.tags
@@ -213,8 +215,8 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     counts = progress.window_counts
     row = {
         "step": progress.step,
-        "epoch": round(progress.step / run.batches.steps_per_epoch, 4),
-        "loss": losses["plain"] / counts.tokens,
+        "epoch": round(progress.step / run.source.steps_per_epoch, 4),
+        "loss": losses["plain"] / counts.loss_tokens,
         "grad_norm": norm.item(),
         "learning_rate": run.lr(progress.step - 1),
         "tokens": progress.tokens,
@@ -255,7 +257,7 @@ def train(
         request: Asks the run to stop after its step.
     Returns:
         None, or what stopped the run early: the name of a signal, or --max_minutes. The step is finished and saved
-        then, and nothing is logged that a run which was not stopped would not log.
+        then; a stop adds no log row.
     Raises:
         ValueError: A loss, gradient or weight is not finite, or fp16 does nothing but overflow.
     """
@@ -270,7 +272,7 @@ def train(
     run.loss.train()
     request.hold()
     steps = range(progress.step, run.steps)
-    for batches, counts, waited in prefetch(lambda step: load_step(run, step), steps, run.batches.prefetchable):
+    for batches, counts, waited in prefetch(lambda step: load_step(run, step), steps, run.source.prefetchable):
         # 1. One optimizer step.
         # Ranks agree on when to stop: their clocks differ, and a signal may reach only one of them.
         votes = time.perf_counter() > deadline, request.signal is not None
@@ -308,7 +310,7 @@ def train(
 
         # 3. Log and validate.
         row = log_row(run, progress, result.norm) if log_due else {"step": progress.step}
-        if validation_due or (late and not signals):  # the latter for the .json alone
+        if validation_due or (late and not signals):  # the latter: metrics for the .json, not for the log
             progress.validation = validate(run, progress.step)
             progress.last_validation_step = progress.step
         if validation_due:

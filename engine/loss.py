@@ -29,7 +29,7 @@ class Counts:
     """The divisors of a step and of its log row, summed over micro-batches and, by `over_ranks`, over all ranks."""
 
     weight_sum: float = 0.0  # loss weights of all labels
-    tokens: int = 0  # tokens with a loss
+    loss_tokens: int = 0  # tokens with a loss
     tags: int = 0  # tag tokens among them
     bytes: int = 0  # of text of the tokens with a loss
     positions: int = 0  # real tokens read
@@ -38,7 +38,7 @@ class Counts:
         return Counts(*(left + right for left, right in zip(astuple(self), astuple(other), strict=True)))
 
     def over_ranks(self, rt: Runtime, *more: float) -> tuple["Counts", list[float]]:
-        """Return the counts summed over all ranks, and the sums of `more`: all travel at once."""
+        """Return the counts summed over all ranks, and the sums of `more`: in one all-reduce."""
         local = astuple(self)
         summed = rt.sum([*local, *more])
         weight_sum, *counts = summed[: len(local)]
@@ -46,7 +46,7 @@ class Counts:
 
 
 def count_tokens(batches: list[Batch], token_bytes: Tensor, positions: int = 0) -> Counts:
-    """Count one rank's micro-batches, on the CPU before they travel.
+    """Count one rank's micro-batches, before they are copied to the device.
 
     Args:
         batches: The micro-batches.
@@ -58,7 +58,7 @@ def count_tokens(batches: list[Batch], token_bytes: Tensor, positions: int = 0) 
         has_loss = batch.classes != NO_LOSS
         total += Counts(
             weight_sum=float(batch.loss_weights.double().sum()),
-            tokens=int(has_loss.sum()),
+            loss_tokens=int(has_loss.sum()),
             tags=int((batch.classes == TAG).sum()),
             bytes=int(token_bytes[batch.labels[has_loss]].sum()),
         )
@@ -67,9 +67,10 @@ def count_tokens(batches: list[Batch], token_bytes: Tensor, positions: int = 0) 
 
 @torch.compiler.disable
 def loss_positions(classes: Tensor) -> Tensor:
-    """Select the positions that need logits, in order: classes (N,) uint8 -> (about as many as have a loss,) int64.
+    """Select the positions that need logits, in order: classes (N,) uint8 -> (K,) int64.
 
-    Their number is rounded up, with positions of loss weight 0: bf16 kernels are made for each number of rows.
+    K is the number of labels with a loss, rounded up with positions of loss weight 0: oneDNN builds a bf16 kernel for
+    each number of rows.
     """
     has_loss = classes != NO_LOSS
     rounded = math.ceil(int(has_loss.sum()) / LOGITS_MULTIPLE) * LOGITS_MULTIPLE
@@ -108,14 +109,14 @@ class TokenLoss(nn.Module):
         """
         hidden = self.model.hidden_states(inputs, cu_seqlens).flatten(0, 1)  # (N, C)
         labels, classes, loss_weights = (tensor.flatten() for tensor in (labels, classes, loss_weights))  # (N,)
-        if hidden.device.type == "cpu":  # elsewhere the program would have to wait for the number of positions
-            kept = cast(Tensor, loss_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
-            hidden, labels, classes, loss_weights = (t[kept] for t in (hidden, labels, classes, loss_weights))
+        if hidden.device.type == "cpu":  # on a GPU the number of positions would need a synchronization
+            positions = cast(Tensor, loss_positions(classes))  # pyright: ignore[reportArgumentType, reportCallIssue]
+            hidden, labels, classes, loss_weights = (t[positions] for t in (hidden, labels, classes, loss_weights))
         if self.chunk:
             return self._chunked_sums(hidden, labels, classes, loss_weights)  # pyright: ignore[reportCallIssue]
         return self.sums(hidden, labels, classes, loss_weights)
 
-    @torch.compiler.disable  # a graph would hold so many chunks; what is compiled is `sums` (parallel.wrap)
+    @torch.compiler.disable  # the loop would be unrolled into one graph; parallel.wrap compiles `sums` instead
     def _chunked_sums(self, *tensors: Tensor) -> Tensor:
         chunks = zip(*(tensor.split(self.chunk) for tensor in tensors), strict=True)
         return torch.stack([checkpoint(self.sums, *chunk, use_reentrant=False) for chunk in chunks]).sum(0)

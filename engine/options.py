@@ -204,7 +204,7 @@ class InitFrom(ShapeOverrides):
     long: bool = flag(
         False, "the long-context road, rows of 1,024 tokens: SFT -> SFT_long -> distill_long", bound_by="parent"
     )
-    parent: str = ""  # the stage before
+    parent_stage: str = ""  # the stage before
 
 
 @dataclass(frozen=True)

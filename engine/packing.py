@@ -67,7 +67,7 @@ def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int
     """Make one segment of each conversation, without the last turns of one that is too long.
 
     Only if no whole answer fits, its beginning is kept. The </s> of an answer is the one special token that is trained
-    on, and no text can spell it, so answers end where the class is not 0 and the id is </s>. Conversations without a
+    on, and no text can spell it: answers end where the class is not NO_LOSS and the id is </s>. Conversations without a
     trained token in what fits are dropped.
 
     Args:
@@ -233,16 +233,16 @@ class Sources:
     """The data of a stage, to train on and to validate with.
 
     Args:
-        training: Makes a Source of batch_size, rows_per_step, seed, rank and world_size (all by keyword): rows of a
+        make_training: Makes a Source of batch_size, rows_per_step, seed, rank and world_size, all by keyword: rows of a
             micro-batch, rows of a step over all processes, random seed, number of this process, number of processes.
-        validation: The same for held-out data, read in file order (seed None); None: no validation.
+        make_validation: The same for held-out data, read in file order (seed None); None: no validation.
         resume_key: What decides the batches, as plain values: a run is resumed only with an equal one.
         prompt: Ids of the beginning of a held-out document, continued in the log.
-        description: Lines about the data for the plan.
+        description: Lines about the data, printed before the first step.
     """
 
-    training: Callable[..., Source]
-    validation: Callable[..., Source] | None = None
+    make_training: Callable[..., Source]
+    make_validation: Callable[..., Source] | None = None
     resume_key: Mapping[str, Any] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     description: str = ""
@@ -294,9 +294,10 @@ class Batches:
         self.loss_weights = np.array(
             [loss_weights[label_class] for label_class in range(len(loss_weights))], np.float32
         )
-        self.batch_size, self.rows_per_step = batch_size // rows.join_factor, rows_per_step // rows.join_factor
+        self.joined_batch_size = batch_size // rows.join_factor
+        self.joined_rows_per_step = rows_per_step // rows.join_factor
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
+        self.steps_per_epoch = math.ceil(len(rows) / self.joined_rows_per_step)
         self.num_tokens = np.add.reduceat(rows.segments.lengths[rows.order], rows.bounds[:-1])  # (R,) real ones in each
         self._epoch, self._permutation = None, np.arange(len(rows))
 
@@ -306,26 +307,28 @@ class Batches:
         if self._epoch != epoch and self.seed is not None:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._epoch, self._permutation = epoch, generator.permutation(np.arange(len(self.rows)))
-        return self._permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+        return self._permutation[step * self.joined_rows_per_step : (step + 1) * self.joined_rows_per_step]
 
     def positions(self, step: int) -> int:
         """Count the real tokens that this rank reads in a step: ids cannot tell, since 0 may be an ordinary one."""
         numbers = self.row_numbers(step)
-        is_mine = np.arange(len(numbers)) // self.batch_size % self.world_size == self.rank
+        is_mine = np.arange(len(numbers)) // self.joined_batch_size % self.world_size == self.rank
         return int(self.num_tokens[numbers[is_mine]].sum())
 
     def step(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches. Every rank gets as many, the last ones filled up with empty rows."""
-        numbers, together = self.row_numbers(step), self.batch_size * self.world_size
-        starts = range(self.rank * self.batch_size, math.ceil(len(numbers) / together) * together, together)
-        return [self._batch(numbers[start : start + self.batch_size]) for start in starts]
+        numbers = self.row_numbers(step)
+        rows_of_all_ranks = self.joined_batch_size * self.world_size
+        end = math.ceil(len(numbers) / rows_of_all_ranks) * rows_of_all_ranks
+        starts = range(self.rank * self.joined_batch_size, end, rows_of_all_ranks)
+        return [self._batch(numbers[start : start + self.joined_batch_size]) for start in starts]
 
     def _batch(self, numbers: np.ndarray) -> Batch:
-        shape = self.batch_size, self.rows.row_len
+        shape = self.joined_batch_size, self.rows.row_len
         ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         classes = np.full(shape, NO_LOSS, np.uint8)
         seq_starts: list[int] = []
-        for row in range(self.batch_size):
+        for row in range(self.joined_batch_size):
             offset = 0
             if row < len(numbers):
                 for start, length in self._segments_of(numbers[row]):
@@ -335,7 +338,7 @@ class Batches:
                     classes[row, where] = self.cache.classes[start + 1 : start + length + 1]
                     seq_starts.append(row * shape[1] + offset)
                     offset += length
-            # The empty end of a row is documents, too, of at most max_seq_len positions.
+            # Padding counts as documents of at most max_seq_len positions, the limit of varlen attention.
             seq_starts += range(row * shape[1] + offset, (row + 1) * shape[1], self.rows.max_seq_len)
         cu_seqlens = np.array([*seq_starts, ids.size], np.int32)
         return Batch(*map(torch.from_numpy, (ids, labels, classes, self.loss_weights[classes], cu_seqlens)))

@@ -143,9 +143,10 @@ def a_run(
         loss=TokenLoss(model, chunk=chunk),
         optimizers=optimizers,
         lr=lambda step: 1e-2,
-        batches=batches,
+        source=batches,
         tokenizer=tokenizer,
         steps=5,
+        rows_per_step=rows_per_step,
         training=options.Training(batch_size=batch_size, learning_rate=1e-2, grad_clip=grad_clip),
         output=options.Output(name="test", log_step=1),
     )

@@ -112,12 +112,12 @@ def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
     sums, *_ = loop.train_step(run, batches, counts.weight_sum)
-    assert sums[1].item() / counts.tokens == pytest.approx(nats / tokens, rel=1e-5)
+    assert sums[1].item() / counts.loss_tokens == pytest.approx(nats / tokens, rel=1e-5)
 
 
 def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
-    held_out = SimpleNamespace(steps_per_epoch=2, step=run.batches.step)
+    held_out = SimpleNamespace(steps_per_epoch=2, step=run.source.step)
     run = replace(run, validation=held_out, prompt=[1, 300, 301])
     vars(run)["token_bytes"] = torch.ones(6400, dtype=torch.int32)
     for block in run.model.layers:
@@ -129,7 +129,7 @@ def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     assert run.loss.training
     run.loss.eval()
     nats = tokens = 0.0
-    for batch in [*run.batches.step(0), *run.batches.step(1)]:
+    for batch in [*run.source.step(0), *run.source.step(1)]:
         with torch.no_grad():
             logits = run.model(batch.inputs, batch.cu_seqlens).logits.flatten(0, 1)
         each = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
@@ -140,8 +140,8 @@ def test_validation_uses_no_loss_weights_and_no_dropout(folder):
 
 def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
     run = a_run(folder, batch_size=2, rows_per_step=1000 * 2)
-    total = len(run.batches.rows)
-    assert run.batches.steps_per_epoch == 1
+    total = len(run.source.rows)
+    assert run.source.steps_per_epoch == 1
     batches, counts = loop.load_step(run, 0)
     assert len(batches) == math.ceil(total / 2)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}

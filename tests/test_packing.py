@@ -275,5 +275,11 @@ def test_count_tokens_counts_real_trained_and_tag_tokens_and_bytes():
     sizes[10:] = torch.tensor([1000, 1, 10, 100])
     batches = batches_of(cache, row_len=8, batch_size=1, rows_per_step=2, table=loss_weights(3.0))  # 2 of 8 stay empty
     counted = count_tokens(batches.step(0), sizes, batches.positions(0))
-    assert (counted.weight_sum, counted.tokens, counted.tags, counted.bytes, counted.positions) == (9.0, 5, 2, 111, 6)
+    assert (counted.weight_sum, counted.loss_tokens, counted.tags, counted.bytes, counted.positions) == (
+        9.0,
+        5,
+        2,
+        111,
+        6,
+    )
     assert (counted + counted).positions == 12

@@ -1,23 +1,20 @@
 """The package layout holds: imports go down the layers, file names say what is inside, nothing grows too long."""
 
 import ast
-import io
-import re
 import sys
-import tokenize
+from collections.abc import Collection, Iterable
 from functools import cache
 from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from engine.flags import ROOT
 
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("engine/**/*.py"))
-}
-# Modules and rooms of engine/ in the order in which they may import: only what stands before them, or beside them.
+PATHS = (*ROOT.glob("*.py"), *ROOT.glob("engine/**/*.py"))
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PATHS}
+# Modules and rooms of engine/ in the order in which they may import: only earlier ones, or their neighbors.
 ORDER = (
     ("console", "files", "flags"),
     ("options", "tokenizer", "schemas", "reasoning"),
@@ -61,25 +58,32 @@ OURS = {name: imports(path) & FILES.keys() for name, path in FILES.items()}
 ENGINE = [name for name in FILES if name.startswith("engine.") and not name.endswith("__init__")]
 
 
-def place(name: str) -> int:
+def position(name: str) -> int:
     """Return the position of a module of the engine in ORDER."""
     part = name.split(".")[1]
-    return next(at for at, names in enumerate(ORDER) if part in names)
+    return [part in names for names in ORDER].index(True)
+
+
+def imported_by(names: Iterable[str], among: Collection[str]) -> set[tuple[str, str]]:
+    """Return the pairs (module, module that it imports) with the second `among` some."""
+    pairs = set()
+    for name in names:
+        pairs |= {(name, other) for other in OURS[name] if other in among}
+    return pairs
 
 
 def test_every_package_is_found_by_this_file():
     assert {"pretrain", "SFT", "distill", "train_tokenizer", "eval_model", "export"} <= SCRIPTS
-    assert len(ENGINE) >= 40 and {name.split(".")[1] for name in ENGINE} == {part for names in ORDER for part in names}
+    assert len(ENGINE) >= 40 and {name.split(".")[1] for name in ENGINE} == set(chain(*ORDER))
     for room in ROOMS:
         assert sum(name.startswith(f"engine.{room}.") for name in ENGINE) >= 2, room
     assert "engine.stage.train" in OURS["pretrain"] and "engine.loop" in OURS["engine.stage.train"]
 
 
 def test_imports_go_to_the_left_only():
-    wrong = {(name, other) for name in ENGINE for other in OURS[name] if other in ENGINE and place(other) > place(name)}
-    assert not wrong
-    assert not {(name, other) for name in ENGINE for other in OURS[name] if other in SCRIPTS}
-    assert not {(name, other) for name in SCRIPTS for other in OURS[name] & SCRIPTS}  # scripts stand alone
+    pairs = imported_by(ENGINE, ENGINE)
+    assert not {(name, other) for name, other in pairs if position(other) > position(name)}
+    assert not imported_by(ENGINE, SCRIPTS) and not imported_by(SCRIPTS, SCRIPTS)  # each script is alone
 
 
 LEAVES = {f"engine.{name}" for name in ("console", "files", "flags", "tokenizer", "schemas", "reasoning")}
@@ -88,7 +92,7 @@ LEAVES = {f"engine.{name}" for name in ("console", "files", "flags", "tokenizer"
 def test_config_model_and_dataset_import_leaves_alone():
     assert OURS["Config"] == set() and OURS["model"] == {"Config"}
     assert OURS["dataset"] <= LEAVES
-    assert not {(name, other) for name in LEAVES for other in OURS[name] - LEAVES}
+    assert not imported_by(LEAVES, OURS.keys() - LEAVES)
 
 
 def test_import_graph_is_acyclic_and_at_most_nine_deep():
@@ -106,19 +110,19 @@ def test_init_file_of_a_package_is_one_docstring():
 
 
 def needed_by(name: str) -> set[str]:
-    """A module of ours and all of ours that it loads, through others too."""
-    found, waiting = set(), {name}
+    """Return a module of ours and all of ours that it loads, through others too."""
+    loaded, waiting = set(), {name}
     while waiting:
-        one = waiting.pop()
-        found.add(one)
-        waiting |= OURS[one] - found
-    return found
+        module = waiting.pop()
+        loaded.add(module)
+        waiting |= OURS[module] - loaded
+    return loaded
 
 
 def test_modules_of_a_tokenizing_process_import_no_torch():
     loaded = needed_by("engine.corpus.token_cache")
     assert {"dataset", "engine.corpus.jsonl", "engine.corpus.tiktoken_backend"} <= loaded
-    outside = {module.split(".")[0] for name in loaded for module in imports(FILES[name])}
+    outside = {module.split(".")[0] for module in set().union(*(imports(FILES[name]) for name in loaded))}
     assert not outside & {"torch", "transformers"}
 
 
@@ -145,16 +149,6 @@ def test_a_module_is_one_thing_and_a_function_fits_on_a_screen(name):
     for node in ast.walk(tree(FILES[name])):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert num_statements(node) <= LONGER_FUNCTIONS.get(f"{name}.{node.name}", 40), node.name
-
-
-def test_at_most_twelve_tables_are_formatted_by_hand():
-    by_hand = []
-    for folder in ("engine", "tests", "benchmarks", "docs", "runs", "data/sample", ""):
-        for path in (ROOT / folder).glob("**/*.py" if folder else "*.py"):
-            tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
-            comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
-            by_hand += [path for comment in comments if re.match("# fmt: (skip|off)", comment)]
-    assert len(by_hand) <= 12, by_hand
 
 
 # Modules without a test file of their name, and the files that test them.

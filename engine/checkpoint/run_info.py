@@ -35,7 +35,7 @@ class RunInfo:
 
     resume_key: dict[str, Any]  # the settings that must be equal for a run to be resumed
     batch: dict[str, int]  # how a step's rows were divided
-    run: str  # which run this is: the .json of its weights says it too
+    run_id: str  # which run this is: the .json of its weights says it too
     tracker_id: str | None  # at the tracking service
     progress: dict[str, Any]  # loop.Progress, without tensors
     scaler: dict[str, Any]

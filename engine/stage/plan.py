@@ -35,8 +35,8 @@ def describe(run: Run) -> str:
         f"model  {num_parameters / 1e6:.2f} M parameters, {rt.dtype} on {rt.device}; weights, gradients and optimizer "
         f"take {memory / 2**20:,.0f} MiB, files up to {disk / 2**20:,.0f} MiB",
         f"plan   {steps:,} steps of {run.rows_per_step} rows x {run.model.config.max_seq_len} tokens "
-        f"({run.rows_per_step // (batch_size * rt.world_size)} micro-batches of {batch_size} rows on each of "
-        f"{rt.world_size} processes), {steps / run.batches.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up",
+        f"({run.micro_batches} micro-batches of {batch_size} rows on each of "
+        f"{rt.world_size} processes), {steps / run.source.steps_per_epoch:.2f} epochs, {run.warmup} steps of warm-up",
     ]
     if run.compiling.reason:
         lines.append(f"compile {'on' if run.compiling.on else 'off'}: {run.compiling.reason}")

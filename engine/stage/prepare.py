@@ -65,7 +65,7 @@ class Rows:
 def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     """Load the model of the stage before, with this stage's max_seq_len, and return it with the path of its weights."""
     start = args.init_from
-    path = Path(start.init_from) if start.init_from else weights_of(args.output.save_dir, start.parent)
+    path = Path(start.init_from) if start.init_from else weights_of(args.output.save_dir, start.parent_stage)
     model, meta = open_checkpoint(
         path,
         tokenizer,

@@ -119,7 +119,7 @@ class Start:
 
     def finish(self, run: Run, meta: dict) -> None:
         """Write the weights of a finished run if it was killed between its last state and them, or has a new name."""
-        output = run.output
+        output = self.output
         if self.rt.is_main_process:
             _remove_temp_files(output)
         existing = read_meta(output.weights) if output.weights.is_file() else {}
@@ -145,7 +145,7 @@ def begin(args: Args, rt: Runtime) -> Start:
         if not path.is_dir():
             raise ValueError(f"{path}: not seen by this process; all machines need a shared --save_dir")
         point = ResumePoint(path, read_info(path))
-    run_id = point.info.run if point else rt.broadcast_from_main(lambda: uuid4().hex)
+    run_id = point.info.run_id if point else rt.broadcast_from_main(lambda: uuid4().hex)
     return Start(args.output, rt, run_id, _rows_per_step(point, args.training, rt.world_size), point)
 
 
@@ -252,10 +252,9 @@ def _restore_progress(point: ResumePoint, run: Run) -> Progress:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{point.path}: run.pt cannot be restored ({first_line(error)})") from None
     if rt.world_size != len(info.ranks):
-        rows_per_rank = run.training.batch_size * rt.world_size
         print0(
             f"the run had {len(info.ranks)} processes and has {rt.world_size}: each step stays {run.rows_per_step} "
-            f"rows, now {run.rows_per_step // rows_per_rank} micro-batches of {run.training.batch_size} rows for each "
+            f"rows, now {run.micro_batches} micro-batches of {run.training.batch_size} rows for each "
             "process"
         )
     return progress

@@ -27,7 +27,7 @@ class Saver:
         output: The user's flags.
         tracker: Reports what failed.
         metadata: progress -> the content of the .json next to the weights.
-        resume_key, batch, run_id: As in RunInfo, where `run_id` is `run`.
+        resume_key, batch, run_id: As in RunInfo.
         group: Process group of its own if ranks hold shards: the loop's is in use.
     """
 
@@ -63,7 +63,7 @@ class Saver:
         info = RunInfo(
             resume_key=self.resume_key,
             batch=self.batch,
-            run=self.run_id,
+            run_id=self.run_id,
             tracker_id=self.tracker.run_id,
             progress=vars(progress) | {"window_counts": asdict(progress.window_counts), "window_sums": None},
             scaler=run.scaler.state_dict(),

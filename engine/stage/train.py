@@ -56,8 +56,11 @@ def train(
         run = make_run(model, sources, args, rt, tokenizer, start)
         key = resume_key(run, args, sources.resume_key, stage, parent_hash)
         check_ranks_agree(key, rt)
-        progress = start.restore(run, key)
-        metadata = partial(_metadata, run, _run_metadata(args, rt, key, parent, start.run_id))
+        progress = start.restore(run, key)  # raises if the key of its state differs
+        flags = args.values() | {"data_path": [str(path) for path in args.data.paths]}
+        known = {"run": start.run_id, "stage": stage, "config": key["config"], "tokenizer": key["tokenizer"]}
+        known |= {"parent": parent, "on_sample": args.data.on_sample, "machine": rt.hardware()}
+        metadata = partial(_metadata, run, known, flags)
         if progress.step >= run.steps:
             start.finish(run, metadata(progress))
             return 0
@@ -65,16 +68,17 @@ def train(
         print0(sources.description)
         print0(plan.describe(run))
         print0(plan.dry_run(run, progress))
-        rt.broadcast_from_main(start.clear)
+        rt.broadcast_from_main(start.clear)  # on the main process; the others exit, too, if it fails
         tracker = Tracker(
             args.output,
-            _flags(args),
+            flags,
             run.steps,
             progress.step,
             start.log,
             active=rt.is_main_process,
             run_id=start.tracker_id,
         )
+        # The saver's thread gathers shards while the loop uses the default group.
         group: Any = dist.new_group(backend="gloo") if parallel.is_sharded(model) else None
         saver = Saver(rt, args.output, tracker, metadata, key, resume.batch_layout(run), start.run_id, group)
         with StopRequest() as request, closing(tracker), saver:
@@ -98,21 +102,21 @@ def make_run(
     """
     training = args.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world_size": rt.world_size}
-    batches = sources.training(rows_per_step=start.rows_per_step, seed=training.seed, **share)
+    source = sources.make_training(rows_per_step=start.rows_per_step, seed=training.seed, **share)
     validation = None
-    if sources.validation:
-        validation = sources.validation(rows_per_step=training.batch_size * rt.world_size, seed=None, **share)
-    steps = training.max_steps or training.epochs * batches.steps_per_epoch
+    if sources.make_validation:
+        validation = sources.make_validation(rows_per_step=training.batch_size * rt.world_size, seed=None, **share)
+    steps = training.max_steps or training.epochs * source.steps_per_epoch
     warmup = start.warmup(training, steps)
-    micro_batches = steps * start.rows_per_step // (training.batch_size * rt.world_size)
-    compiling = start.compiling(args.performance.compile, micro_batches)
+    total_micro_batches = steps * start.rows_per_step // (training.batch_size * rt.world_size)
+    compiling = start.compiling(args.performance.compile, total_micro_batches)
     run = loop.Run(
         runtime=rt,
         model=model,
         loss=_wrap_loss(model, tokenizer, args, rt, compile=compiling.on),
         optimizers=optim.build(model, training),
         lr=optim.schedule(training.schedule, max_lr=training.learning_rate, steps=steps, warmup=warmup),
-        batches=batches,
+        source=source,
         tokenizer=tokenizer,
         steps=steps,
         training=training,
@@ -146,18 +150,7 @@ def _wrap_loss(model: SpongeBob, tokenizer: Tokenizer, args: Args, rt: Runtime, 
     )
 
 
-def _flags(args: Args) -> dict[str, Any]:
-    return args.values() | {"data_path": [str(path) for path in args.data.paths]}
-
-
-def _run_metadata(args: Args, rt: Runtime, key: dict, parent: str | None, run_id: str) -> dict[str, Any]:
-    """Return the part of the .json that is known before the first step."""
-    known = {"run": run_id} | {name: key[name] for name in ("stage", "config", "tokenizer")}
-    known |= {"parent": parent, "on_sample": args.data.on_sample, "machine": rt.hardware()}
-    return known | {"flags": _flags(args)}
-
-
-def _metadata(run: loop.Run, run_metadata: dict, progress: loop.Progress) -> dict[str, Any]:
+def _metadata(run: loop.Run, known: dict, flags: dict, progress: loop.Progress) -> dict[str, Any]:
     """Return the content of the .json next to the weights; its longest part, the flags, comes last."""
     done = {
         "step": progress.step,
@@ -167,5 +160,4 @@ def _metadata(run: loop.Run, run_metadata: dict, progress: loop.Progress) -> dic
         "validated_at_step": progress.last_validation_step,
         "initial_validation": progress.initial_validation,
     }
-    known = {name: value for name, value in run_metadata.items() if name != "flags"}
-    return {**known, **done, **progress.validation, "flags": run_metadata["flags"]}
+    return {**known, **done, **progress.validation, "flags": flags}

@@ -10,7 +10,7 @@ from engine.checkpoint.run_info import STATE_VERSION, RunInfo, read_info
 WHOLE = RunInfo(
     resume_key={"learning_rate": 0.1, "schedule": "wsd", "steps": 9, "warmup_iters": 1, "seed": 1},
     batch={"rows_per_step": 4, "batch_size": 2, "accumulation_steps": 2, "world_size": 1},
-    run="a1",
+    run_id="a1",
     tracker_id=None,
     progress={
         "step": 5,

@@ -5,7 +5,7 @@ import torch
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo
 
-INFO = RunInfo(resume_key={}, batch={}, run="r", tracker_id=None, progress={}, scaler={}, ranks=[], compiled=False)
+INFO = RunInfo(resume_key={}, batch={}, run_id="r", tracker_id=None, progress={}, scaler={}, ranks=[], compiled=False)
 
 
 def test_only_the_newest_states_are_kept(tmp_path):

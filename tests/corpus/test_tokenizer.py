@@ -159,7 +159,7 @@ def test_where_id_0_is_an_ordinary_token_it_is_counted(tmp_path):
         assert positions == len(cache.ids) - len(cache)
     batches = Batches(cache, packed, loss_weights(), **share)
     counts = count_tokens(batches.step(0), torch.from_numpy(token_bytes(tokenizer)), batches.positions(0))
-    assert counts.positions == counts.tokens > 0  # of plain text every label is trained on
+    assert counts.positions == counts.loss_tokens > 0  # of plain text every label is trained on
 
 
 def test_a_tokenizer_that_another_program_saved_again_is_the_same(tmp_path, tokenizer):

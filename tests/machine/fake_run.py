@@ -67,10 +67,11 @@ def a_run(
         loss=module,
         optimizers=optim.build(model, training),
         lr=lambda step: 1e-3,
-        batches=None,
+        source=None,
         tokenizer=None,
         prompt=[5, 6],
         steps=4,
+        rows_per_step=1,
         compiling=parallel.CompileDecision(compile, ""),
         training=training,
         output=output,
@@ -169,12 +170,12 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
     tables = []
     with fake_cuda.tensors() as mode, fake_cuda.watch(KERNEL) as seen:
         run = a_run(vocab_size=6400)
-        object.__setattr__(run, "batches", Batches(cache, rows, COST, batch_size=4, rows_per_step=8, seed=0))
+        object.__setattr__(run, "source", Batches(cache, rows, COST, batch_size=4, rows_per_step=8, seed=0))
         vars(run)["token_bytes"] = sizes
 
         def load_step(run, step):
             with _disable_current_modes():  # rows and counts are real
-                batches = run.batches.step(step)
+                batches = run.source.step(step)
                 tables.extend(batch.cu_seqlens.diff().tolist() for batch in batches)
                 counts = count_tokens(batches, run.token_bytes)
             return [Batch(*map(mode.from_tensor, batch)).to(GPU) for batch in batches], counts
