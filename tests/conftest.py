@@ -50,6 +50,24 @@ def one_thread():
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """Skip what takes longer than a training of a few steps."""
+    for slow in ("engine.log.tracker.plot_losses", "engine.stage.plan.dry_run", "os.fsync"):
+        monkeypatch.setattr(slow, lambda *_: None)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """fake_gpu(name, capability): let torch answer as if it had this GPU."""
+
+    def fake_gpu(name="", capability=None):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+    return fake_gpu
+
+
+@pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working folder with the three kinds of data, as a user might have."""
     monkeypatch.chdir(tmp_path)

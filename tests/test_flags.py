@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +21,20 @@ import torch
 from factories import REQUIRED, WALL_CLOCK, actions_of
 
 import eval_model
+import model as model_module
 import serve
 from Config import LLMConfig
 from engine import cli, loss, options
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, worker_pool
 from engine.flags import RENAMED_FLAGS, ROOT, flag_fields
-from engine.log import tracker, trackers
+from engine.log import trackers
 from engine.machine import parallel
 from engine.score import answers
-from engine.stage import plan
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
+pytestmark = pytest.mark.usefixtures("quick")
 SCRIPTS = {path.stem: importlib.import_module(path.stem) for path in sorted(ROOT.glob("*.py"))}
 SCRIPTS = {name: module for name, module in SCRIPTS.items() if hasattr(module, "main") and name != "serve"}
 # tests/serve/test_api.py types the flags of serve.py.
@@ -293,18 +293,19 @@ def record_arrivals(monkeypatch, arrived):
         return lambda *args, **_: arrived.__setitem__(name, args[-1] if args else True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker_pool, "ProcessPoolExecutor", threads)
-        patch.setattr(trackers, "open_service", service)
-        for module, slow in ((tracker, "plot_losses"), (plan, "dry_run"), (os, "fsync")):  # longer than such a training
-            patch.setattr(module, slow, lambda *_: None)
-        patch.setattr(parallel, "wrap", wrap)
-        patch.setattr(loss, "checkpoint", chunk)
-        patch.setattr("model.checkpoint", recompute)
-        patch.setattr(loss.TokenLoss, "compile", note("compiled"))
-        patch.setattr(torch, "compile", compiled)
-        patch.setattr(torch, "use_deterministic_algorithms", note("deterministic"))
-        patch.setattr(answers, "complete", complete)
-        patch.setattr(sys, "stdin", io.StringIO("sea?\nsnail?\n"))
+        for owner, name, fake in (
+            (worker_pool, "ProcessPoolExecutor", threads),
+            (trackers, "open_service", service),
+            (parallel, "wrap", wrap),
+            (loss, "checkpoint", chunk),
+            (model_module, "checkpoint", recompute),
+            (loss.TokenLoss, "compile", note("compiled")),
+            (torch, "compile", compiled),
+            (torch, "use_deterministic_algorithms", note("deterministic")),
+            (answers, "complete", complete),
+            (sys, "stdin", io.StringIO("sea?\nsnail?\n")),
+        ):
+            patch.setattr(owner, name, fake)
         yield
 
 

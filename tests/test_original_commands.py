@@ -5,7 +5,6 @@ weights are bare fp16 state dicts without a .json, and the long model is called 
 """
 
 import json
-import os
 import sys
 from types import SimpleNamespace
 
@@ -20,20 +19,11 @@ import pretrain
 import SFT
 import train_tokenizer
 from engine.corpus import source
-from engine.log import tracker
-from engine.stage import plan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 # The last of two equal flags counts.
 FEW = [*SHORT, *"--max_steps 2 --warmup_iters 1 --eval_step 0 --val_fraction 0".split()]
 TALK = ["--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "8", "--prompt", "你好"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Skip what takes longer than such a training."""
-    for module, slow in ((tracker, "plot_losses"), (plan, "dry_run"), (os, "fsync")):
-        monkeypatch.setattr(module, slow, lambda *_: None)
 
 
 @pytest.fixture

@@ -214,9 +214,9 @@ def test_attention_under_a_mask_is_the_same_on_cuda(kv_heads):
     ],
 )
 def test_kernel_for_documents_is_used_only_where_it_works(
-    dtype, head_dim, capability, has_flash, is_supported, monkeypatch
+    dtype, head_dim, capability, has_flash, is_supported, fake_gpu, monkeypatch
 ):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    fake_gpu(capability=capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has_flash)
     assert supports_varlen_attention(torch.device("cuda"), dtype, head_dim) == is_supported
     assert supports_varlen_attention(torch.device("cpu"), dtype, head_dim)

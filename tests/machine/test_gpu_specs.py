@@ -40,9 +40,9 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
 
 
 @pytest.mark.parametrize("name", TFLOPS)
-def test_peak_belongs_to_the_whole_name_of_a_gpu(name, monkeypatch):
+def test_peak_belongs_to_the_whole_name_of_a_gpu(name, fake_gpu):
     assert gpu_specs.gpu_tflops(name) == TFLOPS[name]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    fake_gpu(name)
     assert flops.peak_flops(torch.device("cuda"), torch.bfloat16) == (TFLOPS[name] and 1e12 * TFLOPS[name])
 
 
@@ -90,11 +90,10 @@ def test_device_auto_without_a_gpu_is_the_cpu(more, monkeypatch):
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
-def test_gpu_that_is_too_old_for_this_torch_is_refused(capability, monkeypatch):
+def test_gpu_that_is_too_old_for_this_torch_is_refused(capability, fake_gpu, monkeypatch):
     archs = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "compute_120"]
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: archs)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GeForce GTX 1080")
+    fake_gpu("NVIDIA GeForce GTX 1080", capability)
     if capability >= (7, 5):
         gpu_specs.check_compute_capability(torch.device("cuda", 0))
         return

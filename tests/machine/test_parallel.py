@@ -86,9 +86,9 @@ def test_each_kind_of_cpu_has_a_compile_cache_of_its_own(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def suitable_gpu(monkeypatch):
+def suitable_gpu(fake_gpu, monkeypatch):
     """A GPU that compiling pays on, with everything that it needs."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
+    fake_gpu(capability=(8, 6))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(parallel, "which", lambda name: f"/usr/bin/{name}")
     return monkeypatch

@@ -39,9 +39,9 @@ def gpu_run(dtype=torch.bfloat16):
     )
 
 
-def test_plan_names_the_gpu_its_peak_and_the_rows_that_fit(monkeypatch):
+def test_plan_names_the_gpu_its_peak_and_the_rows_that_fit(fake_gpu, monkeypatch):
     def describe(name, dtype=torch.bfloat16):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+        fake_gpu(name)
         return plan._describe_gpu(gpu_run(dtype), 16 * 25_829_888)
 
     properties = types.SimpleNamespace(total_memory=24 << 30)

@@ -14,22 +14,14 @@ from Config import LLMConfig, scale_rope
 from engine.checkpoint.weights import load_model
 from engine.export.hugging_face import hf_config
 from engine.flags import ROOT
-from engine.log import tracker
-from engine.stage import plan
 from model import SpongeBob, rope_frequencies
 
+pytestmark = pytest.mark.usefixtures("quick")
 SHORTER = [*SHORT, "--eval_step", "0", "--val_fraction", "0", "--max_steps", "2", "--warmup_iters", "0"]
 
 
 def rope_of(path):
     return json.loads(path.with_suffix(".json").read_text("utf-8"))["config"]["rope_parameters"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without what takes longer than such a training."""
-    monkeypatch.setattr(tracker, "plot_losses", lambda *_: None)
-    monkeypatch.setattr(plan, "dry_run", lambda *_: None)
 
 
 def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):
