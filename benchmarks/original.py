@@ -25,6 +25,7 @@ from Config import LLMConfig
 from engine.checkpoint.weights import load_model
 from engine.reasoning import TAGS
 from engine.tokenizer import BOS, EOS, load_tokenizer
+from model import FeedForward
 
 TAG_WEIGHT = 10
 
@@ -100,17 +101,6 @@ class Attention(nn.Module):
 def turned(x: Tensor, turns: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns[None, :, None]).flatten(3).type_as(x)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: LLMConfig):
-        super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 class Block(nn.Module):

@@ -102,19 +102,6 @@ def test_forty_steps_chunked_masked_or_not_fused_give_the_same_losses(losses, mo
     assert max(apart.values()) < 1e-2, apart
 
 
-def test_the_logged_loss_is_the_mean_over_tokens_of_the_step(folder):
-    run = a_run(folder, batch_size=3, rows_per_step=12)
-    batches, counts = loop.load_step(run, 0)
-    nats = tokens = 0.0
-    for batch in batches:
-        logits = run.model(batch.inputs, batch.cu_seqlens).logits
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
-        nats += each[batch.classes.flatten() > 0].sum().item()
-        tokens += (batch.classes > 0).sum().item()
-    sums, *_ = loop.train_step(run, batches, counts.weight_sum)
-    assert sums[1].item() / counts.loss_tokens == pytest.approx(nats / tokens, rel=1e-5)
-
-
 def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     held_out = SimpleNamespace(steps_per_epoch=2, step=run.source.step)
@@ -136,21 +123,6 @@ def test_validation_uses_no_loss_weights_and_no_dropout(folder):
         nats += each[batch.classes.flatten() > 0].sum().item()
         tokens += (batch.classes > 0).sum().item()
     assert found["val_loss"] == pytest.approx(nats / tokens, rel=1e-5)
-
-
-def test_the_last_partial_window_is_stepped_with_its_own_divisor(folder):
-    run = a_run(folder, batch_size=2, rows_per_step=1000 * 2)
-    total = len(run.source.rows)
-    assert run.source.steps_per_epoch == 1
-    batches, counts = loop.load_step(run, 0)
-    assert len(batches) == math.ceil(total / 2)
-    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    sums, norm, *_ = loop.train_step(run, batches, counts.weight_sum)
-    undivided = a_run(folder, batch_size=total, rows_per_step=total)
-    batches, counts = loop.load_step(undivided, 0)
-    _, expected, *_ = loop.train_step(undivided, batches, counts.weight_sum)
-    torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
-    assert not same(before, run.model.state_dict())
 
 
 def test_loss_that_is_not_finite_never_reaches_the_weights(folder, monkeypatch):

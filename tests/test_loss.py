@@ -2,18 +2,10 @@
 
 import pytest
 import torch
+from tiny_model import fresh
 
-from Config import LLMConfig
 from dataset import LOSS
 from engine.loss import TokenLoss
-from model import SpongeBob
-
-
-def tiny(**changes) -> SpongeBob:
-    torch.manual_seed(0)
-    return SpongeBob(
-        LLMConfig(**{"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 100} | changes)
-    )
 
 
 def loss_weights_of(classes, tag_weight):
@@ -22,7 +14,7 @@ def loss_weights_of(classes, tag_weight):
 
 
 def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
-    whole, chunked = TokenLoss(tiny()), TokenLoss(tiny(), chunk=7)
+    whole, chunked = TokenLoss(fresh(vocab_size=100)), TokenLoss(fresh(vocab_size=100), chunk=7)
     ids, labels = torch.randint(3, 100, (2, 2, 40))
     labels[0, 5] = 2
     classes = torch.randint(0, 3, (2, 40), dtype=torch.uint8)
@@ -36,7 +28,7 @@ def test_chunked_loss_gives_the_sums_and_gradients_of_the_whole():
 
 
 def test_the_tag_weight_multiplies_the_tags_alone():
-    model = tiny()
+    model = fresh(vocab_size=100)
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     nats = torch.nn.functional.cross_entropy(model(ids).logits[0], labels[0], reduction="none")
@@ -48,7 +40,7 @@ def test_the_tag_weight_multiplies_the_tags_alone():
 
 
 def test_eos_has_a_loss_and_is_no_text():
-    model = tiny()
+    model = fresh(vocab_size=100)
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     labels[0, [9, 29]] = 2
     ones = torch.ones(1, 30)
@@ -60,7 +52,7 @@ def test_eos_has_a_loss_and_is_no_text():
 
 def test_loss_weights_are_summed_in_fp32_under_autocast():
     torch.manual_seed(0)
-    model = tiny()
+    model = fresh(vocab_size=100)
     ids, labels = torch.randint(3, model.config.vocab_size, (2, 4, 32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         classes = torch.full_like(labels, LOSS)
@@ -71,7 +63,7 @@ def test_loss_weights_are_summed_in_fp32_under_autocast():
 
 
 def test_the_z_loss_adds_the_square_of_log_z_to_the_objective_alone():
-    model = tiny()
+    model = fresh(vocab_size=100)
     ids, labels = torch.randint(3, 100, (2, 1, 30))
     classes = torch.tensor([[0] * 10 + [1] * 12 + [2] * 8], dtype=torch.uint8)
     squares = model(ids).logits[0].exp().sum(-1).log().square()

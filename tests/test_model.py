@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tiny_model import fresh
 from transformers import AutoModelForCausalLM
 
 import model as model_module
@@ -21,15 +22,8 @@ SCALING = {
 }
 
 
-def tiny(**changes) -> SpongeBob:
-    torch.manual_seed(0)
-    return SpongeBob(
-        LLMConfig(**{"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 100} | changes)
-    )
-
-
 def test_future_tokens_are_invisible():
-    model, ids = tiny().eval(), torch.randint(3, 100, (2, 40))
+    model, ids = fresh(vocab_size=100).eval(), torch.randint(3, 100, (2, 40))
     changed = ids.clone()
     changed[:, 25] = (changed[:, 25] + 1) % 100
     before, after = model(ids).logits, model(changed).logits
@@ -59,7 +53,7 @@ def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recomput
     for row, (n, document) in enumerate(zip(lengths, documents, strict=True)):
         padded[0][row, :n], padded[1][row, :n] = document[:-1], document[1:]
         padded_classes[row, :n] = 1
-    loss, reference = TokenLoss(tiny(), chunk=chunk), TokenLoss(tiny())
+    loss, reference = TokenLoss(fresh(vocab_size=100), chunk=chunk), TokenLoss(fresh(vocab_size=100))
     loss.model.recompute = recompute
     sums = loss(*packed, classes, classes.float(), torch.tensor([*bounds, 80, 80], dtype=torch.int32))
     expected = reference(*padded, padded_classes, padded_classes.float())
@@ -72,7 +66,7 @@ def test_packed_equals_padded_in_loss_and_gradients(by_document, chunk, recomput
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "scaled"])
 def test_reload_in_a_fresh_process_gives_the_same_bits(scaling, tmp_path):
-    model, ids = tiny(rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
+    model, ids = fresh(vocab_size=100, rope_scaling=scaling, n_kv_heads=1).eval(), torch.arange(3, 90)[None]
     model.save_pretrained(tmp_path)
     torch.save({"ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected.pt")
     program = (
@@ -95,7 +89,7 @@ def test_activation_checkpointing_runs_blocks_twice_and_changes_no_bit(dropout, 
     cu_seqlens = torch.tensor([0, 13, 40, 80, 80], dtype=torch.int32)
     results, runs = [], []
     for recompute in (False, True):
-        loss = TokenLoss(tiny(dropout=dropout)).train()
+        loss = TokenLoss(fresh(vocab_size=100, dropout=dropout)).train()
         loss.model.recompute = recompute
         calls = []
         for block in loss.model.layers:

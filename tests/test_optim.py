@@ -109,12 +109,15 @@ def test_a_run_of_one_step_without_warmup_takes_it_at_the_peak(name):
     assert optim.schedule(name, max_lr=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("warmup", [-1, 10, 11])
-def test_a_warmup_that_does_not_fit_is_refused_with_its_numbers(warmup):
-    with pytest.raises(ValueError, match=f"warmup_iters={warmup} .* 10 steps"):
-        optim.schedule("cosine", max_lr=1.0, steps=10, warmup=warmup)
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'step' is not known, expected one of cosine"):
-        optim.schedule("step", max_lr=1.0, steps=10, warmup=0)
+@pytest.mark.parametrize(
+    "name, warmup, message",
+    [
+        ("cosine", -1, "warmup_iters=-1 .* 10 steps"),
+        ("cosine", 10, "warmup_iters=10 .* 10 steps"),
+        ("cosine", 11, "warmup_iters=11 .* 10 steps"),
+        ("step", 0, "'step' is not known, expected one of cosine"),
+    ],
+)
+def test_schedule_that_is_unknown_or_does_not_fit_is_refused(name, warmup, message):
+    with pytest.raises(ValueError, match=message):
+        optim.schedule(name, max_lr=1.0, steps=10, warmup=warmup)

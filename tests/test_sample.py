@@ -43,8 +43,9 @@ def rows(*names):
 
 
 @cache
-def world():
-    spec = importlib.util.spec_from_file_location("sample_world", SAMPLE / "world.py")
+def module(name):
+    """Load a program of the sample: the tables of the town, or of greetings and questions beyond it."""
+    spec = importlib.util.spec_from_file_location(f"sample_{name}", SAMPLE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -108,7 +109,7 @@ def test_the_corpus_is_less_than_five_megabytes_and_mostly_chinese():
 
 def test_words_about_a_person_have_one_token_a_character():
     tokenizer = Tokenizer.from_file(str(ROOT / "spongebob_tokenizer" / "tokenizer.json"))
-    entries = chain(*(table["values"].split(",") for table in world().ATTRS.values()))
+    entries = chain(*(table["values"].split(",") for table in module("world").ATTRS.values()))
     values = [entry.split(":")[0] for entry in entries]
     assert len(values) > 70
     assert all(len(tokenizer.encode(character).ids) == 1 for character in "".join(values))
@@ -117,12 +118,12 @@ def test_words_about_a_person_have_one_token_a_character():
 def test_choices_ask_for_held_out_facts_and_only_the_answer_is_told():
     told = all_text("pretrain")
     questions = rows("choices_heldout")
-    people = [entry.strip().split(":")[0] for entry in world().PEOPLE.split(",") if entry.strip()]
+    people = [entry.strip().split(":")[0] for entry in module("world").PEOPLE.split(",") if entry.strip()]
     assert len(questions) >= 50 and {row["answer"] for row in questions} == {0, 1, 2, 3}
     for row in questions:
         assert len(set(row["choices"])) == 4
         name = next(name for name in people if name in row["question"])
-        forms = world().ATTRS[row["subject"]]["zh"]
+        forms = module("world").ATTRS[row["subject"]]["zh"]
         true = [any(form.format(n=name, v=choice) in told for form in forms) for choice in row["choices"]]
         assert true == [at == row["answer"] for at in range(4)], row
 
@@ -162,7 +163,7 @@ def test_each_format_is_first_met_in_the_stage_that_teaches_it():
 def question_forms():
     """Return (pattern of a question, attribute) for every wording; the group is the person's name or a pronoun."""
     forms = []
-    for attr, table in world().ATTRS.items():
+    for attr, table in module("world").ATTRS.items():
         patterns = [re.escape(wording).replace(r"\{n\}", "(.+?)") for wording in table["ask"] + table["ask_en"]]
         forms += [(re.compile(pattern), attr) for pattern in patterns]
     return forms
@@ -170,7 +171,7 @@ def question_forms():
 
 @cache
 def chinese_name():
-    people = [entry.strip().split(":") for entry in world().PEOPLE.split(",") if entry.strip()]
+    people = [entry.strip().split(":") for entry in module("world").PEOPLE.split(",") if entry.strip()]
     return {chinese: chinese for chinese, _, _ in people} | {english: chinese for chinese, english, _ in people}
 
 
@@ -215,7 +216,7 @@ def test_held_out_facts_are_in_no_training_conversation():
     assert len(held_facts()) >= 50
     for (person, attr), values in held_facts().items():
         assert (person, attr) not in trained
-        for wording in world().ATTRS[attr]["zh"] + world().ATTRS[attr]["en"]:
+        for wording in module("world").ATTRS[attr]["zh"] + module("world").ATTRS[attr]["en"]:
             for name in (person, english_name()[person]):
                 assert not any(wording.format(n=name, v=value) in text for value in values)
 
@@ -225,20 +226,23 @@ def test_held_out_facts_combine_people_and_attributes_that_are_trained():
     for person, attr in held_facts():
         assert sum(other == person for other, _ in trained) >= 4
         assert sum(other == attr for _, other in trained) >= 15
-    assert {attr for _, attr in held_facts()} == set(world().ATTRS)
+    assert {attr for _, attr in held_facts()} == set(module("world").ATTRS)
 
 
 def test_held_out_facts_are_told_in_pretraining_in_three_wordings():
     text = all_text("pretrain")
     for (person, attr), values in held_facts().items():
         told = 0
-        for wording in world().ATTRS[attr]["zh"]:
+        for wording in module("world").ATTRS[attr]["zh"]:
             told += any(wording.format(n=person, v=value) in text for value in values)
         assert told >= 3, (person, attr)
     for row in rows("sft_512_heldout"):
         if row["task"] == "fact_en":  # asked in English: told in English too
             ((person, attr, _),) = asked(row)
-            told = [wording.format(n=english_name()[person], v=row["value"]) for wording in world().ATTRS[attr]["en"]]
+            told = [
+                wording.format(n=english_name()[person], v=row["value"])
+                for wording in module("world").ATTRS[attr]["en"]
+            ]
             assert any(sentence in text for sentence in told), told
 
 
@@ -288,7 +292,7 @@ def test_instructions_about_words_are_followed_to_the_letter(name):
         elif match := re.match("请说出第(.)个词：", question):
             expected = listed[DIGITS.index(match[1]) - 1] + "。"
         elif question.startswith("请按先后排好："):
-            order = [entry.split(":")[0] for entry in world().MONTHS.split()]
+            order = [entry.split(":")[0] for entry in module("world").MONTHS.split()]
             expected = "、".join(sorted(listed, key=order.index)) + "。"
         else:
             continue
@@ -469,15 +473,6 @@ def test_held_out_talks_ask_four_kinds_in_any_order():
 # -------------------------------------------------------------------------------------------- greetings and honest noes
 
 
-@cache
-def everyday():
-    """Load the tables of greetings and of questions beyond the town."""
-    spec = importlib.util.spec_from_file_location("sample_everyday", SAMPLE / "everyday.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def bare(question):
     """Return the letters of a question alone: no punctuation, no spaces, no case."""
     return re.sub(r"[\W_]", "", question).casefold()
@@ -492,7 +487,7 @@ def test_held_out_everyday_questions_are_in_no_training_question():
 
 
 def test_held_out_everyday_questions_are_half_courtesies():
-    replies = everyday().REPLIES
+    replies = module("everyday").REPLIES
     tasks = [row["task"] for row in rows("everyday_heldout")]
     assert tasks.count("beyond") == 30 and {"hello", "who", "thanks", "bye"} == set(tasks) - {"beyond"}
     for row in rows("everyday_heldout"):
@@ -503,9 +498,9 @@ def test_held_out_everyday_questions_are_half_courtesies():
 @pytest.mark.parametrize("name", CHATS)
 def test_chat_files_hold_every_courtesy_in_both_languages_and_noes(name):
     given = [answer for _, answer in exchanges(name)]
-    for (intent, lang), reply in everyday().REPLIES.items():
+    for (intent, lang), reply in module("everyday").REPLIES.items():
         assert given.count(reply) >= (5 if intent in ("digits", "bye", "thanks") else 10), (intent, lang)
-    assert given.count(everyday().REPLIES["beyond", "zh"]) >= 150
+    assert given.count(module("everyday").REPLIES["beyond", "zh"]) >= 150
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -516,12 +511,12 @@ def test_everyday_questions_have_one_answer_and_deny_no_fact(name):
         if answer.startswith("这个我不知道"):
             matches = [pattern.fullmatch(question) for pattern, _ in question_forms()]
             assert not any(match[1] in chinese_name() for match in matches if match)
-    for reply in everyday().REPLIES.values():
+    for reply in module("everyday").REPLIES.values():
         assert all(len(versions) == 1 for versions in answers.values() if reply in versions)
 
 
 def test_a_person_who_is_not_known_does_not_live_in_the_town():
-    strangers = set("/".join(everyday().BEYOND["person"][:2]).split("/"))
+    strangers = set("/".join(module("everyday").BEYOND["person"][:2]).split("/"))
     assert not strangers & set(chinese_name())
     assert not any(stranger in all_text("pretrain") for stranger in strangers)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import ROOT, actions_of
+from factories import actions_of
 from forked import LATER, TINY
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,21 +115,9 @@ def altered(content: bytes, spots) -> bytes:
     return bytes(content)
 
 
-@pytest.fixture(scope="module")
-def small_tokenizer():
-    """Return the bundled tokenizer with its first merges only: its file is read in a millisecond."""
-    content = json.loads((ROOT / "spongebob_tokenizer/tokenizer.json").read_text("utf-8"))
-    vocabulary = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])[:400]
-    known = {token for token, _ in vocabulary}
-    merges = content["model"]["merges"]
-    pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
-    content["model"] |= {"vocab": dict(vocabulary), "merges": [p for p in pairs if {*p, "".join(p)} <= known]}
-    return json.dumps(content, ensure_ascii=False).encode()
-
-
 @given(spots=SPOTS, cut=st.none() | st.floats(0, 1))
-def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small_tokenizer, place):
-    content = altered(small_tokenizer, spots)
+def test_an_altered_tokenizer_file_is_one_line_or_encodes(spots, cut, small, place):
+    content = altered(small.to_str().encode(), spots)
     (place / "tokenizer.json").write_bytes(content[: int(cut * len(content))] if cut is not None else content)
 
     def read_and_encode():

@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 import pytest
-from forked import die_before_write, differences, finish, pause_at, run_stage, start_paused, start_stage, wait_for
+from forked import die_before_write, differences, pause_at, run_stage, start_paused, start_stage
 
 EVERYTHING = bool(os.environ.get("ALL_FAULTS"))
 TRIES = 20 if EVERYTHING else 1
@@ -66,23 +66,6 @@ def test_a_run_killed_before_any_write_of_its_saves_loses_nothing(home, undistur
     print(f"killed before each of {tried} writes")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_signal_stops_after_a_saved_step_with_code_75(kind, home, undisturbed):
-    argv, whole = undisturbed["pretrain"]
-    options = [*argv, "--save_dir", "asked", "--resume"]
-    process = start_stage(home, *options)
-    wait_for(home / "asked/pretrain.state/00000003", process)
-    os.kill(process.pid, kind)
-    done = finish(process)
-    assert done.code == 75 and f"stopped by {kind.name}" in done.output and "--resume continues" in done.output, (
-        done.output
-    )
-    again = run_stage(home, *options)
-    assert again.code == 0 and "resuming after step" in again.output
-    assert not differences(whole, home / "asked")
-    shutil.rmtree(home / "asked")
-
-
 def test_a_second_ctrl_c_stops_at_once_and_the_last_state_is_good(home, undisturbed):
     argv, whole = undisturbed["pretrain"]
     options = [*argv, "--save_dir", "twice", "--resume"]
@@ -95,12 +78,3 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_state_is_good(home, undistur
     assert process.exitcode == 130
     assert run_stage(home, *options).code == 0
     assert not differences(whole, home / "twice")
-
-
-def test_a_time_limit_saves_and_stops_with_code_75(home, undisturbed):
-    argv, whole = undisturbed["pretrain"]
-    options = [*argv, "--save_dir", "limited", "--resume"]
-    done = run_stage(home, *options, "--max_minutes", "1e-9")
-    assert done.code == 75 and "stopped by --max_minutes" in done.output and "from step 1" in done.output
-    assert run_stage(home, *options).code == 0
-    assert not differences(whole, home / "limited")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from factories import loss_weights, write_rows
+from scoring import chat
 
 from Config import PRESETS, LLMConfig
 from dataset import SFTDataset
@@ -64,11 +65,6 @@ def test_out_of_memory_in_the_dry_run_is_one_line_with_flags(monkeypatch):
     with pytest.raises(ValueError, match=message) as error:
         plan.dry_run(gpu_run(), types.SimpleNamespace(step=0))
     assert "\n" not in str(error.value)
-
-
-def chat(*contents):
-    roles = ("user", "assistant") * len(contents)
-    return {"conversations": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]}
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ QUICK = [
     ("SIGTERM", "in_cache"),
     ("SIGHUP", "before_step_1"),
     ("SIGQUIT", "in_step"),
+    ("SIGINT", "in_step"),
+    ("SIGUSR1", "in_step"),
     ("SIGUSR2", "in_save"),
     ("SIGXCPU", "in_validation"),
 ]
@@ -41,6 +43,7 @@ def stopped_and_resumed(home, kind, phase, tmp_path, stdout=""):
     assert not (tmp_path / "out/pretrain.lock").exists()
     if phase.startswith("in_") and phase != "in_cache":
         assert list((tmp_path / "out/pretrain.state").glob("0*"))
+        assert stdout or f"stopped by {kind}; the same command with --resume continues" in stopped.output, stopped
     done = run_stage(home, *here)
     assert done.code == 0, done.output
     assert weight_bytes(tmp_path / "out") == weight_bytes(home / "whole")
