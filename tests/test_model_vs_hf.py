@@ -2,20 +2,13 @@
 
 import pytest
 import torch
+from factories import SCALING
 from transformers import LlamaForCausalLM
 
 from Config import LLMConfig
 from engine.export.hugging_face import hf_config, permute_for_hf, to_hf_state_dict
 from engine.export.names import TO_HF, translate
 from model import SpongeBob
-
-SCALING = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
 
 
 def with_large_weights(config: LLMConfig) -> SpongeBob:
