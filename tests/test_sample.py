@@ -239,10 +239,8 @@ def test_held_out_facts_are_told_in_pretraining_in_three_wordings():
     for row in rows("sft_512_heldout"):
         if row["task"] == "fact_en":  # asked in English: told in English too
             ((person, attr, _),) = asked(row)
-            told = [
-                wording.format(n=english_name()[person], v=row["value"])
-                for wording in module("world").ATTRS[attr]["en"]
-            ]
+            wordings = module("world").ATTRS[attr]["en"]
+            told = [wording.format(n=english_name()[person], v=row["value"]) for wording in wordings]
             assert any(sentence in text for sentence in told), told
 
 

@@ -30,7 +30,7 @@ def build(build):
     return partial(build, dataset_class=SFTDataset)
 
 
-def learned(cache, tokenizer):
+def trained_text(cache, tokenizer):
     """Return the text that is trained on, of every document."""
     texts = []
     for begin, end in zip(cache.offsets[:-1], cache.offsets[1:], strict=True):
@@ -113,7 +113,7 @@ def test_an_empty_system_message_means_none(build, tokenizer, row):
 @pytest.mark.parametrize("key", ["from", "speaker", "role"])
 def test_the_row_names_the_speaker_also_where_the_assistant_begins(build, tokenizer, key):
     turns = [{key: "gpt", "content": "Welcome."}, {key: "human", "content": "2+1?"}, {key: "gpt", "content": "3"}]
-    assert learned(build([{"conversations": turns}]), tokenizer) == ["Welcome.</s>3</s>"]
+    assert trained_text(build([{"conversations": turns}]), tokenizer) == ["Welcome.</s>3</s>"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_tool_turn_is_read_and_not_trained_on(build, tokenizer):
         {"from": "gpt", "value": "3"},
     ]
     cache = build([{"conversations": turns}], strict=True)
-    assert "<s>tool\nthree</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
+    assert "<s>tool\nthree</s>" in whole(cache, tokenizer) and trained_text(cache, tokenizer) == ["3</s>"]
 
 
 def test_an_unknown_schema_names_its_fields_and_shows_a_valid_line(build):
@@ -149,22 +149,22 @@ def test_an_unknown_schema_names_its_fields_and_shows_a_valid_line(build):
         build([{"conversations": [ASKED, GREETED]}], dataset_class=PretrainDataset)
 
 
-# ----------------------------------------------------------------------------- fields that change what is learned
+# ----------------------------------------------------------------------------- fields that change what is trained on
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_a_separate_thought_is_joined_with_the_answer(build, tokenizer, name):
     turn = GREETED | {name: "One up.\n"}
-    assert learned(build([{"messages": [ASKED, turn]}], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
+    assert trained_text(build([{"messages": [ASKED, turn]}], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
     row = {"instruction": "2+1?", "output": "3", name: "One up."}
-    assert learned(build([row], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
+    assert trained_text(build([row], strict=True), tokenizer) == [f"{THOUGHT}</s>"]
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"loss": 0}])
 def test_a_turn_of_weight_0_is_read_and_not_trained_on(build, tokenizer, mark):
     wrong = {"role": "assistant", "content": "WRONG"} | mark
     cache = build([{"conversations": [ASKED, wrong, ASKED, GREETED | {"weight": 1}]}], strict=True)
-    assert "WRONG</s>" in whole(cache, tokenizer) and learned(cache, tokenizer) == ["3</s>"]
+    assert "WRONG</s>" in whole(cache, tokenizer) and trained_text(cache, tokenizer) == ["3</s>"]
     with pytest.raises(ValueError, match="no assistant turn that is trained on"):
         build([{"conversations": [ASKED, wrong]}])
 
@@ -276,7 +276,7 @@ def test_rows_of_all_schemas_agree_with_an_independent_reader(rows, tokenizer, t
     if len(rows) - len(texts) > 10:
         return
     cache = open_or_build([write_rows(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
-    assert learned(cache, tokenizer) == texts
+    assert trained_text(cache, tokenizer) == texts
     counts = cache.meta["sources"][0]["counts"]
     assert counts["rows"] == len(rows) == len(cache) + counts["bad"] + counts["empty"]
 
