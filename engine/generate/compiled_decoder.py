@@ -1,8 +1,9 @@
-"""Write fast_decoder.py's step again without in-place writes and oneDNN calls, which torch.compile cannot fuse.
+"""Compile the decoder's step (--compile), with matmuls and attention that torch.compile can fuse.
 
-An eager step works in place and through few large operations; half of its time is still outside of matmuls. With
---compile every operation is written out and returns a new tensor, and torch.compile fuses what is between the matmuls.
-For one row a matmul is a sum like the others, and the whole step becomes a single function.
+An eager step works in place and through few large operations; half of its time is still outside of matmuls. Here matmul
+and attention are written out without in-place writes and oneDNN calls, and torch.compile fuses what is between the
+matmuls. For one row a matmul is a sum like the others, and the whole step becomes a single function. The layers are
+walked by Decoder._hidden in both.
 
 Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, L layers, S visible positions of the cache
 """
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.generate.fast_decoder import Decoder, LinearWeight
@@ -121,19 +121,18 @@ class CompiledDecoder(Decoder):
         is_new = (cache_positions == positions[:, None])[..., None, None]  # (B, S, 1, 1)
         is_future = (cache_positions > positions[:, None])[..., None, None]
         cos, sin = (materialize(table) for table in rope_cos_sin(config, positions[:, None]))
-        x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
-        for layer, past in zip(self.layers, kv_cache, strict=True):
-            qkv = matmul(layer.wqkv, self._normed(x, layer.attention_norm)).view(rows, 1, -1, config.head_dim)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            qkv = qkv.view(rows, 1, -1, config.head_dim)
             qk = materialize(apply_rotary_emb(qkv[:, :, : heads + kv_heads], cos, sin))[:, 0]
             q, k = qk.split([heads, kv_heads], dim=1)
             kv = materialize(torch.stack([k, qkv[:, 0, heads + kv_heads :]], dim=1))  # (B, 2, K, D)
+            new_kv.append(kv)
+            past = kv_cache[layer]
             k, v = (torch.where(is_new, kv[:, None, part], past[:, :, part]) for part in (0, 1))  # (B, S, K, D)
             q = materialize(q * config.head_dim**-0.5).view(rows, 1, kv_heads, -1, config.head_dim)  # (B, 1, K, H/K, D)
             scores = (q * k[:, :, :, None]).sum(-1).masked_fill(is_future, -torch.inf)  # (B, S, K, H/K)
-            attn_out = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1)  # (B, K, H/K, D)
-            x = x + matmul(layer.wo, attn_out.view(rows, -1))
-            gate, up = matmul(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
-            x = x + matmul(layer.w2, F.silu(gate) * up)
-            new_kv.append(kv)
-        x = self._normed(x, self.norm)
+            return (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1).view(rows, -1)  # (B, C)
+
+        x = self._hidden(ids, attend, matmul)
         return (matmul(self.output, x) if rows == 1 else x), torch.stack(new_kv)

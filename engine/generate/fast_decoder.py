@@ -8,7 +8,9 @@ Shapes: B rows, C dim, H query heads, K key-value heads, D head dim, S visible p
         I and O inputs and outputs of a matrix
 """
 
+from collections.abc import Callable
 from functools import cached_property
+from operator import call
 from typing import NamedTuple, Self
 
 import torch
@@ -236,18 +238,37 @@ class Decoder:
             is_future = torch.arange(cache.length, device=ids.device) > positions[:, None]
             mask = torch.zeros(is_future.shape, device=ids.device, dtype=cache.kv.dtype)
             mask = mask.masked_fill_(is_future, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
-        for number, layer in enumerate(self.layers):
-            qkv = layer.wqkv(self._normed(x, layer.attention_norm)).float().contiguous()
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            qkv = qkv.float().contiguous()
             torch.view_as_complex(qkv[:, :rotary_dim].unflatten(-1, (-1, config.head_dim // 2, 2))).mul_(rotation)
             q, kv = qkv.split([dim, qkv.shape[1] - dim], dim=-1)
-            k, v = cache.append(number, kv, flat_positions)  # (B, K, S, D)
+            k, v = cache.append(layer, kv, flat_positions)  # (B, K, S, D)
             q = q.unflatten(-1, (-1, group_size, config.head_dim)).to(k.dtype)  # (B, K, H/K, D)
-            attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x += layer.wo(attn_out.reshape(rows, dim))
-            gate, up = layer.w13(self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
-            x += layer.w2(F.silu(gate).mul_(up))
-        return self.output(self._normed(x, self.norm)).float()
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(rows, dim)
+
+        return self.output(self._hidden(ids, attend, matmul=call)).float()  # pyright: ignore[reportArgumentType]
+
+    def _hidden(
+        self,
+        ids: Tensor,
+        attend: Callable[[int, Tensor], Tensor],
+        matmul: Callable[[LinearWeight, Tensor], Tensor],
+    ) -> Tensor:
+        """Compute the input of the output matrix, (B, C) float32: all of a step but attention.
+
+        Args:
+            ids: Newest token of each row, (B,) int64.
+            attend: Rotates and stores the queries, keys and values (B, (H + 2K)D) of a layer, and attends -> (B, C).
+            matmul: Multiplies (B, I) by a matrix.
+        """
+        x = F.embedding(ids, self.model.tok_embeddings.weight).float()  # (B, C)
+        for number, layer in enumerate(self.layers):
+            qkv = matmul(layer.wqkv, self._normed(x, layer.attention_norm))
+            x += matmul(layer.wo, attend(number, qkv))
+            gate, up = matmul(layer.w13, self._normed(x, layer.ffn_norm)).chunk(2, dim=-1)
+            x += matmul(layer.w2, F.silu(gate).mul_(up))
+        return self._normed(x, self.norm)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply RMSNorm to x (B, C) by its length: sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(C eps)) / sqrt(C).
