@@ -31,6 +31,11 @@ class Turn(NamedTuple):
     task: str | None
 
     @property
+    def size(self) -> int:
+        """Characters that the model reads."""
+        return sum(len(message["content"]) for message in self.messages)
+
+    @property
     def reference(self) -> str:
         """Return the row's own answer."""
         return self.messages[-1]["content"]

@@ -55,8 +55,9 @@ def score_file(
     atomic_write(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
     with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
         for item_type, scorer in _scorers(model, tokenizer, items, settings, batch).items():
-            # The longest come first, so that memory runs out now or never. Batches do not depend on what is done.
-            pending = sorted((item for item in items if type(item) is item_type), key=lambda item: -len(str(item)))
+            # The longest come first, so that memory runs out now or never. Batches do not depend on what is
+            # done: in half precision another batch changes the last digits of a metric.
+            pending = sorted((item for item in items if type(item) is item_type), key=lambda item: -item.size)
             for start in range(0, len(pending), batch):
                 part = pending[start : start + batch]
                 if not all((item.row, getattr(item, "turn", 0)) in records for item in part):

@@ -35,6 +35,11 @@ class Text(NamedTuple):
     text: str
     task: str | None
 
+    @property
+    def size(self) -> int:
+        """Characters that the model reads."""
+        return len(self.text)
+
 
 def new_record(item, **groups) -> dict:
     """Return an empty record of an item."""

@@ -38,6 +38,11 @@ class Question(NamedTuple):
         """Return what equal questions share, whatever the order of their choices."""
         return " ".join(self.question.split()), tuple(sorted(choice.strip() for choice in self.choices))
 
+    @property
+    def size(self) -> int:
+        """Characters that the model reads."""
+        return len(self.question) + sum(map(len, self.choices))
+
 
 Span = tuple[list[int], int]  # (ids, first): ids[first:] spell a choice
 
