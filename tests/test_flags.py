@@ -435,6 +435,14 @@ def test_resume_refuses_flag_that_changes_weights(name, flag, resumed):
     assert "belongs to another run" in (resumed(name, case.given, f"{flag} {case.value}") or "resumed in silence")
 
 
+def test_resume_refuses_another_meaning_of_as_many_documents(home, resumed):
+    """Each text is one document either way: only the class of the token cache tells the two apart."""
+    texts = [json.dumps({"text": f"<s>snail {number}</s>"}) for number in range(200)]
+    (home / "single.jsonl").write_text("\n".join(texts))
+    error = resumed("pretrain", "--data_path single.jsonl", "--split_on_special_tokens")
+    assert error and "dataset was 'PretrainDataset', is 'BorderedDataset'" in error
+
+
 TRAINING_GROUPS = (options.Data, options.Training, options.Output, options.Performance)
 TRAINING_FIELDS = list(chain.from_iterable(map(flag_fields, TRAINING_GROUPS)))
 FREE = [f"--{field.name}" for field in TRAINING_FIELDS if field.metadata["free"]]
