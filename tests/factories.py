@@ -157,6 +157,12 @@ def a_run(
 TOKENIZER_DIR = ROOT / "spongebob_tokenizer"
 TOKENIZER = load_tokenizer(TOKENIZER_DIR)
 EOS = TOKENIZER.token_to_id("</s>")
+CHAT = [
+    {"role": "user", "content": "天空为什么是蓝色的？"},
+    {"role": "assistant", "content": "因为光。"},
+    {"role": "user", "content": "Why? 🐙"},
+    {"role": "assistant", "content": "<think>\n嗯\n</think>\n<answer>\n蓝\n</answer>"},
+]
 
 
 SCALING = {

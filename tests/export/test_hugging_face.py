@@ -6,7 +6,7 @@ import stat
 
 import pytest
 import torch
-from factories import SCALING, TOKENIZER, TOKENIZER_DIR, greedy, save
+from factories import CHAT, SCALING, TOKENIZER, TOKENIZER_DIR, greedy, save
 from safetensors.torch import load_file
 from tiny_model import tiny
 from tokenizers import AddedToken, Tokenizer
@@ -20,12 +20,6 @@ from engine.export.hugging_face import to_hf
 from model import SpongeBob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CHAT = [
-    {"role": "user", "content": "天空为什么是蓝色的？"},
-    {"role": "assistant", "content": "因为光。"},
-    {"role": "user", "content": "Why? 🐙"},
-    {"role": "assistant", "content": "<think>\n嗯\n</think>\n<answer>\n蓝\n</answer>"},
-]
 
 
 def test_exported_tokenizer_begins_text_and_chat_as_in_training(chats):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from factories import TOKENIZER, same, weights
+from factories import CHAT, TOKENIZER, same, weights
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -19,12 +19,6 @@ from engine.tokenizer import fingerprint
 from model import rope_frequencies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CHAT = [
-    {"role": "user", "content": "天空为什么是蓝色的？"},
-    {"role": "assistant", "content": "因为光。"},
-    {"role": "user", "content": "Why? 🐙"},
-    {"role": "assistant", "content": "<think>\n嗯\n</think>\n<answer>\n蓝\n</answer>"},
-]
 
 
 def config_of(folder, **changes):
