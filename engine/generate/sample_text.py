@@ -14,16 +14,17 @@ from engine.tokenizer import EOS
 from model import SpongeBob
 
 
-def choose_prompt(documents: TokenCache, held_out: np.ndarray, max_tokens: int) -> list[int]:
-    """Return the beginning of the first held-out document that has a label within `max_tokens` tokens.
+def choose_prompt(documents: TokenCache, held_out: np.ndarray, max_seq_len: int) -> list[int]:
+    """Return the beginning of the first held-out document whose labels begin within the context.
 
     Args:
         documents: All documents.
         held_out: Indices of the held-out ones, (N,) int64.
-        max_tokens: Limit of the prompt in tokens.
+        max_seq_len: Context in tokens; the prompt leaves room for at least one more.
     Returns:
         Token ids up to the first label, at least 16 where the document has them; [] if no document fits.
     """
+    max_tokens = max_seq_len - 1
     for document in held_out:
         start, end = documents.offsets[document], documents.offsets[document + 1]
         first_label = int(np.argmax(documents.classes[start:end] != NO_LOSS))  # every document has one

@@ -40,6 +40,14 @@ def test_all_stages_run_and_chain_without_renames(folder):
     assert weights("results/pretrain.pth")["tok_embeddings.weight"].dtype == torch.float32
 
 
+@pytest.mark.usefixtures("quick")
+def test_stages_train_in_contexts_that_the_first_prompt_would_fill(folder):
+    short = [*SHORT, "--max_steps", "1", "--warmup_iters", "0"]
+    assert pretrain.main([*SHAPE, *short, "--max_seq_len", "2"]) == 0
+    assert rows(folder / "results/pretrain.metrics.jsonl")[-1]["sample"]
+    assert SFT.main([*short, "--max_seq_len", "53"]) == 0  # the first label of most conversations is number 53
+
+
 ALL_ON = [
     "--optimizer",
     "muon",
