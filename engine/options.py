@@ -153,6 +153,11 @@ class Output(Flags):
         """The log."""
         return Path(self.save_dir) / f"{self.name}.metrics.jsonl"
 
+    @property
+    def plot(self) -> Path:
+        """The plotted losses."""
+        return Path(self.save_dir) / f"{self.name}.png"
+
 
 @dataclass(frozen=True)
 class Device(Flags):

@@ -38,6 +38,7 @@ class Tracker:
         run_id: str | None = None,
     ):
         self.path = path = output.metrics
+        self.plot = output.plot
         self.active, self.name = active, output.name
         self.rows: list[dict] = []
         self.repeated_warning: str | None = None  # printed again after every row
@@ -118,7 +119,7 @@ class Tracker:
         if self.active:
             self.bar.close()
             try:
-                plot_losses(self.rows, self.path.with_name(self.path.name.replace(".metrics.jsonl", ".png")))
+                plot_losses(self.rows, self.plot)
             except Exception as error:  # whatever it is, the run is finished
                 self.warn(f"no loss curve ({first_line(error)})")
         with suppress(Exception):

@@ -19,6 +19,8 @@ from engine.files import to_json
 from engine.machine.runtime import Runtime
 from engine.options import Output
 
+OURS = b'{"process": '  # the first bytes of each
+
 
 @contextmanager
 def run_lock(output: Output, rt: Runtime) -> Iterator[None]:
@@ -32,6 +34,8 @@ def run_lock(output: Output, rt: Runtime) -> Iterator[None]:
 def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock inside the context; ValueError names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not OURS.startswith(path.read_bytes()[: len(OURS)]):  # --name poetry: poetry.lock
+        raise ValueError(f"{path} is not the lock of a run, and would be replaced: take another --name or --save_dir")
     holder = _read(path)
     if _is_elsewhere(holder):
         raise ValueError(

@@ -110,11 +110,10 @@ class Start:
         """
         states = self.output.states
         _remove_temp_files(self.output)
-        if not states.exists():
-            return
-        if self.output.overwrite:
+        if self.output.overwrite and states.exists():
             shutil.rmtree(states)
-        elif self.point is None or _is_own(self.point.path.parent, states):
+        states.mkdir(parents=True, exist_ok=True)  # also tells that the log is a run's, before the first state
+        if self.point is None or _is_own(self.point.path.parent, states):
             training_state.quarantine_newer(states, self.point.step if self.point else -1)
 
     def finish(self, run: Run, meta: dict) -> None:
@@ -139,7 +138,7 @@ def begin(args: Args, rt: Runtime) -> Start:
     Raises:
         ValueError: Files of an earlier run would be replaced unasked, or the state cannot be continued.
     """
-    path = rt.broadcast_from_main(lambda: _choose(args.output))
+    path = rt.broadcast_from_main(lambda: find_state(args.output))
     point = None
     if path is not None:
         if not path.is_dir():
@@ -152,24 +151,39 @@ def begin(args: Args, rt: Runtime) -> Start:
 # ------------------------------------------------------------------------------------------------ finding
 
 
-def _choose(output: Output) -> Path | None:
+def find_state(output: Output) -> Path | None:
     """Return the folder of the state to continue; None for a fresh run."""
-    weights, states = output.weights, output.states
-    _check_json_is_ours(weights.with_suffix(".json"))
+    _check_json_is_ours(output.weights.with_suffix(".json"))
+    if output.overwrite:
+        return None
     if output.resume and output.resume != "auto":
-        return _named(Path(output.resume), states)
-    if output.resume:
-        newest = training_state.find_newest(states)
-        if newest is None and weights.exists():
-            raise ValueError(f"--resume: {weights} exists, but no whole state in {states}; --name NAME or --overwrite")
-        if newest is None:
-            print0(f"--resume: no state in {states} yet, starting from the beginning")
-        return newest
-    if (weights.exists() or states.exists()) and not output.overwrite:
-        raise ValueError(
-            f"{weights} exists already: --resume continues it, --name NAME keeps it, --overwrite replaces it"
-        )
-    return None
+        return _named(Path(output.resume), output)
+    newest = training_state.find_newest(output.states) if output.resume else None
+    if newest is None:
+        _check_unused(output)
+        if output.resume:
+            print0(f"--resume: no state in {output.states} yet, starting from the beginning")
+    return newest
+
+
+def _check_unused(output: Output) -> None:
+    """Refuse to replace a file of this name, except for what its own run left before its first state.
+
+    Every run makes the folder of its states before its log; without it the log and the plot are somebody else's.
+    """
+    states = output.states
+    files = [output.weights, output.weights.with_suffix(".json")]
+    if not states.is_dir():
+        files += [output.metrics, output.plot, states]
+    elif not output.resume and any(path.suffix != ".tmp" for path in states.iterdir()):
+        files.append(states)
+    existing = next((path for path in files if path.exists()), None)
+    if existing is None:
+        return
+    how = ": --resume continues it,"
+    if output.resume or not training_state.list_states(states):
+        how = f", but no whole state in {states}:"
+    raise ValueError(f"{existing} exists already{how} --name NAME keeps it, --overwrite replaces it")
 
 
 def _check_json_is_ours(file: Path) -> None:
@@ -178,21 +192,23 @@ def _check_json_is_ours(file: Path) -> None:
         raise ValueError(f"{file} is not the .json of a run, and would be replaced: take another --name or --save_dir")
 
 
-def _named(path: Path, states: Path) -> Path:
+def _named(path: Path, output: Output) -> Path:
     """Return the state that --resume PATH means: one state, or the newest of a .state folder."""
+    states = output.states
     if not path.is_dir():
         raise ValueError(f"--resume {path}: no such folder; name a .state folder or one state in it")
     is_state = path.name.isdigit()
-    if not _is_own(path.parent if is_state else path, states) and training_state.list_states(states):
+    is_own = _is_own(path.parent if is_state else path, states)
+    if not is_own and training_state.list_states(states):
         raise ValueError(f"--resume {path}: {states} has states of its own; --resume continues them, --name keeps them")
-    if is_state:
-        if reason := training_state.find_corruption(path):
-            raise ValueError(f"--resume {path}: damaged ({reason})")
-        return path
-    newest = training_state.find_newest(path)
-    if newest is None:
+    state = path if is_state else training_state.find_newest(path)
+    if state is None:
         raise ValueError(f"--resume {path}: no whole state in it")
-    return newest
+    if is_state and (reason := training_state.find_corruption(path)):
+        raise ValueError(f"--resume {path}: damaged ({reason})")
+    if not is_own and read_meta(output.weights).get("run") != read_info(state).run_id:  # else it ended as this name
+        _check_unused(output)
+    return state
 
 
 def _is_own(folder: Path, states: Path) -> bool:

@@ -189,7 +189,8 @@ class Sequences(RuleBasedStateMachine):
     def before(self, name):
         """Return every file, (run, step) of the newest whole state, whether there are results; before a command."""
         files = contents(self.folder)
-        return files, self.newest(name), any(path.startswith((f"{name}.pth", f"{name}.state/")) for path in files)
+        results = [path for path in files if path.startswith((f"{name}.pth", f"{name}.state/")) and ".tmp" not in path]
+        return files, self.newest(name), bool(results)
 
     def newest(self, name):
         for path in reversed(training_state.list_states(self.folder / f"{name}.state")):
