@@ -22,9 +22,11 @@ import torch
 
 from benchmarks import compare, rows
 from benchmarks.train import MODULES, planned
+from dataset import PretrainDataset
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
-from engine.corpus.held_out import held_out_hashes, line_hash
+from engine.corpus.bpe import read_row
+from engine.corpus.held_out import held_out_hashes
 from engine.machine import runtime
 from engine.options import SAMPLE
 from engine.score import evaluate, records
@@ -61,10 +63,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def hash_of(line: bytes) -> int:
+    """Return the hash by which a JSONL line is held out."""
+    return read_row(PretrainDataset, jsonl.parse_line(line))[0]
+
+
 def write_heldout(path: Path, out: Path, val_fraction: float, count: int, seed: int = 0) -> None:
     """Write `count` random rows of those that every run holds out of a file."""
     lines = [line for _, line in jsonl.read_lines(path)]
-    hashes = np.array([line_hash(line) for line in lines], dtype=np.uint64)
+    hashes = np.array([hash_of(line) for line in lines], dtype=np.uint64)
     held_out = np.flatnonzero(np.isin(hashes, held_out_hashes([hashes], val_fraction)))
     selected = np.random.default_rng(seed).permutation(held_out)[:count]
     out.write_bytes(b"".join(lines[number].rstrip() + b"\n" for number in sorted(selected)))

@@ -61,6 +61,7 @@ def write_part(cache: TokenCache, documents: np.ndarray, folder: Path) -> Path:
         "classes": np.concatenate([cache.classes[piece] for piece in segments]),
         "offsets": np.concatenate([[0], lengths]).cumsum(),
         "hashes": cache.hashes[documents],
+        "row_starts": np.ones(len(documents)),
     }
     for name, dtype in ARRAYS.items():
         arrays[name].astype(dtype).tofile(folder / f"{name}.bin")

@@ -20,7 +20,8 @@ ROW_LEN = 16
 
 def cache_of(ids, classes, lengths) -> TokenCache:
     offsets = np.concatenate([[0], lengths]).astype(np.int64).cumsum()
-    return TokenCache(None, np.array(ids, np.uint16), np.array(classes, np.uint8), offsets, offsets[1:], {"end_id": 2})
+    ids, classes = np.array(ids, np.uint16), np.array(classes, np.uint8)
+    return TokenCache(None, ids, classes, offsets, offsets[1:], None, {"end_id": 2})
 
 
 def made(lengths) -> TokenCache:
@@ -110,7 +111,7 @@ def test_only_the_documents_asked_for_are_packed(corpus):
 def test_rows_are_at_least_98_percent_full():
     lengths = np.random.Generator(np.random.Philox(0)).lognormal(5, 0.8, 20_000).astype(int) + 2
     starts = np.concatenate([[0], lengths]).cumsum()
-    cache = TokenCache(None, None, None, starts, None, {})
+    cache = TokenCache(None, None, None, starts, None, None, {})
     rows = pack_dense(split_documents(cache, np.arange(len(lengths)), 512), 512, 8, 0)
     assert rows.fill_ratio >= 0.98 and rows.row_len == 512
 

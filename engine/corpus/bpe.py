@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
-from engine.corpus.held_out import held_out_hashes, line_hash
+from engine.console import print0
+from engine.corpus.held_out import describe_repeated, held_out_hashes, row_hash
 from engine.corpus.jsonl import RowCounts, RowReport, parse_line, read_lines
 from engine.files import to_json
 from engine.reasoning import TAGS
@@ -25,8 +26,8 @@ PIECE_RE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]
 # ------------------------------------------------------------------------------------------- texts to learn from
 
 
-def extract_texts(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> list[str]:
-    """Return the texts of a row of any schema, or raise BadRow.
+def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> tuple[int, list[str]]:
+    """Return (hash, texts) of a row of any schema, or raise BadRow.
 
     Args:
         dataset_class: The meaning of a row that is no chat.
@@ -34,8 +35,10 @@ def extract_texts(dataset_class: type[PretrainDataset], row: dict, notes: set[st
         notes: As in dataset.py.
     """
     if SFTDataset.holds(row):
-        return [message["content"] for message in SFTDataset.read(row, notes)]
-    return dataset_class.parts(dataset_class.read(row, notes))
+        messages = SFTDataset.read(row, notes)
+        return row_hash(messages), [message["content"] for message in messages]
+    text = dataset_class.read(row, notes)
+    return row_hash(text), dataset_class.parts(text)
 
 
 def scan_corpus(
@@ -47,23 +50,25 @@ def scan_corpus(
         paths: JSONL files.
         val_fraction: Share of the rows that training holds out.
         strict: Stop at the first bad row.
-        dataset_class: As in `extract_texts`.
+        dataset_class: As in `read_row`.
     """
     report = RowReport(strict, {str(path): RowCounts() for path in paths})
-    read = partial(extract_texts, dataset_class)
+    read = partial(read_row, dataset_class)
     num_bytes, hashes = 0, []
     with tqdm(desc="reading", total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True) as bar:
         for path in paths:
             counts, file_hashes = report.files[str(path)], array("Q")
             for number, line in read_lines(path, bar.update):
-                texts = counts.read(number, line, read)
+                row = counts.read(number, line, read)
                 report.check_strict()
-                if texts is not None:
-                    num_bytes += sum(len(text.encode()) for text in texts)
-                    file_hashes.append(line_hash(line))
+                if row is not None:
+                    num_bytes += sum(len(text.encode()) for text in row[1])
+                    file_hashes.append(row[0])
             hashes.append(np.array(file_hashes, np.uint64))
     report.check_bad_rows(PretrainDataset.valid)
     report.warn_skipped()
+    if copies := describe_repeated(hashes):
+        print0(copies)
     return num_bytes, set(held_out_hashes(hashes, val_fraction).tolist())
 
 
@@ -82,16 +87,16 @@ def sample_texts(
         held_out: Hashes of the rows that are held out.
         share: The part of the rows to take, at most 1.
         from_held_out: Take the rows that are held out instead of the others.
-        dataset_class: As in `extract_texts`.
+        dataset_class: As in `read_row`.
     """
     for path in paths:
         due = 0.0
         for _, line in read_lines(path):
             try:
-                texts = extract_texts(dataset_class, parse_line(line))
+                row_id, texts = read_row(dataset_class, parse_line(line))
             except BadRow:
                 continue
-            if (line_hash(line) in held_out) == from_held_out:
+            if (row_id in held_out) == from_held_out:
                 due += share
                 if due >= 1:
                     due -= 1

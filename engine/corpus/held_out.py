@@ -1,14 +1,45 @@
 """The rows held out for validation: a function of the rows' content alone."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
+from dataset import DEFAULT_SYSTEM, BorderedDataset
+from engine.tokenizer import EOS
 
-def line_hash(line: bytes) -> int:
-    """Return 64 bits of the line's content: equal lines are held out together, in whatever file they are."""
-    return int.from_bytes(hashlib.blake2b(line.strip(), digest_size=8).digest(), "little")
+
+def row_hash(content: str | list[dict]) -> int:
+    """Return 64 bits of what a row teaches: its text, or the roles and words of its turns.
+
+    Equal rows have equal hashes whatever their schema, other fields, key order, escapes, outer white space or file
+    are, and with and without --split_on_special_tokens. The row is spelled as the bundled sample spells it.
+
+    Args:
+        content: A text or messages, as `read` of a dataset class returns them.
+    """
+    if isinstance(content, str):
+        row: dict = {"text": EOS.join(BorderedDataset.parts(content))}
+    else:
+        turns = [{"role": message["role"], "content": message["content"].strip()} for message in content]
+        implied = ({"role": "system", "content": DEFAULT_SYSTEM}, {"role": "system", "content": ""})
+        row = {"conversations": [turn for turn in turns if turn not in implied]}
+    spelling = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return int.from_bytes(hashlib.blake2b(spelling.encode(), digest_size=8).digest(), "little")
+
+
+def describe_repeated(files: Sequence[np.ndarray]) -> str:
+    """Describe how many rows are copies of another one; empty if none is.
+
+    Args:
+        files: The hashes of each file's rows, (rows,) uint64 each.
+    """
+    hashes = np.concatenate(files)
+    if not (copies := len(hashes) - len(np.unique(hashes))):
+        return ""
+    what = f"copies {copies:,} of {len(hashes):,} rows say the same as another one, whatever their id, schema or file"
+    return f"{what}: all copies of a row are read, or all are held out"
 
 
 def held_out_hashes(files: Sequence[np.ndarray], val_fraction: float) -> np.ndarray:

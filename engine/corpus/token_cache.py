@@ -3,7 +3,8 @@
     cache/<file>-<key>/  ids.bin      uint16, all documents one after another
                          classes.bin  uint8, the loss class of every token (dataset.py)
                          offsets.bin  int64 (documents + 1,), where each document begins
-                         hashes.bin   uint64 (documents,), content hashes: which rows are held out
+                         hashes.bin   uint64 (documents,), hash of each document's row: which rows are held out
+                         row_starts.bin  uint8 (documents,), 1 where a document is the first of its row
                          meta.json    what it was made from, written last
 
 The key is made of the files' contents, the tokenizer and the encoding version, so a stale cache cannot be opened
@@ -27,7 +28,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
-from engine.corpus.held_out import held_out_hashes, line_hash
+from engine.corpus.held_out import held_out_hashes, row_hash
 from engine.corpus.jsonl import RowCounts, RowReport, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import fastest, print_hint
 from engine.corpus.worker_pool import map_in_order
@@ -35,7 +36,13 @@ from engine.files import hash_file, to_json, write_json
 from engine.tokenizer import EOS, fingerprint
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
-ARRAYS = {"ids": np.uint16, "classes": np.uint8, "offsets": np.int64, "hashes": np.uint64}  # files of bare numbers
+ARRAYS = {  # files of bare numbers
+    "ids": np.uint16,
+    "classes": np.uint8,
+    "offsets": np.int64,
+    "hashes": np.uint64,
+    "row_starts": np.uint8,
+}
 TIKTOKEN_MIN_BYTES = 16 << 20  # below, all saves two seconds at most, and each process first checks the vocabulary
 STALE_SECONDS = 3600  # an unfinished cache that has not grown for so long is no run's
 
@@ -51,6 +58,7 @@ class TokenCache:
         ids, classes: Token ids and loss classes, (tokens,), uint16 and uint8.
         offsets: First token of each document, and the number of tokens, (documents + 1,) int64.
         hashes: Content hash of each document's row, (documents,) uint64.
+        row_starts: 1 for the first document of a row, 0 for the others, (documents,) uint8.
         meta: The content of meta.json.
     """
 
@@ -59,6 +67,7 @@ class TokenCache:
     classes: np.ndarray
     offsets: np.ndarray
     hashes: np.ndarray
+    row_starts: np.ndarray
     meta: dict
 
     def __len__(self) -> int:
@@ -67,11 +76,16 @@ class TokenCache:
     def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the document numbers of (training, validation), (n,) int64 each.
 
-        What one source file holds out is held out in all.
+        Rows are held out, with all of their documents. What one source file holds out is held out in all.
         """
-        ends = np.cumsum([source["documents"] for source in self.meta["sources"]])
-        mask = np.isin(self.hashes, held_out_hashes(np.split(self.hashes, ends[:-1]), val_fraction))
+        mask = np.isin(self.hashes, held_out_hashes(self.row_hashes(), val_fraction))
         return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+    def row_hashes(self) -> list[np.ndarray]:
+        """Return the hashes of each source file's rows, (rows,) uint64 each."""
+        ends = np.cumsum([source["documents"] for source in self.meta["sources"]])[:-1]
+        starts = np.split(self.row_starts.astype(bool), ends)
+        return [hashes[mask] for hashes, mask in zip(np.split(self.hashes, ends), starts, strict=True)]
 
 
 def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: bool = False) -> TokenCache:
@@ -95,10 +109,13 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
     report = RowReport(strict, {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]})
     report.check_strict()
     report.warn_skipped()
-    ids, classes, offsets, hashes = (np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items())
-    if not len(ids) == len(classes) == meta["tokens"] == offsets[-1] or len(hashes) + 1 != len(offsets):
+    arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items()}
+    tokens, documents = (len(arrays[name]) for name in ("ids", "hashes"))
+    lengths = {"classes": tokens, "offsets": documents + 1, "row_starts": documents}
+    disagree = any(len(arrays[name]) != length for name, length in lengths.items())
+    if disagree or not tokens == meta["tokens"] == arrays["offsets"][-1]:
         raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
-    return TokenCache(folder, ids, classes, offsets, hashes, meta)
+    return TokenCache(folder, **arrays, meta=meta)
 
 
 def open_or_build(
@@ -239,18 +256,21 @@ def _start_worker(dataset_class: type, tokenizer_json: str, use_tiktoken: bool) 
 
 def _encode_block(file: int, first: int, block: bytes) -> tuple[int, RowCounts, np.ndarray, dict[str, bytes]]:
     """Return (`file`, counts of its lines, tokens of each document, (n,) int64, {array of the cache: its bytes})."""
-    contents, hashes = [], []
+    contents = []
+    hashes, row_starts = [], []
     counts = RowCounts()
     for number, line in split_lines(first, block):
         if (content := counts.read(number, line, _dataset.read)) is not None:
             parts = _dataset.parts(content)
             contents += parts
-            hashes += [line_hash(line)] * len(parts)
+            hashes += [row_hash(content)] * len(parts)
+            row_starts += [1] + [0] * (len(parts) - 1)
     documents = _dataset.encode(contents)
     lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
     arrays = {
         "ids": b"".join(document.ids.tobytes() for document in documents),
         "classes": b"".join(document.classes.tobytes() for document in documents),
         "hashes": np.array(hashes, dtype=np.uint64).tobytes(),
+        "row_starts": np.array(row_starts, dtype=np.uint8).tobytes(),
     }
     return file, counts, lengths, arrays

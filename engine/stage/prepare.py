@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from engine.checkpoint.weights import open_checkpoint
 from engine.console import print0
+from engine.corpus.held_out import describe_repeated
 from engine.corpus.source import files_of
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Args
@@ -45,7 +46,11 @@ class Rows:
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
         files = self.cache.meta["sources"]
-        lines = [describe_files(files, self.num_held_out, loss_weights), describe_rows(self.training, self.validation)]
+        lines = [
+            describe_files(files, self.num_held_out, loss_weights),
+            describe_repeated(self.cache.row_hashes()),
+            describe_rows(self.training, self.validation),
+        ]
         return Sources(
             partial(Batches, self.cache, self.training, loss_weights),
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
@@ -58,7 +63,7 @@ class Rows:
                 "loss_weights": {str(label_class): float(weight) for label_class, weight in loss_weights.items()},
             },
             prompt=self.prompt,
-            description="\n".join(lines),
+            description="\n".join(filter(None, lines)),
         )
 
 

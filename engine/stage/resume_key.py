@@ -79,6 +79,10 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], step: int, wher
     hint = ""
     if "steps" in changed:
         hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
+    if "held_out" in changed and "data" not in changed:
+        hint = " (other rows are held out than before: validation would hold rows that were trained on)"
+    if "encoding" in changed:
+        hint = " (this version reads or holds out rows otherwise: finish the run with the version that began it)"
     if "row_len" in changed:
         hint = " (--max_seq_len, --batch_size and the device decide how rows are laid out)"
     raise ValueError(f"{where} belongs to another run: {changes}{hint}. Use the old flags, --name or --overwrite")

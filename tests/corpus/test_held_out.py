@@ -1,13 +1,56 @@
 """A row that is held out is held out everywhere: across files, for the tokenizer too, and never more than half."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from factories import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.corpus.bpe import scan_corpus
-from engine.corpus.held_out import held_out_hashes, line_hash
+from dataset import DEFAULT_SYSTEM, BorderedDataset, PretrainDataset, SFTDataset
+from engine.corpus.bpe import read_row, scan_corpus
+from engine.corpus.held_out import describe_repeated, held_out_hashes
+from engine.corpus.jsonl import parse_line
+from engine.options import SAMPLE
+
+TEXT_SPELLINGS = {
+    "as the sample": lambda text: json.dumps({"text": text}, ensure_ascii=False, separators=(",", ":")),
+    "with spaces": lambda text: json.dumps({"text": text}, ensure_ascii=False),
+    "escaped": lambda text: json.dumps({"text": text}),
+    "another id first": lambda text: json.dumps({"id": hash(text), "text": text}),
+    "a url behind": lambda text: json.dumps({"text": text, "url": "https://a.example/b"}),
+    "outer white space": lambda text: json.dumps({"text": f" \n{text}\t "}),
+    "between special tokens": lambda text: json.dumps({"text": f"<s>{text}</s>"}),
+}
+
+
+def chat(*turns, **fields) -> str:
+    messages = [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]
+    return json.dumps({"conversations": messages, **fields})
+
+
+CHAT_SPELLINGS = {
+    "as the sample": lambda q, a: chat(("user", q), ("assistant", a)),
+    "with an id": lambda q, a: chat(("user", q), ("assistant", a), id=hash(q)),
+    "messages": lambda q, a: chat(("user", q), ("assistant", a)).replace("conversations", "messages"),
+    "ShareGPT": lambda q, a: json.dumps(
+        {"conversations": [{"from": "human", "value": q}, {"value": a, "from": "gpt"}]}
+    ),
+    "Alpaca": lambda q, a: json.dumps({"output": a, "instruction": q, "input": ""}),
+    "the default system message": lambda q, a: chat(("system", DEFAULT_SYSTEM), ("user", q), ("assistant", a)),
+    "outer white space": lambda q, a: chat(("user", f"{q}\n"), ("assistant", f" {a} ")),
+    "a list of parts": lambda q, a: chat(("user", [{"type": "text", "text": q}]), ("assistant", a)),
+    "a turn that is only read": lambda q, a: chat(("user", q), ("assistant", a)).replace(
+        '"role"', '"loss": 0, "role"', 1
+    ),
+}
+words = st.text(st.sampled_from('ab 海é"\\\n1'), min_size=1, max_size=8).filter(str.strip)
+
+
+def hash_of(line: str, dataset_class: type = PretrainDataset) -> int:
+    return read_row(dataset_class, parse_line(line.encode()))[0]
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
@@ -101,7 +144,56 @@ def test_held_out_rows_depend_on_content_alone():
     mask = held_out(hashes, 0.01)
     assert mask.any() and (mask[:5000] == mask[5000:10_000]).all() and (mask[:5000] == mask[10_000:]).all()
     assert (held_out(hashes[::-1], 0.01)[::-1] == mask).all()
-    assert line_hash(b'{"text": "a"}') == line_hash(b'{"text": "a"}\r\n') != line_hash(b'{"text": "b"}')
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft_512", "sft_1024", "r1_1024"])
+def test_the_samples_rows_are_known_by_the_hashes_of_their_lines(name):
+    lines = (SAMPLE / f"{name}.jsonl").read_bytes().splitlines()
+    assert [hash_of(line.decode()) for line in lines] == [
+        int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little") for line in lines
+    ]
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(words, words)
+def test_all_spellings_of_a_row_are_one_row(first, second):
+    texts = {hash_of(spell(first)) for spell in TEXT_SPELLINGS.values()}
+    texts |= {hash_of(spell(first), BorderedDataset) for spell in TEXT_SPELLINGS.values()}
+    chats = {hash_of(spell(first, second)) for spell in CHAT_SPELLINGS.values()}
+    assert len(texts) == len(chats) == 1 and texts != chats
+    assert (hash_of(chat(("user", second), ("assistant", first))) in chats) == (first.strip() == second.strip())
+    assert hash_of(json.dumps({"text": f"{first}."})) not in texts
+    assert hash_of(chat(("system", "x"), ("user", first), ("assistant", second))) not in chats
+
+
+def test_no_spelling_of_a_held_out_text_is_trained_on(build):
+    cache = build(*([spell(f"boat {number}") for number in range(100)] for spell in TEXT_SPELLINGS.values()))
+    training, validation = ({*(part % 100).tolist()} for part in cache.split(0.01))
+    assert not training & validation and len(validation) == 50
+
+
+def test_no_spelling_of_a_held_out_chat_is_trained_on(build):
+    files = [[spell(f"q{number}", f"a{number}") for number in range(100)] for spell in CHAT_SPELLINGS.values()]
+    training, validation = ({*(part % 100).tolist()} for part in build(*files, dataset_class=SFTDataset).split(0.01))
+    assert not training & validation and len(validation) == 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_several_documents_are_held_out_as_rows(build, tmp_path, seed):
+    lengths = np.random.default_rng(seed).choice([1, 8], 1500)
+    rows = ["</s>".join(f"boat {row} {part}" for part in range(length)) for row, length in enumerate(lengths)]
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": row} for row in rows])
+    cache = build(path, dataset_class=BorderedDataset)
+    training, validation = (set(cache.hashes[part].tolist()) for part in cache.split(0.05))
+    assert len(validation) == 75 and not training & validation
+    assert scan_corpus([path], 0.05, strict=False, dataset_class=BorderedDataset)[1] == validation
+    assert [len(hashes) for hashes in cache.row_hashes()] == [1500]
+
+
+def test_copies_of_rows_are_counted():
+    files = [np.array(rows, np.uint64) for rows in ([1, 2, 2, 2], [2, 3], [])]
+    assert describe_repeated(files).startswith("copies 3 of 6 rows say the same as another one")
+    assert describe_repeated(files[1:]) == ""
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])

@@ -9,6 +9,7 @@ import pytest
 from forked import PHASES, finish, run_stage, start_paused, weight_bytes
 
 from engine.checkpoint.weights import load_model
+from engine.stage.resume_key import check_unchanged
 
 
 def test_another_parent_is_refused_by_name_and_a_moved_one_is_the_same(home, tmp_path):
@@ -28,6 +29,13 @@ def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path
     assert run_stage(home, *here, "--val_fraction", "0.1").code == 75
     refused = run_stage(home, *here, "--val_fraction", "0", "--resume")
     assert refused.code == 2 and "held_out was" in refused.output, refused.output
+    assert "(other rows are held out than before: validation would hold rows that were trained on)" in refused.output
+
+
+def test_a_state_of_another_encoding_is_refused_with_the_reason():
+    keys = [{"encoding": version, "held_out": {"documents": 64, "content": str(version)}} for version in (4, 5)]
+    with pytest.raises(ValueError, match="encoding was 4, is 5; held_out was .*reads or holds out rows otherwise"):
+        check_unchanged(*keys, 5, "results/pretrain.state")
 
 
 def test_micro_batches_that_lay_documents_out_in_another_way_are_refused(home, tmp_path):
