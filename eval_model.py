@@ -38,7 +38,9 @@ class Talk(Flags):
     prompt: list[str] | None = flag(
         None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
     )
-    prompt_file: str | None = flag(None, "answer every line of a file and print JSON lines", metavar="FILE")
+    prompt_file: str | None = flag(
+        None, "answer every line of a file and print JSON lines", metavar="FILE", path="file"
+    )
     history_cnt: int = flag(4, "earlier question-answer pairs that the model sees (0: none)", ge=0)
     system: str | None = flag(None, 'system message (default: the one used in training; "": none)')
     stream: bool = flag(True, "print an answer while it is generated", action=argparse.BooleanOptionalAction)
@@ -49,9 +51,16 @@ class Scoring(Flags):
     """scores"""
 
     score: list[str] | None = flag(
-        None, "JSONL files to score, greedy: SAVE_DIR/CHECKPOINT.scores.json", nargs="+", metavar="FILE", type=str
+        None,
+        "JSONL files to score, greedy: SAVE_DIR/CHECKPOINT.scores.json",
+        nargs="+",
+        metavar="FILE",
+        type=str,
+        path="file",
     )
-    baseline: str | None = flag(None, "checkpoint scored on the same rows, to test the difference", metavar="CKPT")
+    baseline: str | None = flag(
+        None, "checkpoint scored on the same rows, to test the difference", metavar="CKPT", path="file"
+    )
     max_eval_rows: int = flag(200, "rows of each file to score, from the first (0: all)", ge=0)
     eval_batch_size: int = flag(16, "rows answered in one batch", gt=0)
     num_fewshot: list[int] = flag((0, 5), "examples in front of a multiple-choice question", nargs="+", type=int)
@@ -62,7 +71,12 @@ class Report(Flags):
     """report"""
 
     report: str | None = flag(
-        None, "HTML page about all stages; default: SAVE_DIR/report.html", nargs="?", const="", metavar="HTML"
+        None,
+        "HTML page about all stages; default: SAVE_DIR/report.html",
+        nargs="?",
+        const="",
+        metavar="HTML",
+        path="file",
     )
 
 

@@ -17,7 +17,7 @@ from engine.checkpoint.weights import open_chosen
 from engine.console import print0
 from engine.export import gguf, hugging_face, page
 from engine.export.imported import import_folder
-from engine.flags import Args, Flags, check_flags_used, flag, flag_names, parse
+from engine.flags import Args, Flags, check_flags_used, check_path, flag, flag_names, parse
 from engine.options import MODES, Checkpoint
 from engine.tokenizer import load_tokenizer
 
@@ -67,10 +67,14 @@ FORMATS = {
 class Export(Flags):
     """export"""
 
-    target: str = flag("", "folder, .gguf, .html or .pth to write", called="target", metavar="TARGET", nargs="?")
+    target: str = flag(
+        "", "folder, .gguf, .html or .pth to write", called="target", metavar="TARGET", nargs="?", path="any"
+    )
     format: str = flag("", "; ".join(f"{name}: {row.help}" for name, row in FORMATS.items()), choices=tuple(FORMATS))
     dtype: str = flag("float32", "of the exported weights; q8_0: 8 bits, only gguf", choices=tuple(gguf.DTYPES))
-    import_hf: str | None = flag(None, "folder of a LlamaForCausalLM, or Meta's, that becomes a .pth and its .json")
+    import_hf: str | None = flag(
+        None, "folder of a LlamaForCausalLM, or Meta's, that becomes a .pth and its .json", path="folder"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +82,8 @@ class Export(Flags):
             raise ValueError(f"pass exactly one of --format {{{','.join(FORMATS)}}} and --import_hf")
         if self.format and not self.target:
             raise ValueError(f"--format {self.format}: TARGET is missing, the folder or file to write")
+        if self.target:
+            check_path("TARGET", Path(self.target), "folder" if self.format == "hf" else "file")
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,13 @@ class TokenizerTraining(Flags):
     """tokenizer"""
 
     data_path: list[str] | None = flag(
-        None, "JSONL files (also .gz); default: pretrain.jsonl, else the bundled sample", nargs="+", type=str
+        None,
+        "JSONL files (also .gz); default: pretrain.jsonl, else the bundled sample",
+        nargs="+",
+        type=str,
+        path="data",
     )
-    save_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder to write")
+    save_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder to write", path="folder")
     overwrite: bool = flag(False, "replace the tokenizer that is already there")
     vocab_size: int = flag(
         6400, f"tokens in all, {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}", ge=MIN_VOCAB_SIZE, le=MAX_VOCAB_SIZE

@@ -5,6 +5,7 @@ A class is a group of flags in --help and its docstring the heading; a class tha
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
+
+from engine.files import resolve_download_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED_FLAGS = {  # flags of earlier versions and what does the same now
@@ -38,6 +41,7 @@ def flag(
     le: float | None = None,
     free: bool = False,
     bound_by: str = "",
+    path: str = "",
     **argparse_kwargs: Any,
 ) -> Any:
     """Make a dataclass field that is a flag.
@@ -50,19 +54,23 @@ def flag(
         ge, gt, le: Bounds: at least, more than, at most.
         free: A resumed run may have another value.
         bound_by: Key of the resume key whose value is derived from this flag and must be equal instead.
+        path: Kind of a path: "file", "folder", "data" (a file, or a cache or a downloaded folder) or "any". Its ~ is
+            expanded.
         argparse_kwargs: Passed to add_argument.
     """
-    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "free": free, "bound_by": bound_by}
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "free": free, "bound_by": bound_by, "path": path}
     return field(default=default, metadata=metadata | {"argparse": argparse_kwargs})
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Base of every group. A value out of its bounds is a ValueError that names the flag."""
+    """Base of every group. A value out of its bounds, or a path of the wrong kind, is a ValueError that names it."""
 
     def __post_init__(self) -> None:
         for flag_field in flag_fields(type(self)):
             value = getattr(self, flag_field.name)
+            if value and (kind := flag_field.metadata["path"]):
+                object.__setattr__(self, flag_field.name, _expand_and_check(f"--{flag_field.name}", value, kind))
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             ge, gt, le = (flag_field.metadata[bound] for bound in ("ge", "gt", "le"))
@@ -77,6 +85,37 @@ class Flags:
                 problem = f"must be at most {le}"
             if problem:
                 raise ValueError(f"--{flag_field.name} {value} {problem}")
+
+
+def _expand_and_check(flag: str, path: Any, kind: str) -> Any:
+    """Return a path, or each of a list, with ~ as the home folder.
+
+    A shell leaves it in --flag=~/x and in quotes, and a notebook has no shell.
+    """
+    if isinstance(path, list):
+        return [_expand_and_check(flag, part, kind) for part in path]
+    expanded = type(path)(os.path.expanduser(path))
+    check_path(flag, Path(expanded), kind)
+    return expanded
+
+
+def check_path(flag: str, path: Path, kind: str) -> None:
+    """Refuse a file where a folder is meant, and a folder where a file is meant.
+
+    Args:
+        flag: Named in the message.
+        path: The path; nothing needs to be there.
+        kind: As in `flag`.
+    Raises:
+        ValueError: Names the flag and the path.
+    """
+    folders = [*([path] if kind == "folder" else []), *path.parents]
+    obstacle = next((folder for folder in folders if os.path.lexists(folder)), Path())
+    if not obstacle.is_dir():
+        raise ValueError(f"{flag} {path}: {obstacle} is not a folder; pass the path of a {kind}")
+    is_data_folder = kind == "data" and ((path / "meta.json").is_file() or resolve_download_path(path) != path)
+    if kind in ("file", "data") and path.is_dir() and not is_data_folder:
+        raise ValueError(f"{flag} {path}: a folder; pass the path of a file")
 
 
 def flag_fields(group: type[Flags]) -> list[Field]:

@@ -44,6 +44,7 @@ class Data(Flags):
         nargs="+",
         type=str,
         bound_by="data",
+        path="data",
     )
     download: bool = free_flag(False, f"fetch the stage's file from ModelScope ({DATASET}), if it is not here")
     strict_data: bool = free_flag(False, "stop at the first bad row instead of counting it")
@@ -54,8 +55,10 @@ class Data(Flags):
     rope_scaling: float | None = flag(
         None, "Llama 3.1's stretching of rotary positions, for longer rows: 2", gt=1, bound_by="config"
     )
-    tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json", bound_by="tokenizer")
-    cache_dir: str = free_flag("cache", "folder of the token caches")
+    tokenizer_dir: Path = flag(
+        ROOT / "spongebob_tokenizer", "folder with tokenizer.json", bound_by="tokenizer", path="folder"
+    )
+    cache_dir: str = free_flag("cache", "folder of the token caches", path="folder")
     num_workers: int = free_flag(os.cpu_count() or 1, "tokenizing processes", ge=0)
     data_file: str = ""  # the stage's own
     uses_sample: bool = False  # the bundled sample, as neither --data_path nor the stage's file is there
@@ -112,10 +115,15 @@ class Training(RunLength):
 class Output(Flags):
     """log and files"""
 
-    save_dir: str = free_flag("results", "folder of weights, states and logs")
+    save_dir: str = free_flag("results", "folder of weights, states and logs", path="folder")
     name: str = free_flag("", "stem of the output files", type=file_name)
     resume: str | None = free_flag(
-        None, "continue the newest state, or the one in PATH (none yet: start)", nargs="?", const="auto", metavar="PATH"
+        None,
+        "continue the newest state, or the one in PATH (none yet: start)",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        path="any",
     )
     overwrite: bool = free_flag(False, "replace the output files that are there")
     log_step: int = free_flag(10, "optimizer steps between log rows", gt=0)
@@ -204,7 +212,10 @@ class InitFrom(ShapeOverrides):
     """start"""
 
     init_from: str | None = flag(
-        None, "checkpoint (.pth) to start from; default: the stage before, in --save_dir", bound_by="parent"
+        None,
+        "checkpoint (.pth) to start from; default: the stage before, in --save_dir",
+        bound_by="parent",
+        path="file",
     )
     long: bool = flag(
         False, "the long-context road, rows of 1,024 tokens: SFT -> SFT_long -> distill_long", bound_by="parent"
@@ -218,9 +229,11 @@ class Checkpoint(ShapeOverrides):
 
     model_mode: int = flag(1, "0 pretrain, 1 SFT, 2 distill", choices=range(len(MODES)))
     long: bool = flag(False, "the long-context sibling of mode 1 or 2")
-    ckpt: str | None = flag(None, "any .pth; its .json says whether it chats or continues, else --model_mode does")
-    save_dir: str = flag("results", "folder of the checkpoints")
-    tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json")
+    ckpt: str | None = flag(
+        None, "any .pth; its .json says whether it chats or continues, else --model_mode does", path="file"
+    )
+    save_dir: str = flag("results", "folder of the checkpoints", path="folder")
+    tokenizer_dir: Path = flag(ROOT / "spongebob_tokenizer", "folder with tokenizer.json", path="folder")
     max_seq_len: int | None = flag(None, "tokens of context, question and answer; default: the model's", gt=0)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from Config import LLMConfig
 from engine import cli, loss, options
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, worker_pool
-from engine.flags import RENAMED_FLAGS, ROOT, flag_fields
+from engine.flags import RENAMED_FLAGS, ROOT, Flags, flag_fields
 from engine.log import trackers
 from engine.machine import parallel
 from engine.score import answers
@@ -463,6 +464,48 @@ def test_flag_is_bound_by_a_key_that_exists():
     for field in chain.from_iterable(flag_fields(type(group)) for group in groups):
         free, bound_by = field.metadata["free"], field.metadata["bound_by"]
         assert bound_by in {"", *derived} and not (free and bound_by)
+
+
+def groups_below(group):
+    """Yield every group of flags with the fields that are its own."""
+    for child in group.__subclasses__():
+        yield child, [field for field in flag_fields(child) if field.name in child.__annotations__]
+        yield from groups_below(child)
+
+
+PATHS = {}
+for group, own_fields in groups_below(Flags):
+    PATHS |= {f"{group.__name__}-{field.name}": (group, field) for field in own_fields if field.metadata["path"]}
+PATH_NAME = re.compile(r"data_path|score|resume|report|baseline|target|ckpt|init_from|import_hf|.*_(dir|file)")
+
+
+def test_every_flag_that_names_a_path_has_the_kind_of_it():
+    fields = chain.from_iterable(fields for _, fields in groups_below(Flags))
+    untyped = {field.name for field in fields if PATH_NAME.fullmatch(field.name) and not field.metadata["path"]}
+    assert not untyped and len(PATHS) >= 15
+
+
+@pytest.mark.parametrize("group, field", PATHS.values(), ids=PATHS)
+def test_path_is_expanded_and_of_the_kind_that_is_meant(group, field, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    more = {"Export-target": {"format": "gguf"}, "TokenizerTraining-data_path": {"overwrite": True}}
+    more = more.get(f"{group.__name__}-{field.name}", {})
+
+    def value_for(text):
+        several = field.metadata["argparse"].get("nargs") == "+"
+        path = Path(text) if isinstance(field.default, Path) else text
+        value = getattr(group(**more, **{field.name: [path] if several else path}), field.name)
+        return str(value[0] if several else value)
+
+    assert value_for("~/none") == str(tmp_path / "none")
+    kind = field.metadata["path"]
+    wrong = {"folder": ["~/file", "~/link"], "any": []}.get(kind, ["~/folder"])
+    for text in [*wrong, "~/file/inside"]:
+        with pytest.raises(ValueError, match=f"^(--{field.name}|TARGET) {tmp_path}/.*: .*a folder; pass the path of"):
+            value_for(text)
 
 
 EVERY_MODE = {

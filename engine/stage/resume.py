@@ -19,7 +19,7 @@ from engine.checkpoint.run_info import RunInfo, read_info
 from engine.checkpoint.weights import full_state_dict, read_meta, save_weights
 from engine.console import print0
 from engine.files import first_line, remove_temp_files
-from engine.flags import Args
+from engine.flags import Args, check_path
 from engine.log.tracker import continue_log
 from engine.loop import Progress, Run
 from engine.loss import Counts
@@ -195,6 +195,7 @@ def _check_json_is_ours(file: Path) -> None:
 def _named(path: Path, output: Output) -> Path:
     """Return the state that --resume PATH means: one state, or the newest of a .state folder."""
     states = output.states
+    check_path("--resume", path, "folder")
     if not path.is_dir():
         raise ValueError(f"--resume {path}: no such folder; name a .state folder or one state in it")
     is_state = path.name.isdigit()
