@@ -7,15 +7,17 @@
                          row_starts.bin  uint8 (documents,), 1 where a document is the first of its row
                          meta.json    what it was made from, written last
 
-The key is made of the files' contents, the tokenizer and the encoding version, so a stale cache cannot be opened
-by accident; a finished folder can be carried to another machine and given as --data_path.
+The key is made of the files' contents, the tokenizer and the encoding version, so a cache of other rows is not
+opened (`content_digest` says what is read to know them). A finished folder can be carried to another machine and given
+as --data_path.
 """
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -45,6 +47,10 @@ ARRAYS = {  # files of bare numbers
 }
 TIKTOKEN_MIN_BYTES = 16 << 20  # below, all saves two seconds at most, and each process first checks the vocabulary
 STALE_SECONDS = 3600  # an unfinished cache that has not grown for so long is no run's
+REREAD_BYTES = 256 << 20  # smaller files are read whole at each start, in a third of a second at most
+NUM_BLOCKS = 16  # of a larger file, read at each start
+BLOCK_BYTES = 64 << 10
+CANNOT_WRITE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM")}
 
 # ------------------------------------------------------------------------------------------------- opening
 
@@ -159,23 +165,47 @@ def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
 
 
 def content_digest(path: Path, cache_dir: Path) -> str:
-    """Return size and hash of a file's content; an unchanged size and mtime save reading it, but identify nothing."""
-    index_path = cache_dir / "digests.json"
-    name, stat = str(path.resolve()), path.stat()
+    """Return size and hash of a file's content.
+
+    A file of REREAD_BYTES or more is not read again while its size, times, inode and NUM_BLOCKS blocks are those of the
+    last time, which `cache_dir` keeps.
+    """
+    stat = path.stat()
+    if stat.st_size < REREAD_BYTES:
+        return _hash_content(path)
+    index_path, name = cache_dir / "digests.json", str(path.resolve())
+    known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, _hash_blocks(path, stat.st_size)]
     entry = _read_index(index_path).get(name, [])
-    if entry[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return entry[2]
-    digest = f"{stat.st_size}:{hash_file(path)}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    write_json(index_path, {**_read_index(index_path), name: [stat.st_size, stat.st_mtime_ns, digest]})
+    if entry[:-1] == known:
+        return entry[-1]
+    digest = _hash_content(path)
+    with suppress(OSError):  # a disk that is full or read-only: the file is read whole at the next start, too
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_json(index_path, {**_read_index(index_path), name: [*known, digest]})
     return digest
 
 
+def _hash_content(path: Path) -> str:
+    return f"{path.stat().st_size}:{hash_file(path)}"
+
+
+def _hash_blocks(path: Path, size: int) -> str:
+    """Return the hash of blocks that are spread evenly over a file, the first and the last among them."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        for number in range(NUM_BLOCKS):
+            file.seek(max(0, size - BLOCK_BYTES) * number // (NUM_BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def _read_index(path: Path) -> dict[str, list]:
-    """Return {file: [size, mtime, digest]} as far as it can be read: it saves time, and nothing else depends on it."""
+    """Return {file: [size, mtime, ctime, inode, digest of blocks, digest]} as far as it can be read."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return {name: entry for name, entry in index.items() if list(map(type, entry)) == [int, int, str]}
+        return {
+            name: entry for name, entry in index.items() if list(map(type, entry)) == [int, int, int, int, str, str]
+        }
     except (OSError, ValueError, TypeError, AttributeError):  # not there, or written by something else
         return {}
 
@@ -183,13 +213,15 @@ def _read_index(path: Path) -> dict[str, list]:
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _remove_stale_folders(folder: Path) -> None:
-    """Remove what killed runs left of this cache; what still grows is another run's."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
+def _remove_stale_folders(folder: Path, now: float) -> None:
+    """Remove what killed runs left of this cache; what still grows is another run's.
+
+    `now` is by the clock of the disk, which dates the files: a file server's may differ from this machine's.
+    """
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
         with suppress(FileNotFoundError):  # finished meanwhile
             newest = max(path.stat().st_mtime for path in (stale, *stale.iterdir()))
-            if time.time() - newest > STALE_SECONDS:
+            if now - newest > STALE_SECONDS:
                 shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -201,34 +233,18 @@ def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> I
 
 def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
     """Encode every row into a temporary folder, and rename it when it is whole."""
-    _remove_stale_folders(folder)
     size = sum(map(os.path.getsize, paths))
-    is_large = size >= TIKTOKEN_MIN_BYTES
-    if is_large:
-        print_hint(tokenizer, size)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
     try:
-        report, tokens = RowReport(strict, {str(path): RowCounts() for path in paths}), 0
-        documents = [0] * len(paths)
-        with ExitStack() as stack:
-            files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
-            bar = stack.enter_context(tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, disable=None))
-            blocks = _number_blocks(paths, bar.update)
-            setup = (dataset_class, tokenizer.to_str(), is_large)
-            files["offsets"].write(np.int64(0).tobytes())
-            for file, counts, lengths, arrays in map_in_order(_encode_block, blocks, _start_worker, setup, num_workers):
-                report.files[str(paths[file])].add(counts)
-                report.check_strict()
-                arrays["offsets"] = (tokens + lengths.cumsum()).tobytes()
-                for name, array in arrays.items():
-                    files[name].write(array)
-                documents[file] += len(lengths)
-                tokens += int(lengths.sum())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        _remove_stale_folders(folder, temporary.stat().st_mtime)
+        report = RowReport(strict, {str(path): RowCounts() for path in paths})
+        tokens, documents = _encode_files(temporary, paths, size, report, dataset_class, tokenizer, num_workers)
         report.check_bad_rows(dataset_class.valid)
         sources = []
         for path, digest, count in zip(paths, digests, documents, strict=True):
-            if content_digest(path, folder.parent) != digest:  # no longer the content that the cache is named by
+            if _hash_content(path) != digest:  # no longer the content that the cache is named by
                 raise ValueError(f"{path}: changed while it was read; start again when nothing writes to it")
             source = {"name": path.name, "path": str(path), "content": digest, "documents": count}
             sources.append(source | {"counts": asdict(report.files[str(path)])})
@@ -239,8 +255,40 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         except OSError:
             if not (folder / "meta.json").is_file():  # else another run was faster with the same content
                 raise
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        written = sum(file.stat().st_size for file in temporary.glob("*"))
+        raise ValueError(
+            f"--cache_dir {folder.parent}: {error.strerror} after {written / 2**20:,.1f} MiB of the tokens of "
+            f"{', '.join(map(str, paths))}, which take about 1.3 times as much as the unpacked rows (files: "
+            f"{size / 2**20:,.1f} MiB); choose another --cache_dir, or give a finished cache as --data_path"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _encode_files(temporary, paths, size, report, dataset_class, tokenizer, num_workers) -> tuple[int, list[int]]:
+    """Write the arrays of all rows, count the rows in `report`, and return (tokens, documents of each file)."""
+    is_large = size >= TIKTOKEN_MIN_BYTES
+    if is_large:
+        print_hint(tokenizer, size)
+    tokens, documents = 0, [0] * len(paths)
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
+        bar = stack.enter_context(tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, disable=None))
+        blocks = _number_blocks(paths, bar.update)
+        setup = (dataset_class, tokenizer.to_str(), is_large)
+        files["offsets"].write(np.int64(0).tobytes())
+        for file, counts, lengths, arrays in map_in_order(_encode_block, blocks, _start_worker, setup, num_workers):
+            report.files[str(paths[file])].add(counts)
+            report.check_strict()
+            arrays["offsets"] = (tokens + lengths.cumsum()).tobytes()
+            for name, array in arrays.items():
+                files[name].write(array)
+            documents[file] += len(lengths)
+            tokens += int(lengths.sum())
+    return tokens, documents
 
 
 _dataset: Any = None  # one in each process, set by _start_worker

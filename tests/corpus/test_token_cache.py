@@ -1,8 +1,11 @@
 """Rows become one token cache, and never a stale or a half one."""
 
+import errno
 import json
 import os
+import resource
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -37,16 +40,22 @@ def test_the_cache_holds_what_the_dataset_encodes(build, small, workers):
     assert np.bincount(cache.ids)[:3].tolist() == [0, 7, 7]
 
 
-def test_a_stale_folder_is_removed_and_a_growing_one_is_not(build):
-    folder = build(ROWS).folder
+@pytest.mark.parametrize("name", ["rows.jsonl", "ro[w]s.jsonl", "ro*s.jsonl"])
+def test_folders_of_an_hour_are_removed_and_growing_ones_are_not(build, tmp_path, monkeypatch, name):
+    """The disk's clock dates the files. This machine's may be hours ahead."""
+    path = write_rows(tmp_path / name, ROWS)
+    folder = build(path).folder
     shutil.rmtree(folder)
-    stale, growing = (folder.with_name(f"{folder.name}.tmp-{name}") for name in (os.getpid(), "other"))
-    for unfinished in (stale, growing):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    for minutes in (70, 50, 0):
+        unfinished = folder.with_name(f"{folder.name}.tmp-{minutes}")
         unfinished.mkdir()
         (unfinished / "ids.bin").write_bytes(b"0")
-    for path in (stale / "ids.bin", stale, growing):  # a folder's own time does not change while its files grow
-        os.utime(path, (1, 1))
-    assert len(build(ROWS)) == 200 and growing.is_dir() and not stale.exists()
+        os.utime(unfinished / "ids.bin", (now - 60 * minutes,) * 2)
+        os.utime(unfinished, (1, 1))  # a folder's own time does not change while its files grow
+    assert len(build(path)) == 200
+    assert {entry.name.rpartition("-")[2] for entry in folder.parent.glob("*.tmp-*")} == {"50", "0"}
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "version", "dataset class"])
@@ -121,7 +130,31 @@ class Interrupted(PretrainDataset):
 def test_a_failed_build_leaves_no_folder_behind(build, tmp_path, error, dataset_class, strict, num_bad):
     with pytest.raises(error):
         build([*ROWS[:5], *[{}] * num_bad], dataset_class=dataset_class, strict=strict)
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["digests.json"]
+    assert not [*(tmp_path / "cache").iterdir()]
+
+
+def test_a_full_disk_names_flag_file_and_sizes(build, tmp_path):
+    path, limits = write_rows(tmp_path / "rows.jsonl", ROWS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            ValueError, match=r"--cache_dir .*/cache: File too large after 0.0 MiB .*/rows.jsonl.* 0.0 MiB"
+        ):
+            build(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*(tmp_path / "cache").iterdir()]
+
+
+def test_a_read_only_folder_without_the_cache_names_the_flag(build, monkeypatch):
+    def mkdir(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(token_cache.Path, "mkdir", mkdir)
+    with pytest.raises(
+        ValueError, match="--cache_dir .*Read-only file system.* or give a finished cache as --data_path"
+    ):
+        build(ROWS)
 
 
 def test_long_names_and_names_that_are_no_text_are_taken(build, tmp_path):
@@ -153,8 +186,83 @@ def test_changed_content_of_the_same_size_builds_a_new_cache(build, texts, tmp_p
     assert caches[0].folder != caches[1].folder
 
 
+def edit_in_place(path, content):
+    path.write_bytes(content)
+
+
+def replace(path, content):
+    """Write a new file and rename it, as rsync does."""
+    path.with_name("new").write_bytes(content)
+    os.utime(path.with_name("new"), (1, 1))
+    path.with_name("new").rename(path)
+
+
+def unpack(path, content):
+    """Delete the file and write it again, as tar does."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [edit_in_place, replace, unpack])
+@pytest.mark.parametrize("reread_bytes", [token_cache.REREAD_BYTES, 0], ids=["read whole", "known by its times"])
+def test_other_words_of_the_same_size_and_mtime_are_read(build, texts, tmp_path, monkeypatch, write, reread_bytes):
+    monkeypatch.setattr(token_cache, "REREAD_BYTES", reread_bytes)
+    monkeypatch.setattr(token_cache, "NUM_BLOCKS", 0)
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "old town"}, *ROWS])
+    os.utime(path, (1, 1))
+    first = build(path)
+    assert build(path).folder == first.folder
+    write(path, path.read_bytes().replace(b"old town", b"new port"))
+    os.utime(path, (1, 1))
+    second = build(path)
+    assert texts(second)[0] == "new port" and second.folder != first.folder
+    shutil.copy(path, tmp_path / "rows.copy.jsonl")
+    assert build(tmp_path / "rows.copy.jsonl").folder == second.folder
+
+
+def test_a_large_file_is_known_by_16_blocks_where_no_time_tells(tmp_path, monkeypatch):
+    for name, value in {"REREAD_BYTES": 0, "BLOCK_BYTES": 8}.items():
+        monkeypatch.setattr(token_cache, name, value)
+    path = tmp_path / "rows.jsonl"
+    for number in range(16):
+        content = bytearray(1000)
+        path.write_bytes(content)
+        first = token_cache.content_digest(path, tmp_path)
+        content[992 * number // 15 + 7 * (number % 2)] = 1
+        path.write_bytes(content)
+        index, stat = json.loads((tmp_path / "digests.json").read_text()), path.stat()
+        index[str(path)][1:4] = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]  # as on a disk without times
+        (tmp_path / "digests.json").write_text(json.dumps(index))
+        assert token_cache.content_digest(path, tmp_path) != first
+
+
+def test_a_known_file_of_14_gb_opens_within_a_second(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.touch()
+    os.truncate(path, 14 << 30)
+    reads = []
+    monkeypatch.setattr(token_cache, "hash_file", lambda path: reads.append(path) or "0" * 32)
+    first = token_cache.content_digest(path, tmp_path)
+    began = time.perf_counter()
+    assert token_cache.content_digest(path, tmp_path) == first == f"{14 << 30}:{'0' * 32}" and len(reads) == 1
+    assert time.perf_counter() - began < 1
+
+
+def test_a_cache_on_a_read_only_disk_is_read_from_another_path(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_cache, "REREAD_BYTES", 0)
+    first = build(write_rows(tmp_path / "rows.jsonl", ROWS))
+
+    def write_json(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(token_cache, "write_json", write_json)
+    (tmp_path / "other").mkdir()
+    assert build(write_rows(tmp_path / "other/rows.jsonl", ROWS)).folder == first.folder
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"path": 5}', b"\xff\xfe", b'{"a": [1, 2, {}]}', b"null"])
-def test_an_index_that_cannot_be_read_is_written_again(build, tmp_path, content):
+def test_an_index_that_cannot_be_read_is_written_again(build, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(token_cache, "REREAD_BYTES", 0)
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     first = build(path)
     (tmp_path / "cache/digests.json").write_bytes(content)
@@ -174,5 +282,5 @@ def test_a_file_that_grows_while_it_is_read_leaves_no_cache(build, tmp_path, mon
     monkeypatch.setattr(token_cache, "read_blocks", growing)
     with pytest.raises(ValueError, match="rows.jsonl: changed while it was read"):
         build(path)
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["digests.json"]
+    assert not [*(tmp_path / "cache").iterdir()]
     assert token_cache.content_digest(path, tmp_path / "cache").startswith(f"{2 * size}:")
