@@ -158,8 +158,8 @@ def add_gradients(run: Run, batches: list[Batch], weight_sum: float) -> Tensor:
         with gradient_sync(run.loss, last=number == len(batches)):
             with run.runtime.autocast():
                 losses = run.loss(*batch)
-            # DDP and FSDP average over ranks; multiply by world_size to get the sum.
-            run.scaler.scale(losses[0] * (run.runtime.world_size / weight_sum)).backward()
+            # DDP and FSDP average over ranks; multiply by world_size to get the sum. A step without a weight has loss 0.
+            run.scaler.scale(losses[0] * (run.runtime.world_size / (weight_sum or 1.0))).backward()
         sums += losses.detach()
     return sums
 
@@ -226,8 +226,10 @@ def log_row(run: Run, progress: Progress, norm: Tensor) -> dict:
     }
     if run.scaler.is_enabled():
         row["skipped_steps"] = progress.skipped
+    if counts.tags and counts.weight_sum:
+        row["weighted_loss"] = losses["weighted"] / counts.weight_sum
     if counts.tags:
-        row |= {"weighted_loss": losses["weighted"] / counts.weight_sum, "tag_loss": losses["tags"] / counts.tags}
+        row["tag_loss"] = losses["tags"] / counts.tags
     if mfu := flops.model_flops_utilization(run.runtime, run.model, row["tokens_per_second"]):
         row["mfu"] = round(mfu, 4)
     return row

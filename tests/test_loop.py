@@ -142,6 +142,18 @@ def test_loss_that_is_not_finite_never_reaches_the_weights(folder, monkeypatch):
     assert json.loads((folder / "results/bad.json").read_text("utf-8"))["step"] == 3
 
 
+def test_step_whose_labels_all_have_weight_zero_is_taken(folder):
+    """With --tag_weight 0, rows may hold no other label."""
+    run = a_run(folder, batch_size=4, rows_per_step=4)
+    batches, counts = loop.load_step(run, 0)
+    batches = [batch._replace(loss_weights=torch.zeros_like(batch.loss_weights)) for batch in batches]
+    result = loop.train_step(run, batches, 0.0)
+    assert result.norm == 0 and result.finite
+    progress = loop.Progress(step=1, window_sums=result.sums, window_counts=replace(counts, weight_sum=0.0))
+    row = loop.log_row(run, progress, result.norm)
+    assert "weighted_loss" not in row and row["tag_loss"] == pytest.approx((result.sums[2] / counts.tags).item())
+
+
 @pytest.mark.parametrize("prefetchable", [False, True])
 def test_source_that_is_not_prefetchable_is_asked_after_each_step(folder, monkeypatch, prefetchable):
     threads, real = [], loop.load_step
