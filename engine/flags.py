@@ -30,6 +30,27 @@ RENAMED_FLAGS = {  # flags of earlier versions and what does the same now
     "--max_kilobytes": "--max_body_kb",
     "--export": "export.py: python export.py --format hf FOLDER",
 }
+# Flags that no script has, or this kind of script does not -> a flag of the scripts that explain it, what to do.
+LAUNCH = (
+    "a flag of a launcher, which no script reads: start with torchrun --nproc_per_node=N SCRIPT or accelerate launch "
+    "SCRIPT; deepspeed and torch.distributed.launch are not supported"
+)
+LAUNCHER_FLAGS = (
+    "local_rank",
+    "nproc_per_node",
+    "nnodes",
+    "num_processes",
+    "num_gpus",
+    "deepspeed",
+    "deepspeed_config",
+)
+ABSENT_FLAGS = {f"--{name}": ("parallel", LAUNCH) for name in LAUNCHER_FLAGS} | {
+    "--init_from": (
+        "dim",
+        "pretraining begins with fresh weights; --resume continues a run, and SFT.py --init_from PATH trains a "
+        "checkpoint on conversations",
+    ),
+}
 
 
 def flag(
@@ -220,7 +241,7 @@ def parse_explicit(
         groups: The script's flags.
         defaults: Shown in --help.
     Raises:
-        ValueError: A flag has another name now.
+        ValueError: A flag has another name now, or belongs to a launcher or another script.
     """
     names = flag_names(*groups)
     arguments = sys.argv[1:] if argv is None else argv
@@ -229,6 +250,9 @@ def parse_explicit(
         new = RENAMED_FLAGS.get(old, "--")
         if not new.startswith("--") or new.removeprefix("--") in names:
             raise ValueError(f"{old} is now {new}")
+        where, advice = ABSENT_FLAGS.get(old[:2] + old[2:].replace("-", "_"), ("", ""))
+        if where in names:
+            raise ValueError(f"{old}: {advice}")
     absent = object()
     namespace = argparse.Namespace(**dict.fromkeys(names, absent))
     parsed = make_parser(doc, groups, defaults).parse_args(argv, namespace)

@@ -158,7 +158,7 @@ def add_gradients(run: Run, batches: list[Batch], weight_sum: float) -> Tensor:
         with gradient_sync(run.loss, last=number == len(batches)):
             with run.runtime.autocast():
                 losses = run.loss(*batch)
-            # DDP and FSDP average over ranks; multiply by world_size to get the sum. A step without a weight has loss 0.
+            # DDP and FSDP average over ranks; multiply by world_size to get the sum. Without a weight the loss is 0.
             run.scaler.scale(losses[0] * (run.runtime.world_size / (weight_sum or 1.0))).backward()
         sums += losses.detach()
     return sums

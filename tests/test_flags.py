@@ -542,6 +542,23 @@ def test_renamed_flag_is_refused_with_its_new_name(old, new, capsys):
         assert (stopped.value.code, capsys.readouterr().err) == (2, f"error: {old} is now {new}\n")
 
 
+@pytest.mark.parametrize(
+    "typed", ["--local-rank=1", "--local_rank", "--deepspeed", "--nproc-per-node", "--num_processes"]
+)
+@pytest.mark.parametrize("name", ["pretrain", "SFT", "distill"])
+def test_flag_of_a_launcher_is_answered_with_the_one_to_use(name, typed):
+    with pytest.raises(
+        ValueError, match=rf"^{typed.partition('=')[0]}: a flag of a launcher.*torchrun --nproc_per_node"
+    ):
+        SCRIPTS[name].main([typed, "1"])
+
+
+def test_pretraining_from_a_checkpoint_is_answered_with_what_there_is():
+    with pytest.raises(ValueError, match="^--init_from: .*fresh weights; --resume .*SFT.py --init_from PATH"):
+        SCRIPTS["pretrain"].main(["--init_from", "x.pth"])
+    assert SCRIPTS["SFT"].parse_args(["--init_from", "x.pth"]).init_from.init_from == "x.pth"
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_every_flag_and_no_path_of_this_machine(name, capsys):
     with pytest.raises(SystemExit):
