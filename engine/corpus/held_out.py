@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dataset import DEFAULT_SYSTEM, BorderedDataset
+from engine.console import print0
 from engine.tokenizer import EOS
 
 
@@ -40,6 +42,25 @@ def describe_repeated(files: Sequence[np.ndarray]) -> str:
         return ""
     what = f"copies {copies:,} of {len(hashes):,} rows say the same as another one, whatever their id, schema or file"
     return f"{what}: all copies of a row are read, or all are held out"
+
+
+def merge_same_files(paths: Sequence[Path], keys: Sequence[Hashable]) -> tuple[list[Path], list[int]]:
+    """Return (different files, how often each is given), and say which are given more than once.
+
+    Args:
+        paths: The files as they were given.
+        keys: Something that is equal for each two of them which are the same file.
+    """
+    same_files: dict[Hashable, list[Path]] = {}
+    for path, key in zip(paths, keys, strict=True):
+        same_files.setdefault(key, []).append(path)
+    for same in same_files.values():
+        if len(same) > 1:
+            names = ", ".join(dict.fromkeys(map(str, same)))
+            print0(
+                f"{names}: the same file {len(same)} times; its rows are read as often, and held out as those of one"
+            )
+    return [same[0] for same in same_files.values()], [len(same) for same in same_files.values()]
 
 
 def held_out_hashes(files: Sequence[np.ndarray], val_fraction: float) -> np.ndarray:

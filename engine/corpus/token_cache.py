@@ -21,7 +21,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
-from engine.corpus.held_out import held_out_hashes, row_hash
+from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash
 from engine.corpus.jsonl import RowCounts, RowReport, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import fastest, print_hint
 from engine.corpus.worker_pool import map_in_order
@@ -66,6 +66,7 @@ class TokenCache:
         hashes: Content hash of each document's row, (documents,) uint64.
         row_starts: 1 for the first document of a row, 0 for the others, (documents,) uint8.
         meta: The content of meta.json.
+        times: How often each source file is read in an epoch.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class TokenCache:
     hashes: np.ndarray
     row_starts: np.ndarray
     meta: dict
+    times: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -82,10 +84,12 @@ class TokenCache:
     def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the document numbers of (training, validation), (n,) int64 each.
 
-        Rows are held out, with all of their documents. What one source file holds out is held out in all.
+        Rows are held out, with all of their documents. What one source file holds out is held out in all. Training has
+        the documents of a file that is read several times as often.
         """
         mask = np.isin(self.hashes, held_out_hashes(self.row_hashes(), val_fraction))
-        return np.flatnonzero(~mask), np.flatnonzero(mask)
+        times = np.repeat(self.times, [source["documents"] for source in self.meta["sources"]])
+        return np.repeat(np.arange(len(self)), times * ~mask), np.flatnonzero(mask)
 
     def row_hashes(self) -> list[np.ndarray]:
         """Return the hashes of each source file's rows, (rows,) uint64 each."""
@@ -121,7 +125,7 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
     disagree = any(len(arrays[name]) != length for name, length in lengths.items())
     if disagree or not tokens == meta["tokens"] == arrays["offsets"][-1]:
         raise ValueError(f"{folder}: damaged, its parts disagree in length; delete the folder to build it again")
-    return TokenCache(folder, **arrays, meta=meta)
+    return TokenCache(folder, **arrays, meta=meta, times=[1] * len(meta["sources"]))
 
 
 def open_or_build(
@@ -149,12 +153,15 @@ def open_or_build(
         return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
     paths = source_files(data_path)
     digests = [content_digest(path, Path(cache_dir)) for path in paths]
+    paths, times = merge_same_files(paths, digests)
+    digests = list(dict.fromkeys(digests))
     identity = _identity(dataset_class, tokenizer)
     key = hashlib.blake2b(json.dumps([digests, identity]).encode(), digest_size=6).hexdigest()
     folder = Path(cache_dir) / f"{paths[0].name.split('.')[0][:40]}-{key}"
     if not (folder / "meta.json").is_file():
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
-    return open_cache(folder, dataset_class, tokenizer, strict)
+    cache = open_cache(folder, dataset_class, tokenizer, strict)
+    return replace(cache, times=times)
 
 
 def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:

@@ -46,6 +46,9 @@ class Rows:
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
         files = self.cache.meta["sources"]
+        data = []
+        for file, times in zip(files, self.cache.times, strict=True):
+            data += [{name: file[name] for name in ("content", "documents")}] * times
         lines = [
             describe_files(files, self.num_held_out, loss_weights),
             describe_repeated(self.cache.row_hashes()),
@@ -55,7 +58,7 @@ class Rows:
             partial(Batches, self.cache, self.training, loss_weights),
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
             resume_key={
-                "data": [{name: file[name] for name in ("content", "documents")} for file in files],
+                "data": data,
                 "dataset": self.cache.meta["dataset"],
                 "encoding": self.cache.meta["encoding"],
                 "held_out": {"documents": self.num_held_out, "content": self.held_out},

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +190,22 @@ def test_rows_of_several_documents_are_held_out_as_rows(build, tmp_path, seed):
     assert len(validation) == 75 and not training & validation
     assert scan_corpus([path], 0.05, strict=False, dataset_class=BorderedDataset)[1] == validation
     assert [len(hashes) for hashes in cache.row_hashes()] == [1500]
+
+
+@pytest.mark.parametrize("other", ["rows.jsonl", "./rows.jsonl", "link.jsonl", "copy.jsonl"])
+def test_a_file_given_twice_is_read_twice_and_held_out_once(build, tmp_path, monkeypatch, capsys, other):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", numbered(200, "boat"))
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    shutil.copy("rows.jsonl", "copy.jsonl")
+    training, validation = (part.tolist() for part in build("rows.jsonl").split(0.01))
+    assert not capsys.readouterr().out
+    cache = build("rows.jsonl", other)
+    assert [part.tolist() for part in cache.split(0.01)] == [sorted(2 * training), validation]
+    assert f"{Path(other)}: the same file 2 times; its rows are read as often, and held out" in capsys.readouterr().out
+    assert cache.folder == build("rows.jsonl").folder
+    mixed = build(write_rows(tmp_path / "b.jsonl", numbered(3, "b")), "rows.jsonl", other, "rows.jsonl")
+    assert mixed.times == [1, 3] and np.bincount(mixed.split(0)[0]).tolist() == [1] * 3 + [3] * 200
 
 
 def test_copies_of_rows_are_counted():

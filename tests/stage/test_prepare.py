@@ -4,10 +4,14 @@ import types
 
 import pytest
 import torch
+from factories import loss_weights, write_rows
 from tiny_model import tiny
 
+from dataset import PretrainDataset
 from engine import options
+from engine.corpus.token_cache import open_or_build
 from engine.machine.runtime import Runtime
+from engine.packing import split_documents
 from engine.stage import prepare
 
 
@@ -15,3 +19,16 @@ def test_rows_longer_than_the_model_are_refused():
     args = types.SimpleNamespace(data=options.Data(max_seq_len=129), training=options.Training())
     with pytest.raises(ValueError, match="--max_seq_len 129 is more than the 128 of the model"):
         prepare.pack(None, None, args, Runtime(torch.device("cpu"), torch.float32), tiny())
+
+
+def test_a_state_of_a_file_read_twice_is_not_that_of_the_file_read_once(small, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"boat {number}"} for number in range(9)])
+    args = types.SimpleNamespace(data=options.Data(max_seq_len=64), training=options.Training())
+    sources = []
+    for paths in ([path], [path, path]):
+        cache = open_or_build(paths, PretrainDataset, small, cache_dir=tmp_path / "cache")
+        rows = prepare.pack(cache, split_documents, args, Runtime(torch.device("cpu"), torch.float32), tiny())
+        sources.append(rows.sources(loss_weights()))
+    files = [source.resume_key["data"] for source in sources]
+    assert files[1] == 2 * files[0] and [key["documents"] for key in files[0]] == [9]
+    assert all("held out: 4 of 9 documents" in source.description for source in sources)
