@@ -66,6 +66,7 @@ def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Se
 def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
     """Make one segment of each conversation, without the last turns of one that is too long.
 
+    It has lost turns where one of its answers is gone: a question or a line break behind the last one teaches nothing.
     Only if no whole answer fits, its beginning is kept. The </s> of an answer is the one special token that is trained
     on, and no text can spell it: answers end where the class is not NO_LOSS and the id is </s>. Conversations without a
     trained token in what fits are dropped.
@@ -79,16 +80,16 @@ def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int
     starts, lengths = cache.offsets[documents].copy(), np.diff(cache.offsets)[documents] - 1
     end_id = cache.meta["end_id"]
     for i in np.flatnonzero(lengths > row_len):
-        fitting = slice(starts[i] + 1, starts[i] + row_len + 1)  # the labels
-        has_loss = cache.classes[fitting] != NO_LOSS
-        ends = np.flatnonzero(has_loss & (cache.ids[fitting] == end_id))
+        labels = slice(starts[i] + 1, starts[i] + lengths[i] + 1)
+        has_loss = cache.classes[labels] != NO_LOSS
+        ends = np.flatnonzero((has_loss & (cache.ids[labels] == end_id))[:row_len])
         if len(ends):
             lengths[i], reason = ends[-1] + 1, LOST_TURNS
-        elif has_loss.any():
+        elif has_loss[:row_len].any():
             lengths[i], reason = row_len, CUT_ANSWER
         else:
             lengths[i], reason = 0, DROPPED
-        truncated[reason] += 1
+        truncated[reason] += bool(has_loss[lengths[i] :].any())
     return Segments(starts[lengths > 0], lengths[lengths > 0], (truncated[0], truncated[1], truncated[2]))
 
 

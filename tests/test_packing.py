@@ -178,9 +178,20 @@ def test_a_conversation_that_is_too_long_loses_whole_last_turns(chats, last, mis
     segments = truncate_conversations(cache, np.arange(2), row_len)
     text, kept = decode(segments, 0), last + 1 - missing
     assert text.count("<s>assistant\n") == kept and text.endswith(f"turn {2 * kept - 1} " + "word " * 9 + "</s>")
-    assert segments.lengths[0] <= row_len and segments.truncated == (1, 0, 0)
+    assert segments.lengths[0] <= row_len and segments.truncated == (kept < 3, 0, 0)
     assert cache.offsets[:1] == segments.starts[:1] and len(segments.starts) == 2
     assert segments.lengths[1] == np.diff(cache.offsets)[1] - 1  # the short one is whole
+
+
+@pytest.mark.parametrize("beyond", ["", "turn that is read, behind the last answer"])
+def test_a_conversation_that_keeps_its_answers_has_lost_no_turns(tokenizer, beyond):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    document = SFTDataset(tokenizer).encode([[*turns, {"role": "user", "content": beyond}] if beyond else turns])[0]
+    cache = cache_of(document.ids, document.classes, [len(document.ids)])
+    end = answer_ends(cache)[-1]
+    segments = truncate_conversations(cache, np.arange(1), end)  # at least the line break behind </s> is beyond
+    assert segments.lengths.tolist() == [end] and segments.truncated == (0, 0, 0)
+    assert truncate_conversations(cache, np.arange(1), end - 1).truncated == (0, 1, 0)  # without its </s>
 
 
 def test_a_conversation_without_a_complete_answer_is_cut(chats):
