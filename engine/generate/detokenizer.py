@@ -1,6 +1,6 @@
 """Incremental detokenization: whole characters only, and no part of a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -8,44 +8,59 @@ from tokenizers.decoders import DecodeStream
 from engine.reasoning import partial_match_length
 
 
+def all_content(text: str, is_whole: bool) -> tuple[str, str]:
+    """Split a text that has no thought."""
+    return "", text
+
+
 class TextStream:
-    """Text of a growing answer. Text that may become a stop string is held back until it cannot.
+    """Text of a growing answer. Content that may become a stop string is held back until it cannot.
 
     Args:
         tokenizer: Tokenizer of the model.
-        stop: Strings that end the answer and are no part of it.
+        stop: Strings that end the content and are no part of it; in a thought they are words like others.
+        split: Splits a text, whole or not, into thought and content, which only grow (reasoning.stream_reasoning).
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        split: Callable[[str, bool], tuple[str, str]] = all_content,
+    ):
         self.tokenizer = tokenizer
         self.stop = stop
-        self.written = ""  # text that is final
+        self.split = split
+        self.parts = ("", "")  # thought and content that are final; replaced as a pair, for other threads read it
         self.stopped = False  # by a stop string
         self._decoder = DecodeStream(skip_special_tokens=False)
         self._ids = []
-        self._held = ""
+        self._text = ""
+
+    @property
+    def written(self) -> str:
+        """Return the content that is final."""
+        return self.parts[1]
 
     def add(self, token: int) -> None:
         """Add a token. A character that is split over tokens is added with its last byte."""
         self._ids.append(token)
         if piece := self._decoder.step(self.tokenizer, token):
-            self._add_text(piece)
+            self._text += piece
+            self._update(is_whole=False)
 
     def end(self) -> None:
         """Release the text that was held back, and the bytes of an incomplete character as U+FFFD."""
         if not self.stopped:
-            text = self.tokenizer.decode(self._ids, skip_special_tokens=False)
-            self._add_text(text[len(self.written + self._held) :])
-        self.written += self._held
-        self._held = ""
+            self._text = self.tokenizer.decode(self._ids, skip_special_tokens=False)
+            self._update(is_whole=True)
 
-    def _add_text(self, piece: str) -> None:
-        text = self._held + piece
-        if stops := [text.index(stop) for stop in self.stop if stop in text]:
-            self.written += text[: min(stops)]
-            self._held = ""
-            self.stopped = True
-            return
-        released = len(text) - max((partial_match_length(text, stop) for stop in self.stop), default=0)
-        self.written += text[:released]
-        self._held = text[released:]
+    def _update(self, is_whole: bool) -> None:
+        """Cut the content at the stop string that begins first, whatever tokens it came in."""
+        thought, content = self.split(self._text, is_whole)
+        starts = [content.index(stop) for stop in self.stop if stop in content]
+        end = len(content)
+        if not is_whole:
+            end -= max((partial_match_length(content, stop) for stop in self.stop), default=0)
+        self.stopped = min(starts, default=end + 1) <= end
+        self.parts = thought, content[: min([end, *starts])]

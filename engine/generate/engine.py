@@ -57,9 +57,14 @@ class Request:
         self._generator = torch.Generator().manual_seed(self.sampling.seed)  # on the CPU: the same for every device
 
     @property
+    def parts(self) -> tuple[str, str]:
+        """Return the thought and the content that are final."""
+        return ("", "") if self.text is None else self.text.parts
+
+    @property
     def written(self) -> str:
-        """Return the final part of the text."""
-        return "" if self.text is None else self.text.written
+        """Return the content that is final."""
+        return self.parts[1]
 
     def cancel(self) -> None:
         """Finish at the next step. May be called from any thread."""
@@ -88,6 +93,8 @@ class Request:
         """Complete the text and set the finish reason."""
         if self.text is not None:
             self.text.end()
+            if self.text.stopped and reason == "length":
+                reason = "stop"  # a longer stop string that began earlier was waited for
         self.finish_reason = reason  # last: another thread that sees it expects the whole text
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from engine.generate.detokenizer import TextStream
+from engine.generate.detokenizer import TextStream, all_content
 from engine.reasoning import stream_reasoning
 from engine.serve.engine_thread import ServedRequest
 from engine.serve.models import LoadedModel
@@ -35,7 +35,6 @@ class Choice(ServedRequest):
     """One answer of a response, and how much of it was sent."""
 
     index: int
-    is_chat: bool
     sent: Counter[str] = field(default_factory=Counter)  # characters of each part
     num_logprobs: int = 0  # tokens whose log-probabilities were sent
     offsets: TextOffsets = field(default_factory=TextOffsets)
@@ -44,10 +43,7 @@ class Choice(ServedRequest):
     def next_delta(self) -> dict[str, str]:
         """Return the text that was not sent yet: {"reasoning_content" or "content": text}."""
         self.is_finished = bool(self.finish_reason)  # read before the text, which is then whole
-        thought, content = "", self.written
-        if self.is_chat:
-            thought, content = stream_reasoning(content, self.is_finished)
-        parts = {"reasoning_content": thought, "content": content}
+        parts = dict(zip(("reasoning_content", "content"), self.parts, strict=True))
         delta = {name: part[self.sent[name] :] for name, part in parts.items() if len(part) > self.sent[name]}
         self.sent = Counter({name: len(part) for name, part in parts.items()})
         return delta
@@ -74,6 +70,7 @@ class ResponseBuilder:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the client has gone
                 loop.call_soon_threadsafe(self.changed.set)
 
+        split = stream_reasoning if self.is_chat else all_content
         seed = secrets.randbits(62) if params.seed is None else params.seed
         self.choices: list[Choice] = []
         for index in range(len(prompts) * params.n):
@@ -82,13 +79,12 @@ class ResponseBuilder:
                 params.max_new_tokens or loaded.chat_model.context,
                 (loaded.chat_model.end_id,),
                 params.sampling(seed + index % params.n),
-                TextStream(self.tokenizer, params.stop_strings),
+                text=TextStream(self.tokenizer, params.stop_strings, split),
                 top_logprobs=params.num_logprobs,
                 engine=loaded.engine,
                 notify=notify,
                 deadline=deadline,
                 index=index,
-                is_chat=self.is_chat,
             )
             self.choices.append(choice)
         chat_object = "chat.completion.chunk" if params.stream else "chat.completion"

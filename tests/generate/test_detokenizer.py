@@ -1,10 +1,13 @@
 """A stream writes whole characters, and nothing of a stop string."""
 
+import random
+
 import pytest
 import torch
 from factories import TOKENIZER
 
 from engine.generate.detokenizer import TextStream
+from engine.reasoning import format_reasoning, stream_reasoning
 
 
 def pieces(ids):
@@ -77,6 +80,7 @@ def stream_text(text, stop) -> TextStream:
         ("笑脸😀👨‍👩‍👧‍👦和🇨🇳", ["和🇨"], "笑脸😀👨‍👩‍👧‍👦"),
         ("abc", ["abc"], ""),
         ("the sea", ["e", "h"], "t"),
+        ("海风吹过", ["海风停", "风"], "海"),
     ],
 )
 def test_stop_string_across_tokens_ends_an_answer_and_is_left_out(text, stop, written):
@@ -88,3 +92,36 @@ def test_stop_string_across_tokens_ends_an_answer_and_is_left_out(text, stop, wr
 def test_beginning_of_a_stop_string_is_written_at_the_end(text, stop):
     stream = stream_text(text, stop)
     assert not stream.stopped and stream.written == text
+
+
+def test_stop_strings_cut_the_content_and_leave_the_thought():
+    """Whatever they are: words of the thought, parts of tags, several that overlap."""
+    rng = random.Random(0)
+    num_cut = 0
+    for _ in range(300):
+        thought, content = ("".join(rng.choices("ab。\n<", k=rng.randrange(12))) for _ in range(2))
+        text = rng.choice([content, f"<think>{thought}</think>{content}", format_reasoning(thought, content)])
+        text = text[: rng.choice([len(text), rng.randrange(len(text) + 1)])]
+        starts = [rng.randrange(len(text)) for _ in range(rng.randint(1, 4)) if text]
+        stops = [text[start : start + rng.randint(1, 5)] for start in starts]
+        whole_thought, whole_content = stream_reasoning(text, is_whole=True)
+        end = min((whole_content.index(stop) for stop in stops if stop in whole_content), default=len(whole_content))
+        stream, shown = TextStream(TOKENIZER, stops, stream_reasoning), ("", "")
+        for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
+            stream.add(token)
+            assert all(part.startswith(earlier) for part, earlier in zip(stream.parts, shown, strict=True))
+            shown = stream.parts
+            if stream.stopped:
+                break
+        stream.end()
+        assert stream.parts == (whole_thought, whole_content[:end]), (text, stops)
+        assert stream.stopped == (end < len(whole_content))
+        num_cut += stream.stopped
+    assert 50 < num_cut < 250
+
+
+def test_beginning_of_a_stop_string_holds_no_tag_back():
+    stream = TextStream(TOKENIZER, ["</think>\n<answer>\n六五。", "\n六五。", "<think>"], stream_reasoning)
+    for token in TOKENIZER.encode("<think>\n五\n</think>\n<answer>\n六", add_special_tokens=False).ids:
+        stream.add(token)
+    assert stream.parts == ("五", "六")

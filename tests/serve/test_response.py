@@ -72,6 +72,25 @@ def test_thought_is_returned_as_reasoning_content(client, let_it_say):
     assert parts == {"reasoning_content": message.reasoning_content, "content": message.content}
 
 
+@pytest.mark.parametrize("stop", ["要", "2", "<answer>", "不要"])
+def test_stop_string_ends_the_content_and_not_the_thought(client, let_it_say, stop):
+    thought, content = "要进位吗？2，", "2，不要3"
+    options = {"model": "distill", "messages": user("一加一？"), "stop": stop}
+    let_it_say(format_reasoning(thought, content))
+    choice = client.chat.completions.create(**options).choices[0]
+    parts = choice.message.reasoning_content, choice.message.content
+    assert (*parts, choice.finish_reason) == (thought, content.partition(stop)[0], "stop")
+    let_it_say(format_reasoning(thought, content))
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**options, stream=True)]
+    streamed = (
+        "".join(getattr(delta, name, None) or "" for delta in deltas) for name in ("reasoning_content", "content")
+    )
+    assert tuple(streamed) == parts
+    let_it_say(format_reasoning(thought, content))
+    text = client.completions.create(model="distill", prompt="一", stop=stop).choices[0].text
+    assert text == format_reasoning(thought, content).partition(stop)[0]
+
+
 def test_truncation_auto_drops_the_oldest_turns_and_counts_them(client):
     messages = [{"role": "system", "content": "短"}]
     for n in range(6):
