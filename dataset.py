@@ -19,10 +19,10 @@ from engine.reasoning import TAG_RE, TAGS, tag_form
 from engine.schemas import (
     BadRow,
     EmptyRow,
-    is_chat,
     is_trained,
     names_of,
     read_chat,
+    schemas_of,
     special_tokens_in,
     text_of,
     unread_fields,
@@ -30,7 +30,7 @@ from engine.schemas import (
 from engine.tokenizer import BOS, EOS
 
 # Part of the key of every token cache: raise it when rows would be encoded, or stored, differently than before.
-ENCODING_VERSION = 5
+ENCODING_VERSION = 6
 
 NO_LOSS = 0
 LOSS = 1
@@ -148,7 +148,7 @@ class SFTDataset:
     @classmethod
     def holds(cls, row: dict) -> bool:
         """Return whether a row is a chat, in any schema of schemas.py."""
-        return is_chat(row)
+        return bool(schemas_of(row))
 
     @classmethod
     def read(cls, row: dict, notes: set[str] | None = None) -> list[dict]:

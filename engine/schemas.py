@@ -6,7 +6,8 @@ Knows no tokenizer: dataset.py says what messages become. Another chat schema is
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from engine.reasoning import THINK, format_reasoning
 
@@ -23,6 +24,7 @@ CONTENT_KEYS = ("content", "value", "text")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of an assistant's turn
 TRAIN_KEYS = ("weight", "train", "training", "trainable", "loss")  # 0 or false: the turn is read, not trained on
 TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "id", "idx", "index", "turn"}
+COMPLETION_KEYS = ("prompt", "completion", "response", "system")
 ALPACA_KEYS = ("instruction", "input", "output", "history", "system", *REASONING_KEYS)
 METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to learn
     "id idx index uid uuid conversation_id message_id hash md5 key name task task_type type kind category categories "
@@ -31,6 +33,9 @@ METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to lea
     "rank reward difficulty level correct answer answers gold ground_truth value expected length num_turns tokens turn "
     "model_name generator meta metadata note notes comment comments info extra file path line".split()
 )
+
+# NaN is what pandas writes where a value is missing: it becomes null, and null is as absent as no field at all.
+decode_json = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name)).decode
 
 # Special tokens of this project and of known families. In a text they are ordinary characters, and trained on as such.
 SPECIAL_TOKEN_RE = re.compile(
@@ -60,13 +65,26 @@ def text_of(value: object, name: str, *, may_be_empty: bool = False) -> str:
         BadRow: It is no text, or (EmptyRow) an empty one.
     """
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {type(value).__name__}, expected a string")
+        raise BadRow(f"{name} is {type_name(value)}, expected a string")
     if not may_be_empty and not value.strip():
         raise EmptyRow(f"{name} is empty")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise BadRow(f"{name} holds half a surrogate pair, which is no UTF-8 text") from None
+    return value
+
+
+def type_name(value: object) -> str:
+    """Name what a field holds instead of what is expected there."""
+    return "null or NaN" if value is None else type(value).__name__
+
+
+def unquoted(value: object) -> Any:
+    """Return the list or object that a string spells, as a table's column keeps it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):
+            return decode_json(value)
     return value
 
 
@@ -114,19 +132,21 @@ class Schema(NamedTuple):
     name: str  # as the plan prints it
     keys: tuple[str, ...]  # the fields of the row that are read
     turns: Callable[[dict, str], list]  # (row, its field in SCHEMAS) -> turns, under any of the names above
+    needs: tuple[str, ...] = ()  # fields without which a row is not of this schema
 
 
 def listed_turns(row: dict, key: str) -> list:
-    """Return the turns that a row holds as a list.
+    """Return the turns that a row holds as a list, or as a JSON string of one.
 
     Raises:
         BadRow: They are no list, or (EmptyRow) an empty one.
     """
-    if not isinstance(row[key], list):
-        raise BadRow(f'"{key}" is {type(row[key]).__name__}, expected a list')
-    if not row[key]:
+    turns = unquoted(row[key])
+    if not isinstance(turns, list):
+        raise BadRow(f'"{key}" is {type_name(turns)}, expected a list')
+    if not turns:
         raise EmptyRow(f'"{key}" is empty')
-    return row[key]
+    return turns
 
 
 def alpaca_turns(row: dict, key: str) -> list:
@@ -138,9 +158,9 @@ def alpaca_turns(row: dict, key: str) -> list:
     if "output" not in row:
         raise BadRow(f'"{key}" without a field "output"; it has {names_of(row)}')
     question = [text_of(row[name], f'"{name}"') for name in (key, "input") if row.get(name) not in (None, "")]
-    history = row.get("history") or []
+    history = unquoted(row.get("history")) or []
     if not isinstance(history, list):
-        raise BadRow(f'"history" is {type(history).__name__}, expected a list')
+        raise BadRow(f'"history" is {type_name(history)}, expected a list')
     turns = []
     for earlier in history:
         if isinstance(earlier, list) and len(earlier) == 2:
@@ -148,18 +168,41 @@ def alpaca_turns(row: dict, key: str) -> list:
         else:
             turns.append(earlier)
     reasoning = {name: row[name] for name in REASONING_KEYS if name in row}
-    answer = {"role": "assistant", "content": row["output"], **reasoning}
+    answer = {"role": "assistant", "content": text_of(row["output"], '"output"'), **reasoning}
     return [*turns, {"role": "user", "content": "\n".join(question)}, answer]
+
+
+def completion_turns(row: dict, key: str) -> list:
+    """Return trl's {"prompt", "completion"} as turns: each side is a text or a list of turns.
+
+    As there, only the completion is trained on: answers in the prompt are read.
+
+    Raises:
+        BadRow: A side is neither.
+    """
+    sides = []
+    for name, role in (("prompt", "user"), (key, "assistant")):
+        turns = unquoted(row[name])
+        if not isinstance(turns, list) or not all(
+            isinstance(turn, dict) and turn.keys() & {*ROLE_KEYS} for turn in turns
+        ):
+            turns = [{"role": role, "content": text_of(row[name], f'"{name}"')}]  # also one that spells a list
+        sides.append(turns)
+    prompt = [turn | {"train": False} for turn in sides[0]]
+    return [*prompt, *sides[1]]
 
 
 # Field of a row -> its schema. A row has the schema of the first field here that it has and that is not null.
 SCHEMAS = {key: Schema(key, (key, "system"), listed_turns) for key in ("conversations", "messages", "conversation")}
 SCHEMAS["instruction"] = Schema("Alpaca", ALPACA_KEYS, alpaca_turns)
+SCHEMAS |= {
+    key: Schema(f"prompt/{key}", COMPLETION_KEYS, completion_turns, ("prompt",)) for key in ("completion", "response")
+}
 
 
-def is_chat(row: dict) -> bool:
-    """Return whether a row holds a chat, in any schema."""
-    return any(key in row for key in SCHEMAS)
+def schemas_of(row: dict) -> list[str]:
+    """Return the fields of a row that say which schema it has: without one, it is no chat."""
+    return [key for key, schema in SCHEMAS.items() if row.keys() >= {key, *schema.needs}]
 
 
 def is_trained(message: dict) -> bool:
@@ -176,12 +219,12 @@ def read_chat(row: dict, notes: set[str]) -> list[dict]:
     Raises:
         BadRow: The row is in no schema, or not as its schema wants it.
     """
-    present = [key for key in SCHEMAS if key in row]
+    present = schemas_of(row)
     if not present:
         raise BadRow(f"no field {', '.join(map(json.dumps, SCHEMAS))}; it has {names_of(row)}")
     key = next((key for key in present if row[key] is not None), present[0])
     schema = SCHEMAS[key]
-    turns = schema.turns(row, key)
+    turns = [unquoted(turn) for turn in schema.turns(row, key)]
     messages = read_turns(turns, notes)
     notes |= unread_fields(row, schema.keys)
     notes.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema.name}")
@@ -205,7 +248,7 @@ def read_turns(turns: list, notes: set[str]) -> list[dict]:
     """
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise BadRow(f"turn {number} is {type(turn).__name__}, expected an object")
+            raise BadRow(f"turn {number} is {type_name(turn)}, expected an object")
     speakers = [first_present(turn, ROLE_KEYS, f"turn {number}")[1] for number, turn in enumerate(turns)]
     # Some published rows name no speaker at all. Only there does the position decide.
     is_named = any(speakers) or any(turn.keys() - TURN_KEYS for turn in turns)

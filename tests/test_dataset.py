@@ -181,7 +181,7 @@ def test_special_tokens_in_texts_are_reported_or_separate_documents(small, tmp_p
         (b'{"text": "\xff"}', "invalid UTF-8 at byte 10"),
         (b'["text"]', "expected an object, found list"),
         (b'{"txt": "a"}', 'no field "text"'),
-        (b'{"text": null}', '"text" is NoneType, expected a string'),
+        (b'{"text": null}', '"text" is null or NaN, expected a string'),
         (b'{"text": ["a"]}', '"text" is list, expected a string'),
         (b'{"text": " \\n\xe3\x80\x80"}', '"text" is empty'),
         (b'{"text": "\\ud83d"}', '"text" holds half a surrogate pair'),
@@ -195,7 +195,7 @@ def test_a_bad_text_row_says_what_is_wrong(line, reason):
 @pytest.mark.parametrize(
     "turns, reason",
     [
-        (None, '"conversations" is NoneType, expected a list'),
+        (None, '"conversations" is null or NaN, expected a list'),
         ("hi", '"conversations" is str, expected a list'),
         ([], '"conversations" is empty'),
         (["hi"], "turn 0 is str, expected an object"),

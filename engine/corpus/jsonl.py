@@ -1,7 +1,6 @@
 """Reading JSONL as it comes: plain or gzip, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
-import json
 import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 from engine.console import printable, warn
 from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
 from engine.reasoning import TAGS
-from engine.schemas import BadRow, EmptyRow
+from engine.schemas import BadRow, EmptyRow, decode_json
 
 READ_BLOCK_BYTES = 4 << 20  # read at a time; a tokenizing process gets one block
 Readable = BinaryIO | gzip.GzipFile
@@ -116,7 +115,7 @@ def parse_line(line: bytes) -> dict:
         BadRow: It is no JSON object in UTF-8.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = decode_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
     except RecursionError:

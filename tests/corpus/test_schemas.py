@@ -1,5 +1,6 @@
 """Rows of published data sets: trained on as they are meant, or left out with a message."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.generate.fast_decoder import Decoder
 from engine.schemas import SCHEMAS, Schema
 from engine.talk.chat_model import ChatModel
 
+NAN = float("nan")
 ASKED, GREETED = {"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3"}
 THOUGHT = "<think>\nOne up.\n</think>\n<answer>\n3\n</answer>"
 
@@ -59,6 +61,17 @@ def whole(cache, tokenizer, number=0):
         {"instruction": "2+1?", "input": "", "output": "3"},
         {"instruction": "", "input": "2+1?", "output": "3", "history": None},
         {"id": 7, "task": "sums", "source": "a book", "conversations": [ASKED, GREETED], "answer": "3"},
+        {"messages": json.dumps([ASKED, GREETED])},
+        {"messages": [json.dumps(ASKED), GREETED]},
+        {"prompt": "2+1?", "completion": "3"},
+        {"prompt": "2+1?", "response": "3", "completion": None},
+        {"prompt": [ASKED], "completion": [GREETED], "messages": None},
+        {"prompt": json.dumps([ASKED]), "completion": [{"from": "gpt", "value": "3"}]},
+        # What pandas writes for a value that is missing is no value.
+        {"instruction": "2+1?", "input": NAN, "output": "3", "history": NAN, "system": NAN},
+        {"messages": [ASKED, {"role": NAN, "from": "gpt", "content": "3", "reasoning": NAN, "weight": NAN}]},
+        {"conversations": NAN, "messages": [ASKED, GREETED]},
+        {"instruction": "2+1?", "output": "3", "history": "[]"},
     ],
 )
 def test_one_conversation_under_other_names_gives_the_same_ids(build, tokenizer, row):
@@ -67,12 +80,10 @@ def test_one_conversation_under_other_names_gives_the_same_ids(build, tokenizer,
 
 
 def test_another_schema_is_another_entry_of_one_table(build, monkeypatch):
-    row = {"prompt": "2+1?", "response": "3"}
+    row = {"query": "2+1?", "reply": "3"}
     assert not SFTDataset.holds(row)
-    schema = Schema(
-        "pairs", ("prompt", "response"), lambda row, key: [{"content": row[key]}, {"content": row["response"]}]
-    )
-    monkeypatch.setitem(SCHEMAS, "prompt", schema)
+    schema = Schema("pairs", ("query", "reply"), lambda row, key: [{"content": row[key]}, {"content": row["reply"]}])
+    monkeypatch.setitem(SCHEMAS, "query", schema)
     same = build([{"conversations": [ASKED, GREETED]}])
     assert SFTDataset.holds(row) and np.array_equal(build([row], strict=True).ids, same.ids)
     assert build([row]).meta["sources"][0]["counts"]["notes"]["schema pairs"] == [1, 1]
@@ -91,6 +102,41 @@ def test_alpaca_is_system_history_then_instruction_and_input(build, tokenizer):
     row = {"instruction": "Add.", "input": "2+1", "output": "3", "history": [["1+1?", "2"]], "system": "Be brief."}
     turns = ("system\nBe brief.", "user\n1+1?", "assistant\n2", "user\nAdd.\n2+1", "assistant\n3")
     assert whole(build([row], strict=True), tokenizer) == "".join(f"<s>{turn}</s>\n" for turn in turns)
+
+
+def test_of_a_prompt_and_a_completion_only_the_completion_is_learned(build, tokenizer):
+    row = {"prompt": [ASKED, {"role": "assistant", "content": "4"}, ASKED], "completion": [GREETED]}
+    cache = build([row, row | {"system": "Be brief."}], strict=True)
+    assert "<s>assistant\n4</s>" in whole(cache, tokenizer) and trained_text(cache, tokenizer) == ["3</s>"] * 2
+    assert whole(build([{"prompt": "[2]", "response": "3"}]), tokenizer).endswith("[2]</s>\n<s>assistant\n3</s>\n")
+    assert whole(cache, tokenizer, 1).startswith("<s>system\nBe brief.</s>")
+    assert cache.meta["sources"][0]["counts"]["notes"] == {"schema prompt/completion": [2, 1], "tags none": [2, 1]}
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"text": NAN}, '"text" is null or NaN'),
+        ({"messages": [ASKED, {"role": "assistant", "content": NAN}]}, "content of turn 1 is null or NaN"),
+        ({"instruction": "2+1?", "output": NAN}, '"output" is null or NaN'),
+        ({"instruction": NAN, "input": 3, "output": "3"}, '"input" is int'),
+        ({"prompt": NAN, "completion": "3"}, '"prompt" is null or NaN'),
+        ({"prompt": "2+1?", "response": NAN}, '"response" is null or NaN'),
+        ({"prompt": [{"content": "2+1?"}], "response": "3"}, '"prompt" is list, expected a string'),
+        ({"messages": NAN}, '"messages" is null or NaN, expected a list'),
+        ({"messages": json.dumps([ASKED, {"role": "assistant", "content": NAN}])}, "content of turn 1 is null or NaN"),
+        ({"messages": "[broken"}, '"messages" is str, expected a list'),
+        ({"instruction": "2+1?", "output": "3", "history": '{"a": 1}'}, '"history" is dict'),
+    ],
+)
+def test_a_value_that_is_missing_where_words_are_needed_is_named(build, row, reason):
+    with pytest.raises(ValueError, match=f"jsonl:1: {reason}"):
+        build([row], dataset_class=PretrainDataset if "text" in row else SFTDataset)
+
+
+@pytest.mark.parametrize("row", [{"text": "3", "prompt": "2+1?"}, {"prompt": "2+1?", "choices": ["3", "4"]}])
+def test_a_prompt_without_a_completion_is_no_chat(row):
+    assert not SFTDataset.holds(row)
 
 
 def test_a_system_field_becomes_the_first_turn(build, tokenizer):
@@ -143,8 +189,8 @@ def test_a_tool_turn_is_read_and_not_trained_on(build, tokenizer):
 
 
 def test_an_unknown_schema_names_its_fields_and_shows_a_valid_line(build):
-    with pytest.raises(ValueError, match='(?s)no field "conversations".*"prompt", "response".*a valid line: {"conv'):
-        build([{"prompt": "2+1?", "response": "3"}])
+    with pytest.raises(ValueError, match='(?s)no field "conversations".*"query", "reply".*a valid line: {"conv'):
+        build([{"query": "2+1?", "reply": "3"}])
     with pytest.raises(ValueError, match='(?s)no field "text"; it has "conversations".*a valid line: {"text"'):
         build([{"conversations": [ASKED, GREETED]}], dataset_class=PretrainDataset)
 
