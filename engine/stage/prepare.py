@@ -20,6 +20,7 @@ from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Segments, Sources, pack_dense
 from engine.packing import pack as pack_rows
 from engine.stage.plan import describe_files, describe_rows
+from engine.stage.resume_key import DATA_FILES
 from model import SpongeBob, supports_varlen_attention
 
 
@@ -46,9 +47,10 @@ class Rows:
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
         files = self.cache.meta["sources"]
-        data = []
+        data, data_files = [], []
         for file, times in zip(files, self.cache.times, strict=True):
             data += [{name: file[name] for name in ("content", "documents")}] * times
+            data_files += [[file["name"], file["counts"]["rows"]]] * times
         lines = [
             describe_files(files, self.num_held_out, loss_weights),
             describe_repeated(self.cache.row_hashes()),
@@ -59,6 +61,7 @@ class Rows:
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
             resume_key={
                 "data": data,
+                DATA_FILES: data_files,
                 "dataset": self.cache.meta["dataset"],
                 "encoding": self.cache.meta["encoding"],
                 "held_out": {"documents": self.num_held_out, "content": self.held_out},

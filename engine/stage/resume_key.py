@@ -4,7 +4,7 @@ It is derived from the flags, not listed: a flag of any group is in it with its 
 free or names the key whose value is derived from it (flags.flag). So a new flag is bound until somebody decides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine import optim
@@ -13,6 +13,8 @@ from engine.flags import Args, flag_fields, shown
 from engine.loop import Run
 from engine.machine.runtime import Runtime
 from engine.tokenizer import fingerprint
+
+DATA_FILES = "data_files"  # [name, rows] of each file, for messages: a file that was renamed is the same
 
 
 def resume_key(run: Run, args: Args, sources_key: Mapping[str, Any], stage: str, parent: str | None) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def bound_flags(args: Args) -> dict[str, Any]:
 def check_ranks_agree(key: dict[str, Any], rt: Runtime) -> None:
     """Refuse to start when processes would train on different data or settings, as when one machine lacks the file."""
     for rank, other in enumerate(rt.gather(key)):
-        different = [name for name, value in key.items() if other[name] != value]
+        different = [name for name, value in key.items() if other[name] != value and name != DATA_FILES]
         if different:
             raise ValueError(
                 f"processes {rt.rank} and {rank} differ in {', '.join(different)}: every machine needs the same "
@@ -72,20 +74,58 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], step: int, wher
     Raises:
         ValueError: Names what differs, with both values.
     """
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name != DATA_FILES]
     if not changed or (changed == ["steps"] and _same_past(step, before, now)):
         return
-    changes = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
+    if "data" in changed and DATA_FILES in before:
+        derived = ("data", "held_out", "steps", "warmup_iters")
+        changed = [name for name in changed if name not in derived]
+        changes = [_describe_data(before, now)]
+    else:
+        changes = []
+    changes += [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed]
     hint = ""
     if "steps" in changed:
         hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
-    if "held_out" in changed and "data" not in changed:
+    if "held_out" in changed:
         hint = " (other rows are held out than before: validation would hold rows that were trained on)"
     if "encoding" in changed:
         hint = " (this version reads or holds out rows otherwise: finish the run with the version that began it)"
     if "row_len" in changed:
         hint = " (--max_seq_len, --batch_size and the device decide how rows are laid out)"
-    raise ValueError(f"{where} belongs to another run: {changes}{hint}. Use the old flags, --name or --overwrite")
+    raise ValueError(
+        f"{where} belongs to another run: {'; '.join(changes)}{hint}. Use the old flags, --name or --overwrite"
+    )
+
+
+def _describe_data(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Describe how the files of two resume keys differ, by name."""
+    old, new = before[DATA_FILES], now[DATA_FILES]
+    old_contents, contents = ([file["content"] for file in key["data"]] for key in (before, now))
+    if old_contents != contents and sorted(old_contents) == sorted(contents):
+        return f"the files are in another order, {_names(new)}; it was {_names(old)}"
+    rows_before, changes = dict(old), []
+    for content, (name, rows) in zip(contents, new, strict=True):
+        if content in old_contents:
+            continue
+        if name not in rows_before:
+            changes.append(f"{name} is new")
+        elif rows == rows_before[name]:
+            changes.append(f"{name} has other content in as many rows")
+        else:
+            changes.append(f"{name} has {rows:,} rows, had {rows_before[name]:,}")
+    changes += [f"{name} is missing" for name in rows_before if name not in dict(new)]
+    if not changes:  # a file that was named twice, or other documents of the same rows
+        changes.append(f"there are {_num_documents(now)}, there were {_num_documents(before)}")
+    return "; ".join(changes)
+
+
+def _num_documents(key: dict[str, Any]) -> str:
+    return f"{len(key['data'])} files of {sum(file['documents'] for file in key['data']):,} documents"
+
+
+def _names(files: Sequence) -> str:
+    return ", ".join(name for name, _ in files)
 
 
 def _same_past(step: int, before: dict, now: dict) -> bool:

@@ -38,6 +38,49 @@ def test_a_state_of_another_encoding_is_refused_with_the_reason():
         check_unchanged(*keys, 5, "results/pretrain.state")
 
 
+def data_key(*files):
+    """Return the part of the resume key that files, (content, name, rows) each, decide."""
+    return {
+        "data": [{"content": content, "documents": rows} for content, _, rows in files],
+        "data_files": [[name, rows] for _, name, rows in files],
+        "held_out": {"content": "".join(content for content, _, _ in files)},
+        "steps": sum(rows for _, _, rows in files),
+    }
+
+
+A, B = ("a-200", "a.jsonl", 200), ("b-9", "b.jsonl", 9)
+
+
+@pytest.mark.parametrize(
+    "before, now, message",
+    [
+        ([A, B], [B, A], "the files are in another order, b.jsonl, a.jsonl; it was a.jsonl, b.jsonl"),
+        ([A], [("a-201", "a.jsonl", 201)], "a.jsonl has 201 rows, had 200"),
+        ([A, B], [A, ("c-9", "b.jsonl", 9)], "b.jsonl has other content in as many rows"),
+        ([A], [A, B], "b.jsonl is new"),
+        ([A, B], [B], "a.jsonl is missing"),
+        ([A], [A, A], "there are 2 files of 400 documents, there were 1 files of 200 documents"),
+    ],
+)
+def test_data_that_changed_is_told_by_the_names_of_its_files(before, now, message):
+    with pytest.raises(ValueError, match=rf"results belongs to another run: {message}\. Use the old flags"):
+        check_unchanged(data_key(*before), data_key(*now), 5, "results")
+
+
+def test_file_that_was_renamed_is_the_same_data():
+    check_unchanged(data_key(A), data_key(("a-200", "moved.jsonl", 200)), 5, "results")
+
+
+def test_row_more_is_told_when_a_run_resumes(home, tmp_path):
+    rows = (home / "pretrain.jsonl").read_text("utf-8").splitlines(keepends=True)
+    here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9", "--data_path", str(tmp_path / "a.jsonl")]
+    (tmp_path / "a.jsonl").write_text("".join(rows[:-1]), encoding="utf-8")
+    assert run_stage(home, *here).code == 75
+    (tmp_path / "a.jsonl").write_text("".join(rows), encoding="utf-8")
+    refused = run_stage(home, *here, "--resume")
+    assert refused.code == 2 and "another run: a.jsonl has 60 rows, had 59. Use" in refused.output, refused.output
+
+
 def test_micro_batches_that_lay_documents_out_in_another_way_are_refused(home, tmp_path):
     """On the CPU the rows of a micro-batch are joined into one line, which documents fill."""
     here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
