@@ -4,18 +4,20 @@
 
 Reads the pretraining and the conversation schema. It learns only from rows that training learns from: the rows
 that validation holds out stay unseen here too. Memory is bounded by --max_bytes, whatever the size
-of the files: of a larger corpus an evenly spread part is taken.
+of the files: of a larger corpus random rows of every file are taken.
 """
 
 import random
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from dataset import BorderedDataset, PretrainDataset
 from engine import cli
 from engine.console import print0
-from engine.corpus.bpe import compression_report, sample_texts, save_tokenizer, scan_corpus, train_bpe
+from engine.corpus.bpe import compression_report, draw_rows, read_texts, save_tokenizer, scan_corpus, train_bpe
+from engine.corpus.held_out import held_out_hashes, merge_same_files
 from engine.corpus.jsonl import source_files
 from engine.files import resolve_download_path
 from engine.flags import ROOT, Args, Flags, flag, parse, shown
@@ -23,6 +25,7 @@ from engine.options import SAMPLE
 from engine.reasoning import TAGS
 from engine.tokenizer import MAX_VOCAB_SIZE, load_tokenizer
 
+REPORT_BYTES = 8_000_000  # of text that the report is on where no row is held out
 MIN_VOCAB_SIZE = 260  # the 256 bytes, three special tokens, one that is learned
 
 
@@ -71,25 +74,33 @@ def main(argv: list[str] | None = None) -> None:
         paths = [SAMPLE / "pretrain.jsonl"]
         print0(f"pretrain.jsonl is not here: learning from the bundled sample {shown(paths[0])}")
     files = source_files([resolve_download_path(Path(path)) for path in paths])
+    files, times = merge_same_files(files, [path.resolve() for path in files])
     dataset_class = BorderedDataset if args.split_on_special_tokens else PretrainDataset
-    num_bytes, held_out = scan_corpus(files, args.val_fraction, args.strict_data, dataset_class)
-    print0(f"learning from {min(num_bytes, args.max_bytes):,} of {num_bytes:,} bytes")
+    rows = scan_corpus(files, args.strict_data, dataset_class)
+    held_out = held_out_hashes([file.hashes for file in rows], args.val_fraction)
 
-    # 2. Learn merges from an evenly spread part of them.
-    share = min(1.0, args.max_bytes / num_bytes)
-    texts = sample_texts(files, held_out, share, dataset_class=dataset_class)
-    first = next(texts, None)
-    if first is None:
+    # 2. Learn merges from random rows of them, of every file in proportion; one that is given twice is read twice.
+    order = np.repeat(np.arange(len(files)), times).tolist()
+    learned = draw_rows([rows[number] for number in order], held_out, args.max_bytes)
+    if not any(map(len, learned)):
+        num_bytes = sum(int(file.num_bytes.sum()) for file in rows)
         raise ValueError(f"--max_bytes {args.max_bytes} leaves no row of {num_bytes:,} bytes to learn from: raise it")
-    tokenizer = train_bpe(chain([first], texts), args.vocab_size, args.tag_tokens)
+    for number, drawn in zip(order, learned, strict=True):
+        print0(f"learning from {rows[number].describe(drawn)} bytes of {shown(files[number])}")
+    texts = read_texts([files[number] for number in order], learned, dataset_class)
+    tokenizer = train_bpe(texts, args.vocab_size, args.tag_tokens)
     if (size := tokenizer.get_vocab_size()) < args.vocab_size:
         print0(f"the texts hold no more pairs to merge: {size:,} tokens instead of {args.vocab_size:,}")
     save_tokenizer(tokenizer, args.save_dir)
 
-    # 3. Report how well it compresses texts that it has not seen.
-    unseen = list(sample_texts(files, held_out, from_held_out=True, dataset_class=dataset_class))
-    random.Random(0).shuffle(unseen)
-    print0(compression_report(load_tokenizer(args.save_dir), unseen[:4000]))
+    # 3. Report how well it compresses texts that it has not seen: those held out, else some of those left over.
+    unseen = [held_out] * len(files)
+    if not len(held_out):
+        unseen = draw_rows(rows, np.concatenate(learned), REPORT_BYTES)
+    texts = list(read_texts(files, unseen, dataset_class))
+    random.Random(0).shuffle(texts)
+    report = compression_report(load_tokenizer(args.save_dir), texts[:4000])
+    print0(report if texts else "no report: every row is learned from (--val_fraction 0 holds out none)")
     print0(f"wrote {shown(args.save_dir)}/tokenizer.json and tokenizer_config.json")
 
 

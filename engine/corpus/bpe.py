@@ -2,9 +2,10 @@
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
 from engine.console import print0
-from engine.corpus.held_out import describe_repeated, held_out_hashes, row_hash
+from engine.corpus.held_out import describe_repeated, row_hash
 from engine.corpus.jsonl import RowCounts, RowReport, parse_line, read_lines
 from engine.files import to_json
 from engine.reasoning import TAGS
@@ -41,66 +42,96 @@ def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | 
     return row_hash(text), dataset_class.parts(text)
 
 
+class ScannedFile(NamedTuple):
+    """The rows of a file, in order: `hashes` (rows,) uint64, and `num_bytes` of their texts, (rows,) uint64."""
+
+    hashes: np.ndarray
+    num_bytes: np.ndarray
+
+    def describe(self, rows: np.ndarray) -> str:
+        """Describe how many bytes of how many the rows have that have these hashes, (n,) uint64."""
+        return f"{self.num_bytes[np.isin(self.hashes, rows)].sum():,} of {self.num_bytes.sum():,}"
+
+
 def scan_corpus(
-    paths: list[Path], val_fraction: float, strict: bool, dataset_class: type[PretrainDataset] = PretrainDataset
-) -> tuple[int, set[int]]:
-    """Read all files once, and return (bytes of text in all, hashes of the rows that are held out).
+    paths: Sequence[Path], strict: bool, dataset_class: type[PretrainDataset] = PretrainDataset
+) -> list[ScannedFile]:
+    """Read all files once.
 
     Args:
         paths: JSONL files.
-        val_fraction: Share of the rows that training holds out.
         strict: Stop at the first bad row.
         dataset_class: As in `read_row`.
     """
     report = RowReport(strict, {str(path): RowCounts() for path in paths})
     read = partial(read_row, dataset_class)
-    num_bytes, hashes = 0, []
+    files = []
     with tqdm(desc="reading", total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True) as bar:
         for path in paths:
-            counts, file_hashes = report.files[str(path)], array("Q")
+            counts = report.files[str(path)]
+            hashes, num_bytes = array("Q"), array("Q")
             for number, line in read_lines(path, bar.update):
                 row = counts.read(number, line, read)
                 report.check_strict()
                 if row is not None:
-                    num_bytes += sum(len(text.encode()) for text in row[1])
-                    file_hashes.append(row[0])
-            hashes.append(np.array(file_hashes, np.uint64))
+                    hashes.append(row[0])
+                    num_bytes.append(sum(len(text.encode()) for text in row[1]))
+            files.append(ScannedFile(np.array(hashes, np.uint64), np.array(num_bytes, np.uint64)))
     report.check_bad_rows(PretrainDataset.valid)
     report.warn_skipped()
-    if copies := describe_repeated(hashes):
+    if copies := describe_repeated([file.hashes for file in files]):
         print0(copies)
-    return num_bytes, set(held_out_hashes(hashes, val_fraction).tolist())
+    return files
 
 
-def sample_texts(
-    paths: Iterable[Path],
-    held_out: set[int],
-    share: float = 1.0,
-    *,
-    from_held_out: bool = False,
-    dataset_class: type[PretrainDataset] = PretrainDataset,
+def draw_rows(files: Sequence[ScannedFile], excluded: np.ndarray, max_bytes: int) -> list[np.ndarray]:
+    """Return the hashes of random rows of every file, at most `max_bytes` of text, each file in proportion.
+
+    A row is drawn by its hash, with the bytes in another order than for holding out: with --val_fraction 0, too, rows
+    are drawn that training would hold out otherwise. Copies of a row are drawn together. A row that is larger than the
+    share of its file is not drawn.
+
+    Args:
+        files: The rows of each file.
+        excluded: Hashes of rows that are not drawn, (n,) uint64.
+        max_bytes: Bytes of text in all.
+    Returns:
+        The hashes drawn from each file, (rows,) uint64 each.
+    """
+    rest = []
+    for file in files:
+        mask = ~np.isin(file.hashes, excluded)
+        rest.append(ScannedFile(file.hashes[mask], file.num_bytes[mask]))
+    share = min(1.0, max_bytes / max(1, sum(int(file.num_bytes.sum()) for file in rest)))
+    drawn = []
+    for hashes, num_bytes in rest:
+        limit = share * int(num_bytes.sum())
+        keys, row = np.unique(hashes.byteswap(), return_inverse=True)
+        sizes = np.bincount(row, weights=num_bytes, minlength=len(keys))
+        keys, sizes = keys[sizes <= limit], sizes[sizes <= limit]
+        drawn.append(keys[sizes.cumsum() <= limit].byteswap())
+    return drawn
+
+
+def read_texts(
+    paths: Iterable[Path], rows: Iterable[np.ndarray], dataset_class: type[PretrainDataset] = PretrainDataset
 ) -> Iterator[str]:
-    """Yield the texts of an evenly spread part of each file.
+    """Yield the texts of some rows of each file.
 
     Args:
         paths: JSONL files.
-        held_out: Hashes of the rows that are held out.
-        share: The part of the rows to take, at most 1.
-        from_held_out: Take the rows that are held out instead of the others.
+        rows: Hashes of the rows to read of each file, (rows,) uint64 each.
         dataset_class: As in `read_row`.
     """
-    for path in paths:
-        due = 0.0
+    for path, hashes in zip(paths, rows, strict=True):
+        wanted = set(hashes.tolist())
         for _, line in read_lines(path):
             try:
                 row_id, texts = read_row(dataset_class, parse_line(line))
             except BadRow:
                 continue
-            if (row_id in held_out) == from_held_out:
-                due += share
-                if due >= 1:
-                    due -= 1
-                    yield from texts
+            if row_id in wanted:
+                yield from texts
 
 
 # ---------------------------------------------------------------------------------------------- the tokenizer
@@ -167,7 +198,7 @@ def compression_report(tokenizer: Tokenizer, texts: list[str]) -> str:
     report = [
         f"vocabulary {tokenizer.get_vocab_size()} tokens",
         "",
-        "| held-out text | characters per token | bytes per token |",
+        "| unseen text | characters per token | bytes per token |",
         "|---|---|---|",
     ]
     for name, group in groups.items():

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+from factories import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import train_tokenizer
 from engine.corpus import bpe
+from engine.corpus.held_out import held_out_hashes
 from engine.reasoning import TAGS
 from engine.tokenizer import load_tokenizer
 
@@ -61,27 +64,85 @@ def test_tag_tokens_are_one_token_each_and_stay_visible(corpus, tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "".join(TAGS)
 
 
-def test_max_bytes_bounds_the_texts_and_spreads_them_over_the_file(corpus, tmp_path, monkeypatch, capsys):
-    train, learned = bpe.train_bpe, []
+def scanned(rows, first_hash=0):
+    """Rows of so many bytes each, with random hashes."""
+    hashes = np.random.default_rng(first_hash).integers(0, 2**64, len(rows), dtype=np.uint64)
+    return bpe.ScannedFile(hashes, np.array(rows, np.uint64))
 
-    def watched(texts, *options):
-        learned.extend(texts)
-        return train(iter(learned), *options)
 
-    monkeypatch.setattr(train_tokenizer, "train_bpe", watched)
-    learn(corpus, tmp_path, "--max_bytes", 1000)
-    assert 500 < sum(len(text.encode()) for text in learned) <= 1000
-    numbers = [int(text.split()[1].strip(".")) for text in learned]
-    assert numbers == sorted(set(numbers)) and all(
-        any(first <= number < first + 100 for number in numbers) for first in (0, 100, 200, 300)
-    )
-    assert "learning from 1,000 of 6,200 bytes" in capsys.readouterr().out
+NONE = np.empty(0, np.uint64)
+
+
+def test_max_bytes_bounds_the_texts_and_takes_no_period_of_the_file(tokenizer, tmp_path, monkeypatch, capsys):
+    """Translation pairs: every second row is in one language."""
+    learned = []
+    monkeypatch.setattr(train_tokenizer, "train_bpe", lambda texts, *_: learned.extend(texts) or tokenizer)
+    rows = [{"text": f"{('abc', 'xyz')[number % 2]} {number:03}"} for number in range(800)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    learn(path, tmp_path, "--max_bytes", 2800, "--val_fraction", 0)
+    num_bytes = sum(len(text.encode()) for text in learned)
+    assert 2790 < num_bytes <= 2800 and len(learned) == len(set(learned))
+    assert 160 < sum(text.startswith("abc") for text in learned) < 240
+    assert f"learning from {num_bytes:,} of 5,600 bytes of {path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("period", [2, 3, 7])
+def test_rows_that_alternate_are_drawn_in_proportion(period):
+    """Translation pairs, or long rows among short ones: every second row is of one kind."""
+    file = scanned([300 if number % period == 0 else 30 for number in range(6000)])
+    total = int(file.num_bytes.sum())
+    drawn = np.isin(file.hashes, bpe.draw_rows([file], NONE, total // period)[0])
+    assert abs(drawn[::period].mean() - 1 / period) < 0.05 and abs(drawn.mean() - 1 / period) < 0.05
+    assert 0.98 * total // period < file.num_bytes[drawn].sum() <= total // period
+
+
+def test_every_file_is_drawn_from_in_proportion_and_within_max_bytes():
+    files = [scanned([40] * 5000, 1), scanned([40] * 500, 2), scanned([4000] * 50, 3), scanned([], 4)]
+    parts = []
+    for file, drawn in zip(files, bpe.draw_rows(files, NONE, 100_000), strict=True):
+        parts.append(file.num_bytes[np.isin(file.hashes, drawn)].sum())
+    assert sum(parts) <= 100_000
+    assert np.allclose(parts, [47_619, 4_761, 47_619, 0], atol=4000)
+    everything = bpe.draw_rows(files, files[0].hashes, 10**9)
+    assert [len(drawn) for drawn in everything] == [0, 500, 50, 0]
+
+
+def test_the_rows_drawn_are_not_those_that_would_be_held_out():
+    file = scanned([40] * 5000)
+    drawn = bpe.draw_rows([file], NONE, 20_000)[0]
+    assert len(drawn) == 500 and np.isin(drawn, held_out_hashes([file.hashes], 0.1)).mean() < 0.2
+
+
+def test_copies_are_drawn_together_and_rows_larger_than_the_share_are_not():
+    file = bpe.ScannedFile(np.array([7] * 90 + list(range(10)), np.uint64), np.array([10] * 99 + [500], np.uint64))
+    drawn = bpe.draw_rows([file], NONE, 300)[0]
+    assert 7 not in drawn and 9 not in drawn and len(drawn) == 8
 
 
 def test_held_out_rows_are_not_learned_from(corpus):
-    hidden = bpe.scan_corpus([corpus], 0.1, strict=True)[1]
-    seen, unseen = (list(bpe.sample_texts([corpus], hidden, from_held_out=part)) for part in (False, True))
+    rows = bpe.scan_corpus([corpus], strict=True)
+    hidden = held_out_hashes([rows[0].hashes], 0.1)
+    learned = bpe.draw_rows(rows, hidden, 10**9)
+    seen, unseen = (list(bpe.read_texts([corpus], part)) for part in (learned, [hidden]))
     assert len(unseen) == 64 and len(seen) == 336 and not set(seen) & set(unseen)
+
+
+@pytest.mark.parametrize(
+    "max_bytes, report", [(1000, "texts survive a round trip"), (10**6, "no report: every row is learned from")]
+)
+def test_the_report_is_on_rows_that_were_not_learned_from(corpus, tmp_path, capsys, max_bytes, report):
+    learn(corpus, tmp_path, "--val_fraction", 0, "--max_bytes", max_bytes)
+    assert report in capsys.readouterr().out
+
+
+def test_a_file_given_twice_is_learned_from_twice(corpus, tokenizer, tmp_path, monkeypatch, capsys):
+    learned = []
+    monkeypatch.setattr(train_tokenizer, "train_bpe", lambda texts, *_: learned.extend(texts) or tokenizer)
+    learn(corpus, tmp_path)
+    once = sorted(2 * learned)
+    learned.clear()
+    learn(corpus, tmp_path, "--overwrite", "--data_path", corpus, corpus)
+    assert sorted(learned) == once and "the same file 2 times" in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_is_there_is_replaced_only_when_asked(corpus, tmp_path):
