@@ -124,7 +124,7 @@ def test_missing_tiktoken_is_reported_once_where_it_costs_time(tokenizer, tmp_pa
     monkeypatch.setattr(token_cache, "TIKTOKEN_MIN_BYTES", 0)
     paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for path in paths:
-        path.write_text(json.dumps({"text": "the boats come home"}), encoding="utf-8")
+        path.write_text(json.dumps({"text": f"the boats come home {path.stem}"}), encoding="utf-8")
     size = sum(path.stat().st_size for path in paths)
     for limit, is_much in ((size, False), (size - 1, True)):
         monkeypatch.setattr(tiktoken_backend, "HINT_BYTES", limit)
