@@ -17,8 +17,11 @@ from tokenizers import Tokenizer
 
 from engine.reasoning import TAG_RE, TAGS, tag_form
 from engine.schemas import (
+    WITHHELD,
     BadRow,
+    DroppedRow,
     EmptyRow,
+    is_called_bad,
     is_trained,
     names_of,
     read_chat,
@@ -30,7 +33,7 @@ from engine.schemas import (
 from engine.tokenizer import BOS, EOS
 
 # Part of the key of every token cache: raise it when rows would be encoded, or stored, differently than before.
-ENCODING_VERSION = 6
+ENCODING_VERSION = 7
 
 NO_LOSS = 0
 LOSS = 1
@@ -83,6 +86,9 @@ class PretrainDataset:
         text = text_of(row[cls.field], f'"{cls.field}"')
         if notes is not None:
             notes |= {"schema text"} | unread_fields(row, [cls.field]) | special_tokens_in(text)
+            verdicts: set[str] = set()
+            if is_called_bad(row, verdicts):  # a text is learned whatever such a field says
+                notes |= {note.replace("bad_answer", "field") for note in verdicts if note.startswith("bad_answer")}
         return text
 
     @staticmethod
@@ -154,14 +160,16 @@ class SFTDataset:
     def read(cls, row: dict, notes: set[str] | None = None) -> list[dict]:
         """Return the row's messages (schemas.read_chat), and add what is worth a report to `notes`.
 
-        As in PretrainDataset, and "tags none" and "tags broken".
+        As in PretrainDataset, and "tags none", "tags broken", "empty_turn", "bad_answer field" and "number field".
 
         Raises:
-            BadRow: The row is no chat, or nothing in it is trained on.
+            BadRow: The row is no chat, or nothing in it is trained on (DroppedRow: any more).
         """
         notes = set() if notes is None else notes
         messages = read_chat(row, notes)
         answers = [message["content"] for message in messages if is_trained(message)]
+        if not answers and any(note.startswith(WITHHELD) for note in notes):
+            raise DroppedRow("no answer is left to learn")
         if not answers:
             raise BadRow("no assistant turn that is trained on, so nothing to learn")
         for message in messages:

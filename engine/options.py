@@ -48,6 +48,9 @@ class Data(Flags):
     )
     download: bool = free_flag(False, f"fetch the stage's file from ModelScope ({DATASET}), if it is not here")
     strict_data: bool = free_flag(False, "stop at the first bad row instead of counting it")
+    allow_dropped: bool = free_flag(
+        False, "train where most rows of a file are left out, as empty or with answers that are called bad"
+    )
     val_fraction: float = flag(
         0.01, "share of the rows held out for validation, 64 to 2000 rows (0: none)", ge=0, bound_by="held_out"
     )

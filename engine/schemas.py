@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 from engine.reasoning import THINK, format_reasoning
@@ -26,12 +27,24 @@ TRAIN_KEYS = ("weight", "train", "training", "trainable", "loss")  # 0 or false:
 TURN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "id", "idx", "index", "turn"}
 COMPLETION_KEYS = ("prompt", "completion", "response", "system")
 ALPACA_KEYS = ("instruction", "input", "output", "history", "system", *REASONING_KEYS)
+# Where a row or a turn may call its answer bad, and by which words. A 0 says so only in a file of which a field of
+# ZERO_KEYS holds nothing but 0 and 1 (jsonl.find_zero_fields); any other number says nothing about the answer.
+VERDICT_KEYS = frozenset(
+    "label labels class tag correct is_correct score scores rating quality rank reward rewards kto_tag accepted "
+    "is_accepted passed verdict".split()
+)
+ZERO_KEYS = ("label", "correct", "is_correct")
+REWARD_KEYS = ("reward", "rewards")  # bad below 0
+BAD_WORDS = frozenset(
+    "bad false wrong incorrect rejected reject undesirable unacceptable poor failed 错 错误 不正确 不好 坏".split()
+)
+WITHHELD = ("bad_answer", "empty_turn")  # notes on what a row says and training does not learn
 METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to learn
     "id idx index uid uuid conversation_id message_id hash md5 key name task task_type type kind category categories "
-    "class label labels tag tags topic subject domain field source sources dataset subset split origin url link title "
-    "author date time timestamp created updated year license version lang language country score scores quality rating "
-    "rank reward difficulty level correct answer answers gold ground_truth value expected length num_turns tokens turn "
-    "model_name generator meta metadata note notes comment comments info extra file path line".split()
+    "tags topic subject domain field source sources dataset subset split origin url link title author date time "
+    "timestamp created updated year license version lang language country difficulty level answer answers gold "
+    "ground_truth value expected length num_turns tokens turn model_name generator meta metadata note notes comment "
+    "comments info extra file path line".split()
 )
 
 # NaN is what pandas writes where a value is missing: it becomes null, and null is as absent as no field at all.
@@ -48,7 +61,11 @@ class BadRow(ValueError):
 
 
 class EmptyRow(BadRow):
-    """A row without text. Nothing is wrong with it, so it is counted apart."""
+    """A row without words. Nothing is wrong with it, so it is counted apart."""
+
+
+class DroppedRow(BadRow):
+    """A chat with nothing left to learn: its answers are called bad, or have no words. It is counted apart."""
 
 
 # --------------------------------------------------------------------------------------------------- fields
@@ -109,8 +126,24 @@ def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | 
 
 def unread_fields(fields: dict, read: Iterable[str]) -> set[str]:
     """Return a note for each field that may hold something to learn and is not understood."""
-    unread = fields.keys() - METADATA_KEYS.union(read)
+    unread = fields.keys() - METADATA_KEYS.union(VERDICT_KEYS, read)
     return {f"field {name}" for name in unread if fields[name] not in (None, "", [], {})}
+
+
+def is_called_bad(fields: dict, notes: set[str]) -> bool:
+    """Return whether a row or a turn calls its answer bad; note the fields that do, and those that hold a number."""
+    is_bad = False
+    for name in VERDICT_KEYS & fields.keys():
+        value = fields[name]
+        if isinstance(value, str):
+            value = value.strip().lower() not in BAD_WORDS
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is False or (is_number and name in REWARD_KEYS and value < 0):
+            notes.add(f"bad_answer {name}")
+            is_bad = True
+        elif is_number:
+            notes.add(f"number {name}")
+    return is_bad
 
 
 def special_tokens_in(text: str) -> set[str]:
@@ -157,7 +190,8 @@ def alpaca_turns(row: dict, key: str) -> list:
     """
     if "output" not in row:
         raise BadRow(f'"{key}" without a field "output"; it has {names_of(row)}')
-    question = [text_of(row[name], f'"{name}"') for name in (key, "input") if row.get(name) not in (None, "")]
+    present = [name for name in (key, "input") if row.get(name) is not None]
+    question = [text_of(row[name], f'"{name}"', may_be_empty=True) for name in present]
     history = unquoted(row.get("history")) or []
     if not isinstance(history, list):
         raise BadRow(f'"history" is {type_name(history)}, expected a list')
@@ -168,8 +202,9 @@ def alpaca_turns(row: dict, key: str) -> list:
         else:
             turns.append(earlier)
     reasoning = {name: row[name] for name in REASONING_KEYS if name in row}
-    answer = {"role": "assistant", "content": text_of(row["output"], '"output"'), **reasoning}
-    return [*turns, {"role": "user", "content": "\n".join(question)}, answer]
+    answer = {"role": "assistant", "content": text_of(row["output"], '"output"', may_be_empty=True), **reasoning}
+    asked = "\n".join(text for text in question if text.strip())
+    return [*turns, {"role": "user", "content": asked}, answer]
 
 
 def completion_turns(row: dict, key: str) -> list:
@@ -186,7 +221,9 @@ def completion_turns(row: dict, key: str) -> list:
         if not isinstance(turns, list) or not all(
             isinstance(turn, dict) and turn.keys() & {*ROLE_KEYS} for turn in turns
         ):
-            turns = [{"role": role, "content": text_of(row[name], f'"{name}"')}]  # also one that spells a list
+            turns = [
+                {"role": role, "content": text_of(row[name], f'"{name}"', may_be_empty=True)}
+            ]  # also one that spells a list
         sides.append(turns)
     prompt = [turn | {"train": False} for turn in sides[0]]
     return [*prompt, *sides[1]]
@@ -226,6 +263,8 @@ def read_chat(row: dict, notes: set[str]) -> list[dict]:
     schema = SCHEMAS[key]
     turns = [unquoted(turn) for turn in schema.turns(row, key)]
     messages = read_turns(turns, notes)
+    if is_called_bad(row, notes):
+        messages = [message | {"train": False} for message in messages]
     notes |= unread_fields(row, schema.keys)
     notes.add("schema ShareGPT" if any("from" in turn for turn in turns) else f"schema {schema.name}")
     if row.get("system") is not None:
@@ -243,8 +282,10 @@ def read_chat(row: dict, notes: set[str]) -> list[dict]:
 def read_turns(turns: list, notes: set[str]) -> list[dict]:
     """Return turns under any names as [{"role", "content"}], and add to `notes` the fields that are not understood.
 
+    A question or an answer without words takes the other with it.
+
     Raises:
-        BadRow: A turn is not understood, or (EmptyRow) none has a text.
+        BadRow: A turn is not understood, or (EmptyRow) none has words, or (DroppedRow) no pair is left.
     """
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
@@ -264,9 +305,34 @@ def read_turns(turns: list, notes: set[str]) -> list[dict]:
         notes |= unread_fields(turn, TURN_KEYS)
         if message := _message(turn, role, number, notes):
             messages.append(message)
-    if not messages:
-        raise EmptyRow("no turn has a text")
-    return messages
+    if not any(message["content"].strip() for message in messages):
+        raise EmptyRow("no turn has words")
+    return _drop_empty_pairs(messages, notes)
+
+
+def _drop_empty_pairs(messages: list[dict], notes: set[str]) -> list[dict]:
+    """Return the messages without the questions and answers of which a turn has no words.
+
+    Raises:
+        DroppedRow: Nothing else is there.
+    """
+    exchanges: list[list[dict]] = [[]]
+    for message in messages:
+        if message["role"] == "user" and exchanges[-1] and exchanges[-1][-1]["role"] != "user":
+            exchanges.append([])
+        exchanges[-1].append(message)
+    whole = [exchange for exchange in exchanges if all(map(_has_words, exchange))]
+    if len(whole) == len(exchanges):
+        return messages
+    notes.add("empty_turn")
+    remaining = list(chain.from_iterable(whole))
+    if all(message["role"] == "system" for message in remaining):
+        raise DroppedRow("no question with its answer is left")
+    return remaining
+
+
+def _has_words(message: dict) -> bool:
+    return message["role"] == "system" or bool(message["content"])
 
 
 def _role_of(speaker: object, number: int) -> str:
@@ -279,9 +345,9 @@ def _role_of(speaker: object, number: int) -> str:
 
 def _message(turn: dict, role: str, number: int, notes: set[str]) -> dict | None:
     """Return one turn as a message, or None for an empty system message that is not the first turn."""
-    content = _content(turn, role, number)
-    if role == "system" and not content.strip():
-        return {"role": role, "content": ""} if number == 0 else None
+    content = _content(turn, number)
+    if not content.strip():
+        return {"role": role, "content": ""} if role != "system" or number == 0 else None
     key, reasoning = first_present(turn, REASONING_KEYS, f"turn {number}")
     if reasoning and role == "assistant" and THINK not in content:
         reasoning = text_of(reasoning, f"{key} of turn {number}", may_be_empty=True).strip("\n")
@@ -289,17 +355,18 @@ def _message(turn: dict, role: str, number: int, notes: set[str]) -> dict | None
             content = format_reasoning(reasoning, content.strip("\n"))
     elif reasoning:
         notes.add(f"field {key}")
-    message: dict = {"role": role, "content": content}
+    is_answer = role == "assistant"
+    is_only_read = is_answer and is_called_bad(turn, notes)
     for key in TRAIN_KEYS:
-        is_trained, value = role == "assistant", turn.get(key)
-        if value in (0, False) and is_trained:
-            message["train"] = False
-        elif value is not None and value != is_trained:
+        value = turn.get(key)
+        if value in (0, False) and is_answer:
+            is_only_read = True
+        elif value is not None and value != is_answer:
             notes.add(f"field {key}")
-    return message
+    return {"role": role, "content": content} | ({"train": False} if is_only_read else {})
 
 
-def _content(turn: dict, role: str, number: int) -> str:
+def _content(turn: dict, number: int) -> str:
     """Return the text of a turn; a list of text parts is joined."""
     key, content = first_present(turn, CONTENT_KEYS, f"turn {number}")
     if key is None:
@@ -307,4 +374,4 @@ def _content(turn: dict, role: str, number: int) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         parts = [text_of(part.get("text"), f"a part of turn {number}", may_be_empty=True) for part in content]
         content = "".join(parts)
-    return text_of(content, f"{key} of turn {number}", may_be_empty=role == "system")
+    return text_of(content, f"{key} of turn {number}", may_be_empty=True)

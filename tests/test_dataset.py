@@ -204,7 +204,7 @@ def test_a_bad_text_row_says_what_is_wrong(line, reason):
         (chat("user: a", "system: b"), "no assistant turn"),
         ([{"role": "user"}], 'turn 0 has no field "content"'),
         ([{"role": "user", "content": 3}], "content of turn 0 is int, expected a string"),
-        (chat("user: a", "assistant:  "), "content of turn 1 is empty"),
+        (chat("user: a", "assistant:  "), "no question with its answer is left"),
         (chat("user: a", "assistant: \udc00"), "content of turn 1 holds half a surrogate pair"),
     ],
 )

@@ -70,6 +70,7 @@ TRAINING = {
     "--data_path": Case("other.jsonl", "weights"),
     "--download": Case("", "error", given="--data_path other.jsonl"),
     "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
+    "--allow_dropped": Case("", "error", given="--data_path mostly_empty.jsonl"),
     "--val_fraction": Case("0.2", "log"),
     "--max_seq_len": Case("200", "weights"),
     "--rope_scaling": Case("2", "weights", given="--max_seq_len 600"),  # the parent's rows have 512
@@ -228,6 +229,8 @@ def home(tmp_path_factory):
     marks = [json.dumps({"text": f"<s>snail {number}</s><s>the sea {number}</s>"}) for number in range(200)]
     (home / "marks.jsonl").write_text("\n".join(marks))
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
+    empty = json.dumps({"text": " ", "conversations": []})
+    (home / "mostly_empty.jsonl").write_text("\n".join([*rows(24, "snail"), *[empty] * 25]))
     learned = bpe.train_bpe(rows(50, "snail"), 300, tag_tokens=False)
     bpe.save_tokenizer(learned, home / "tokenizer")
     learned.add_tokens(["jellyfish"])

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
 from engine.console import print0
 from engine.corpus.held_out import describe_repeated, row_hash
-from engine.corpus.jsonl import RowCounts, RowReport, parse_line, read_lines
+from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, parse_line, read_lines
 from engine.files import to_json
 from engine.reasoning import TAGS
 from engine.schemas import BadRow
@@ -70,8 +70,9 @@ def scan_corpus(
         for path in paths:
             counts = report.files[str(path)]
             hashes, num_bytes = array("Q"), array("Q")
+            zero_fields = find_zero_fields(path)
             for number, line in read_lines(path, bar.update):
-                row = counts.read(number, line, read)
+                row = counts.read(number, line, read, zero_fields)
                 report.check_strict()
                 if row is not None:
                     hashes.append(row[0])

@@ -1,6 +1,7 @@
 """Reading JSONL as it comes: plain or gzip, BOM, CRLF, blank lines, no last newline, lines of any length."""
 
 import gzip
+import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 from engine.console import printable, warn
 from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
 from engine.reasoning import TAGS
-from engine.schemas import BadRow, EmptyRow, decode_json
+from engine.schemas import WITHHELD, ZERO_KEYS, BadRow, DroppedRow, EmptyRow, decode_json, schemas_of
 
 READ_BLOCK_BYTES = 4 << 20  # read at a time; a tokenizing process gets one block
 Readable = BinaryIO | gzip.GzipFile
@@ -127,6 +128,43 @@ def parse_line(line: bytes) -> dict:
     return row
 
 
+ZERO_FIELD_RE = re.compile(rb'"(' + "|".join(ZERO_KEYS).encode() + rb')"\s*:\s*([^\s,}\]]+)')
+ZERO_FIELD_VALUES = {b"0", b"0.0", b'"0"', b"1", b"1.0", b'"1"', b"true", b"false", b"null", b"NaN"}
+
+
+def find_zero_fields(path: Path) -> frozenset[str]:
+    """Return the fields of ZERO_KEYS that hold nothing but 0 and 1 in a file, in its rows and turns alike."""
+    present, other = set(), set()
+    for _, block in read_blocks(path):
+        if any(name.encode() in block for name in ZERO_KEYS):
+            for name, value in ZERO_FIELD_RE.findall(block):
+                present.add(name.decode())
+                if value not in ZERO_FIELD_VALUES:
+                    other.add(name.decode())
+    return frozenset(present - other)
+
+
+def parse_row(line: bytes, zero_fields: frozenset[str]) -> dict:
+    """Return a JSONL line as a dict, in which a 0 of a chat's `zero_fields` is false, and a 1 true.
+
+    Raises:
+        BadRow: As in `parse_line`.
+    """
+    row = parse_line(line)
+    return _zeros_as_false(row, zero_fields) if zero_fields and schemas_of(row) else row
+
+
+def _zeros_as_false(fields: dict, names: frozenset[str]) -> dict:
+    result = {}
+    for name, value in fields.items():
+        if name in names and value in (0, 1, "0", "1"):
+            value = value in (1, "1")
+        elif isinstance(value, list):
+            value = [_zeros_as_false(turn, names) if isinstance(turn, dict) else turn for turn in value]
+        result[name] = value
+    return result
+
+
 # ------------------------------------------------------------------------------------------- counts and reports
 
 
@@ -136,25 +174,37 @@ class RowCounts:
 
     rows: int = 0
     bad: int = 0
-    empty: int = 0  # without text; nothing is wrong with them
+    empty: int = 0  # without words; nothing is wrong with them
+    dropped: int = 0  # chats of which nothing is left to learn
     examples: list[str] = field(default_factory=list)  # the first five bad ones, "line: reason"
     notes: dict[str, list[int]] = field(default_factory=dict)  # note of dataset.py -> [rows, line of the first]
 
-    def read(self, number: int, line: bytes, read: Callable[[dict, set[str]], Any]) -> Any:
+    def read(
+        self,
+        number: int,
+        line: bytes,
+        read: Callable[[dict, set[str]], Any],
+        zero_fields: frozenset[str] = frozenset(),
+    ) -> Any:
         """Count a line, and return what `read` makes of it, or None where it is left out.
 
         Args:
             number: Number of the line in its file.
             line: Its content.
             read: (row, notes) -> content; raises BadRow.
+            zero_fields: Of the file, as `find_zero_fields` returns them.
         """
         self.rows += 1
         notes: set[str] = set()
         try:
-            content = read(parse_line(line), notes)
+            content = read(parse_row(line, zero_fields), notes)
         except EmptyRow:
             self.empty += 1
             return None
+        except DroppedRow:
+            self.dropped += 1
+            content = None
+            notes = {note for note in notes if note.startswith(WITHHELD)}
         except BadRow as error:
             self.bad += 1
             self.examples = [*self.examples, f"{number}: {error}"][:5]
@@ -168,6 +218,7 @@ class RowCounts:
         self.rows += later.rows
         self.bad += later.bad
         self.empty += later.empty
+        self.dropped += later.dropped
         self.examples = [*self.examples, *later.examples][:5]
         for note, (rows, first) in later.notes.items():
             self.notes.setdefault(note, [0, first])[0] += rows
@@ -184,14 +235,17 @@ class RowReport:
 
     strict: bool
     files: dict[str, RowCounts]  # an entry for every file: one without a line is refused, too
+    allow_dropped: bool = True
 
     def check_strict(self) -> None:
         """Raise ValueError for the first bad row, or field that is not used, under --strict_data."""
         if not self.strict:
             return
         for path, counts in self.files.items():
-            unused = sorted((first, note) for note, (_, first) in counts.notes.items() if note.startswith("field "))
-            problems = [*counts.examples, *(f"{first}: {note} is not used" for first, note in unused)]
+            notes = sorted((first, note) for note, (_, first) in counts.notes.items())
+            unused = [f"{first}: {note} is not used" for first, note in notes if note.startswith("field ")]
+            withheld = [f"{first}: {_withheld(note)}" for first, note in notes if note.startswith(WITHHELD)]
+            problems = [*counts.examples, *withheld, *unused]
             if problems:
                 raise ValueError(f"{printable(f'{path}:{problems[0]}')} (--strict_data stops at the first bad row)")
 
@@ -208,8 +262,13 @@ class RowReport:
                 share = "more than 1 %" if bad < rows else "so there is no usable row in it"
                 problem = f"{bad} of {rows} rows are bad, {share}: is this the right file and schema?"
                 raise ValueError(f"{name}: {problem}\n  {examples}")
-            if bad + counts.empty == rows:
-                raise ValueError(f"{name}: no usable row in it, {counts.empty} are empty\n  {examples}")
+            dropped = counts.empty + counts.dropped
+            if bad + dropped == rows:
+                raise ValueError(f"{name}: no usable row in it: {_dropped(counts)}\n  {examples}")
+            if dropped > 0.5 * rows and not self.allow_dropped:
+                problem = f"{dropped} of {rows} rows would be left out: {_dropped(counts)}"
+                reasons = "".join(f"\n  {message}" for message in _withheld_messages(counts))
+                raise ValueError(f"{name}: {problem}; --allow_dropped trains on the others{reasons}")
 
     def warn_skipped(self) -> None:
         """Warn of what was left out, and of what was read otherwise than it may be meant."""
@@ -222,12 +281,32 @@ def _examples(path: str, counts: RowCounts) -> list[str]:
     return [printable(f"{path}:{example}") for example in counts.examples]
 
 
+def _dropped(counts: RowCounts) -> str:
+    parts = {"have no words": counts.empty, "hold no answer that is to be learned": counts.dropped}
+    return ", ".join(f"{rows} {reason}" for reason, rows in parts.items() if rows)
+
+
+def _withheld(note: str) -> str:
+    topic, _, name = note.partition(" ")
+    if topic == "bad_answer":
+        return f"field {name} calls an answer bad, so it is not learned"
+    return "a turn has no words, so its question and answer are left out"
+
+
+def _withheld_messages(counts: RowCounts) -> list[str]:
+    notes = [(note, rows, first) for note, (rows, first) in counts.notes.items() if note.startswith(WITHHELD)]
+    return [f"{rows} rows, the first in line {first}: {_withheld(note)}" for note, rows, first in notes]
+
+
 def _warnings(path: str, counts: RowCounts) -> Iterator[str]:
     if counts.bad:
         examples = "\n  ".join(_examples(path, counts))
         yield f"skipped {counts.bad} bad rows of {counts.rows}, the first:\n  {examples}"
-    if counts.empty:
-        yield f"left out {counts.empty} rows of {counts.rows}, which are empty"
+    yield from _withheld_messages(counts)
+    if counts.empty or counts.dropped:
+        yield f"left out {counts.empty + counts.dropped} rows of {counts.rows}: {_dropped(counts)}"
+    for field_name, rows in counts.notes_of("number").items():
+        yield f"field {field_name} of {rows} rows holds a number, which does not say that an answer is bad: learned"
     for field_name, rows in counts.notes_of("field").items():
         yield f"field {printable(field_name)} of {rows} rows is not used"
     if broken := counts.notes_of("tags").get("broken"):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
 from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash
-from engine.corpus.jsonl import RowCounts, RowReport, read_blocks, source_files, split_lines
+from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import fastest, print_hint
 from engine.corpus.worker_pool import map_in_order
 from engine.files import hash_file, to_json, write_json
@@ -98,7 +98,9 @@ class TokenCache:
         return [hashes[mask] for hashes, mask in zip(np.split(self.hashes, ends), starts, strict=True)]
 
 
-def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: bool = False) -> TokenCache:
+def open_cache(
+    folder: Path, dataset_class: type, tokenizer: Tokenizer, *, strict: bool = False, allow_dropped: bool = True
+) -> TokenCache:
     """Open a finished cache folder, and warn again of what was left out when it was built.
 
     Args:
@@ -106,6 +108,7 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
         dataset_class: The meaning of a row.
         tokenizer: The tokenizer of this run.
         strict: Refuse a cache that bad rows were left out of: one that was built without --strict_data may be there.
+        allow_dropped: Open it also if most rows of a file had nothing to learn.
     Raises:
         ValueError: It holds other rows, was made with another tokenizer, or is damaged.
     """
@@ -116,8 +119,10 @@ def open_cache(folder: Path, dataset_class: type, tokenizer: Tokenizer, strict: 
                 f"{folder}: made with {name} {meta.get(name)!r}, this run has {expected!r}; "
                 "give the JSONL file instead, or the --tokenizer_dir it was made with"
             )
-    report = RowReport(strict, {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]})
+    files = {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]}
+    report = RowReport(strict, files, allow_dropped)
     report.check_strict()
+    report.check_bad_rows(dataset_class.valid)
     report.warn_skipped()
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items()}
     tokens, documents = (len(arrays[name]) for name in ("ids", "hashes"))
@@ -136,6 +141,7 @@ def open_or_build(
     cache_dir: str | Path = "cache",
     num_workers: int = 1,
     strict: bool = False,
+    allow_dropped: bool = True,
 ) -> TokenCache:
     """Open the token cache of some JSONL files, and build it first where it is missing.
 
@@ -146,11 +152,12 @@ def open_or_build(
         cache_dir: Folder of the caches.
         num_workers: Tokenizing processes.
         strict: Stop at the first bad row.
+        allow_dropped: Train on the others where most rows of a file have nothing to learn.
     Raises:
         ValueError: A file is missing, is no JSONL or has too many bad rows, or as in `open_cache`.
     """
     if len(data_path) == 1 and (Path(data_path[0]) / "meta.json").is_file():
-        return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict)
+        return open_cache(Path(data_path[0]), dataset_class, tokenizer, strict=strict, allow_dropped=allow_dropped)
     paths = source_files(data_path)
     digests = [content_digest(path, Path(cache_dir)) for path in paths]
     paths, times = merge_same_files(paths, digests)
@@ -160,7 +167,7 @@ def open_or_build(
     folder = Path(cache_dir) / f"{paths[0].name.split('.')[0][:40]}-{key}"
     if not (folder / "meta.json").is_file():
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
-    cache = open_cache(folder, dataset_class, tokenizer, strict)
+    cache = open_cache(folder, dataset_class, tokenizer, strict=strict, allow_dropped=allow_dropped)
     return replace(cache, times=times)
 
 
@@ -232,10 +239,11 @@ def _remove_stale_folders(folder: Path, now: float) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
 
 
-def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[tuple[int, int, bytes]]:
+def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[tuple]:
     for file, path in enumerate(paths):
+        zero_fields = find_zero_fields(path)
         for first, block in read_blocks(path, advance):
-            yield file, first, block
+            yield file, first, block, zero_fields
 
 
 def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict) -> None:
@@ -309,13 +317,15 @@ def _start_worker(dataset_class: type, tokenizer_json: str, use_tiktoken: bool) 
     _dataset = dataset_class(fastest(tokenizer) if use_tiktoken else tokenizer)
 
 
-def _encode_block(file: int, first: int, block: bytes) -> tuple[int, RowCounts, np.ndarray, dict[str, bytes]]:
+def _encode_block(
+    file: int, first: int, block: bytes, zero_fields: frozenset[str]
+) -> tuple[int, RowCounts, np.ndarray, dict[str, bytes]]:
     """Return (`file`, counts of its lines, tokens of each document, (n,) int64, {array of the cache: its bytes})."""
     contents = []
     hashes, row_starts = [], []
     counts = RowCounts()
     for number, line in split_lines(first, block):
-        if (content := counts.read(number, line, _dataset.read)) is not None:
+        if (content := counts.read(number, line, _dataset.read, zero_fields)) is not None:
             parts = _dataset.parts(content)
             contents += parts
             hashes += [row_hash(content)] * len(parts)

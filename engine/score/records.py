@@ -35,7 +35,8 @@ class EvalSettings:
 def read_items(path: Path, limit: int) -> list:
     """Read Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
     counts = jsonl.RowCounts()
-    rows = (counts.read(number, line, partial(_items_of, number)) for number, line in jsonl.read_lines(path))
+    lines, zero_fields = jsonl.read_lines(path), jsonl.find_zero_fields(path)
+    rows = (counts.read(number, line, partial(_items_of, number), zero_fields) for number, line in lines)
     good_rows = (items for items in rows if items is not None)
     items = list(chain.from_iterable(islice(good_rows, limit or None)))
     report = jsonl.RowReport(False, {str(path): counts})

@@ -86,6 +86,8 @@ def describe_files(files: Sequence[dict], num_held_out: int, loss_weights: Mappi
             parts.append(f"{counts.bad:,} bad left out")
         if counts.empty:
             parts.append(f"{counts.empty:,} empty left out")
+        if counts.dropped:
+            parts.append(f"{counts.dropped:,} without an answer to learn left out")
         lines.append(f"file   {printable(file['name'])}: {counts.rows:,} rows ({', '.join(parts)})")
     lines[-1] += f"; held out: {num_held_out:,} of {num_documents:,} documents (--val_fraction 0: none)"
     untagged = sum(RowCounts(**file["counts"]).notes_of("tags").get("none", 0) for file in files)

@@ -112,6 +112,7 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
             cache_dir=data.cache_dir,
             num_workers=data.num_workers,
             strict=data.strict_data,
+            allow_dropped=data.allow_dropped,
         )
 
     return rt.main_process_first(open_cache)

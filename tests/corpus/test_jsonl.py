@@ -120,8 +120,8 @@ def test_rows_without_text_are_counted_apart(build, capsys):
     cache = build(rows, strict=True)
     counts = cache.meta["sources"][0]["counts"]
     assert len(cache) == 10 and (counts["bad"], counts["empty"]) == (0, 20)
-    assert "left out 20 rows of 30, which are empty" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no usable row in it, 3 are empty"):
+    assert "left out 20 rows of 30: 20 have no words" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no usable row in it: 3 have no words"):
         build([{"text": " "}] * 3)
 
 

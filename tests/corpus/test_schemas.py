@@ -249,45 +249,129 @@ def test_answers_that_hold_some_of_the_tags_are_counted(build, capsys):
     assert cache.meta["sources"][0]["counts"]["notes"]["tags none"] == [1, 3]
 
 
+# ------------------------------------------------------------------------------ answers that are called bad, or empty
+
+WRONG = {"role": "assistant", "content": "WRONG"}
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [{"label": False}, {"correct": "Incorrect"}, {"quality": "bad"}, {"kto_tag": " rejected"}, {"reward": -0.1}],
+)
+def test_an_answer_that_its_row_or_turn_calls_bad_is_not_learned(build, tokenizer, verdict, capsys):
+    (name,) = verdict
+    good, alpaca = {"conversations": [ASKED, GREETED]}, {"instruction": "2+1?", "output": "WRONG"}
+    pair = {"prompt": [ASKED], "completion": [WRONG]}
+    bad = [{"messages": [ASKED, WRONG]} | verdict, alpaca | verdict, pair | verdict]
+    turn = {"messages": [ASKED, WRONG | verdict, ASKED, GREETED]}
+    rows = [good, good, *bad, turn, good]
+    cache = build(rows)
+    assert trained_text(cache, tokenizer) == ["3</s>"] * 4 and "WRONG</s>" in whole(cache, tokenizer, 2)
+    messages = capsys.readouterr().err
+    assert f"4 rows, the first in line 3: field {name} calls an answer bad, so it is not learned" in messages
+    assert "left out 3 rows of 7: 3 hold no answer that is to be learned" in messages
+    with pytest.raises(ValueError, match=f"0.jsonl:3: field {name} calls an answer bad.*--strict_data"):
+        build(rows, strict=True)
+    assert SFTDataset.read(rows[5])[1]["train"] is False
+
+
+@pytest.mark.parametrize("name", ["label", "correct"])
+def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, capsys):
+    def rows(*values):
+        return [{"messages": [ASKED, {"role": "assistant", "content": str(value)}], name: value} for value in values]
+
+    assert trained_text(build(rows(1, 0, 1.0, 0.0, 1)), tokenizer) == ["1</s>", "1.0</s>", "1</s>"]
+    assert "number" not in capsys.readouterr().err
+    ranks = rows(1, 0, 2)
+    assert trained_text(build(ranks, rows(1, 1, 0)), tokenizer) == ["1</s>", "0</s>", "2</s>", "1</s>", "1</s>"]
+    assert f"0.jsonl: field {name} of 3 rows holds a number, which does not say" in capsys.readouterr().err
+    # Another value of the field may be in a turn, or in another block of the file.
+    long = [*rows(0), {"messages": [ASKED, GREETED | {name: 7}]}, *rows(*[1] * 9)]
+    assert len(build(long, num_workers=2)) == 11
+    stars = [{"messages": [ASKED, GREETED], "rating": 1, "score": 0.0, "rank": 0, "class": 0}]
+    assert len(build(stars, strict=True)) == 1
+    quoted = [{"messages": [ASKED, {"role": "assistant", "content": f'{{"{name}": 5}}'}], name: 1}, *rows(1, 0)]
+    assert len(build(quoted)) == 2
+
+
+def test_a_file_that_loses_most_rows_is_refused_until_confirmed(build, tokenizer):
+    bad, good = {"messages": [ASKED, WRONG], "label": False}, {"messages": [ASKED, GREETED]}
+    empty = {"messages": [ASKED | {"content": ""}, GREETED]}
+    assert len(build([bad, good], [good] * 9, allow_dropped=False)) == 10
+    for rows in ([bad, empty, good], [empty, {"messages": []}, {"messages": []}, good]):
+        with pytest.raises(ValueError, match=r"(?s)1.jsonl: \d of \d rows would be left out: .*--allow_dropped"):
+            build([good] * 9, rows, allow_dropped=False)
+        assert trained_text(build(rows, allow_dropped=True), tokenizer) == ["3</s>"]
+        with pytest.raises(ValueError, match="--allow_dropped"):  # also where the cache is there
+            build(rows, allow_dropped=False)
+
+
+@pytest.mark.parametrize("position", range(6))
+@pytest.mark.parametrize("words", ["", " \n", [{"type": "text", "text": ""}]])
+def test_an_empty_turn_costs_its_pair_and_not_the_conversation(build, tokenizer, position, words, capsys):
+    turns = [{"role": ("user", "assistant")[at % 2], "content": f"{at}"} for at in range(6)]
+    turns[position] = turns[position] | {"content": words, "reasoning_content": "a thought"}
+    rows = [{"conversations": turns}]
+    left = [f"{at}</s>" for at in (1, 3, 5) if at // 2 != position // 2]
+    assert trained_text(build(rows), tokenizer) == ["".join(left)]
+    assert "1 rows, the first in line 1: a turn has no words" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="0.jsonl:1: a turn has no words.*--strict_data"):
+        build(rows, strict=True)
+
+
+def test_an_empty_alpaca_answer_leaves_the_history(build, tokenizer):
+    row = {"instruction": "and 3+1?", "input": "", "output": "", "history": [["2+1?", "3"]]}
+    assert trained_text(build([row]), tokenizer) == ["3</s>"]
+
+
 # ------------------------------------------------------------------- an independent reader, and rows of all kinds
 
 
 def expected(row):
     """Return the text that is trained on, or None for a bad or empty row: written apart from the program."""
     if "instruction" in row:
-        if not isinstance(row.get("output"), str) or not (
-            row["output"].strip() and (row["instruction"] + row["input"])
-        ):
+        if not isinstance(row.get("output"), str):
             return None
-        thought = row.get("reasoning_content")
-        turns = [("user", "x", {}), ("assistant", row["output"], {"reasoning_content": thought} if thought else {})]
+        turns = [("user", row["instruction"] + row["input"], {}), ("assistant", row["output"], row)]
     else:
-        turns = []
         items = row["conversations"] if "conversations" in row else row.get("messages")
         if not items:
             return None
         names = {"human": "user", "gpt": "assistant"}
+        turns = []
         for item in items:
             who = item["role"] if "role" in item else item.get("from")
             words = item["content"] if "content" in item else item.get("value")
             turns.append((names.get(who, who), words, item))
         if all(who is None for who, _, _ in turns):
             turns = [(("user", "assistant")[at % 2], words, item) for at, (_, words, item) in enumerate(turns)]
-    text = ""
+    if any(who not in ("system", "user", "assistant") or not isinstance(words, str) for who, words, _ in turns):
+        return None
+    turns = [turn for at, turn in enumerate(turns) if turn[0] != "system" or turn[1].strip() or at == 0]
+    pairs, before = {}, None  # number of a question with its answers -> turns
     for who, words, item in turns:
-        if who not in ("system", "user", "assistant") or not isinstance(words, str):
-            return None
-        if not words.strip() and who != "system":
-            return None
-        if who == "assistant" and item.get("weight") != 0:
-            thought = item.get("reasoning_content")
-            form = f"<think>\n{thought}\n</think>\n<answer>\n{words}\n</answer>"
-            text += (form if thought else words) + "</s>"
+        pair = len(pairs) - (0 if who == "user" and before != "user" or not pairs else 1)
+        pairs.setdefault(pair, []).append((who, words, item))
+        before = who
+    text = ""
+    for pair in pairs.values():
+        if all(words.strip() or who == "system" for who, words, _ in pair):
+            for who, words, item in pair:
+                if who == "assistant" and item.get("weight") != 0 and not is_bad(item) and not is_bad(row):
+                    thought = item.get("reasoning_content")
+                    form = f"<think>\n{thought}\n</think>\n<answer>\n{words}\n</answer>"
+                    text += (form if thought else words) + "</s>"
     return text or None
+
+
+def is_bad(fields):
+    verdict = fields.get("label", fields.get("reward", True))
+    return verdict is False or verdict == "Rejected" or (verdict is not True and "reward" in fields and verdict < 0)
 
 
 WORD = st.sampled_from(["3", "海", "two words", "", " "]) | st.none()
 GOOD_WORD = st.sampled_from(["3", "海", "two words"])
+VERDICTS = [{}, {}, {}, {"label": True}, {"label": False}, {"label": "Rejected"}, {"reward": -0.5}, {"reward": 0}]
 
 
 @st.composite
@@ -295,9 +379,11 @@ def rows_of_all_kinds(draw):
     words = draw(st.sampled_from([GOOD_WORD, GOOD_WORD, WORD]))
     kind = draw(st.sampled_from(["conversations", "messages", "sharegpt", "alpaca", "unnamed"]))
     extra = st.dictionaries(st.sampled_from(["weight", "reasoning_content", "tool_calls"]), st.just("A thought"))
+    verdict = st.sampled_from(VERDICTS)
     if kind == "alpaca":
         row = {"instruction": draw(GOOD_WORD), "input": draw(st.sampled_from(["", "1"])), "output": draw(words)}
-        return row | {name: value for name, value in draw(extra).items() if name == "reasoning_content"}
+        thought = {name: value for name, value in draw(extra).items() if name == "reasoning_content"}
+        return row | thought | draw(verdict)
     who, what = ("from", "value") if kind == "sharegpt" else ("role", "content")
     turns = []
     for number in range(draw(st.integers(0, 4))):
@@ -308,9 +394,9 @@ def rows_of_all_kinds(draw):
         turn = {who: speaker} if kind != "unnamed" else {}
         turn[what] = draw(words)
         if kind != "unnamed" and speakers[1] == speaker:
-            turn |= {name: 0 if name == "weight" else value for name, value in draw(extra).items()}
+            turn |= {name: 0 if name == "weight" else value for name, value in draw(extra).items()} | draw(verdict)
         turns.append(turn)
-    return {"messages" if kind == "messages" else "conversations": turns}
+    return {"messages" if kind == "messages" else "conversations": turns} | draw(verdict)
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -324,7 +410,7 @@ def test_rows_of_all_schemas_agree_with_an_independent_reader(rows, tokenizer, t
     cache = open_or_build([write_rows(folder / "rows.jsonl", rows)], SFTDataset, tokenizer, cache_dir=folder / "cache")
     assert trained_text(cache, tokenizer) == texts
     counts = cache.meta["sources"][0]["counts"]
-    assert counts["rows"] == len(rows) == len(cache) + counts["bad"] + counts["empty"]
+    assert counts["rows"] == len(rows) == len(cache) + sum(counts[name] for name in ("bad", "empty", "dropped"))
 
 
 # ------------------------------------------------------------------------------------------- no system message
