@@ -1,7 +1,7 @@
 """Write and read the weights that a run publishes. What resuming needs is in training_state.py.
 
 results/pretrain.pth    bare state dict, fp32, Meta's names: any script that reads published weights loads it
-results/pretrain.json   shape, parent, tokenizer, validation metrics, flags
+results/pretrain.json   digests of these weights and of their ancestors, shape, tokenizer, validation metrics, flags
 """
 
 import hashlib
@@ -38,6 +38,8 @@ CONFIG_FIELDS = (
     "rope_parameters",
 )
 
+DESCRIPTION = ("config", "tokenizer", "stage", "on_sample")  # what a .json says of other weights of its run, too
+
 # -------------------------------------------------------------------------------------------------- writing
 
 
@@ -73,7 +75,7 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
-    """Write the .pth and its .json, each whole or not at all.
+    """Write the .pth and its .json, each whole or not at all; the .json says by a digest which weights it describes.
 
     Args:
         path: The .pth; its folder is created.
@@ -82,7 +84,7 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: torch.save(weights, temporary))
-    write_json(path.with_suffix(".json"), meta)
+    write_json(path.with_suffix(".json"), {"weights": weights_hash(weights), **meta})
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -118,7 +120,7 @@ def read_meta(path: Path) -> dict:
     if not file.is_file():
         return {}
     meta = read_json(file, advice)
-    types = {"config": dict, "tokenizer": str, "stage": str}
+    types = {"config": dict, "tokenizer": str, "stage": str, "weights": str, "ancestors": list}
     if invalid := [name for name, type_ in types.items() if not isinstance(meta.get(name, type_()), type_)]:
         raise ValueError(f"{file}: {', '.join(invalid)} is not as this program writes it{advice}")
     return meta
@@ -224,7 +226,8 @@ def load_model(
         max_seq_len: Context length in tokens (default: the one in the .json).
         rope_scaling: Factor of Llama 3.1's RoPE scaling, for a `max_seq_len` above the trained one (docs/scaling.md).
     Returns:
-        The model in float32 on the CPU, and the content of its .json ({} without one).
+        The model in float32 on the CPU, and the content of its .json with the digest of the weights. Of a .json that
+        describes other weights, only what holds for these, too.
     Raises:
         ValueError: No such file, not LLaMA weights, or flags that contradict the .json.
     """
@@ -254,7 +257,14 @@ def load_model(
         print0(f"{path}: RoPE scaled by {rope_scaling:g}, rows {trained_len} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
-    return model, meta
+    digest = weights_hash(model.state_dict())
+    if meta.get("weights", digest) != digest:
+        warn(
+            f"warning: {meta_file} describes other weights than {path} has, so its figures are not used: a run was "
+            "killed between the two (--resume writes both again), or one of them was replaced"
+        )
+        meta = {name: meta[name] for name in DESCRIPTION if name in meta}
+    return model, meta | {"weights": digest}
 
 
 def open_checkpoint(
@@ -274,7 +284,7 @@ def open_checkpoint(
         flag: Named in the error message as the way to choose another checkpoint.
         shape: Passed to load_model.
     Returns:
-        The model in float32 on the CPU, and the content of its .json ({} without one).
+        The model in float32 on the CPU, and the content of its .json, as `load_model` returns it.
     Raises:
         ValueError: No such file, not LLaMA weights, trained with another tokenizer, or a vocabulary smaller than the
             tokenizer's.
