@@ -105,8 +105,9 @@ def main(job: dict) -> dict:
 def scored(checkpoint: Path, heldout: Path, tokenizer_dir: str, max_new_tokens: int) -> dict[str, dict]:
     """Return the metrics of a file of rows, as eval_model.py --score computes them."""
     settings = records.EvalSettings(rows=0, max_new_tokens=max_new_tokens)
-    model, tokenizer = load_model(checkpoint)[0], load_tokenizer(tokenizer_dir)
-    results, _ = evaluate.score_files(model, tokenizer, [heldout], checkpoint.with_suffix(".scores"), settings, 32)
+    (model, meta), tokenizer = load_model(checkpoint), load_tokenizer(tokenizer_dir)
+    files, folder = records.read_files([heldout], settings.rows), checkpoint.with_suffix(".scores")
+    results, _ = evaluate.score_files(model, tokenizer, files, folder, settings, 32, meta["weights"])
     return results[heldout.name]["metrics"]
 
 

@@ -2,8 +2,9 @@
 
 from factories import TOKENIZER
 
+from engine.checkpoint.weights import weights_hash
 from engine.score.evaluate import score_files
-from engine.score.records import EvalSettings
+from engine.score.records import EvalSettings, read_files
 
 
 def chat(*turns, **fields):
@@ -21,5 +22,7 @@ def question(number, *choices, **fields):
 def evaluate_file(model, path, *, batch=4, folder=None, **settings):
     """Return (summary, records) of one file."""
     settings = EvalSettings(**{"rows": 0, "max_new_tokens": 8} | settings)
-    results, records = score_files(model, TOKENIZER, [path], folder or path.parent / "scores", settings, batch)
+    folder, weights = folder or path.parent / "scores", weights_hash(model.state_dict())
+    files = read_files([path], settings.rows)
+    results, records = score_files(model, TOKENIZER, files, folder, settings, batch, weights)
     return results[path.name], records[path.name]

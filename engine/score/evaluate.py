@@ -15,7 +15,7 @@ checkpoints are compared row by row:
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -25,9 +25,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from engine.checkpoint.weights import open_chosen, weights_hash
+from engine.checkpoint.weights import open_chosen
 from engine.console import print0
-from engine.corpus import jsonl
 from engine.files import atomic_write, hash_file, to_json, write_json
 from engine.flags import Args
 from engine.machine import runtime
@@ -35,7 +34,7 @@ from engine.score import answers, loglikelihood, multiple_choice, table
 from engine.score.answers import Turn
 from engine.score.loglikelihood import Text
 from engine.score.multiple_choice import Question
-from engine.score.records import EvalSettings, read_items, read_records, read_scores, record_key, records_path
+from engine.score.records import EvalSettings, read_files, read_records, read_scores, record_key, records_name
 from engine.score.statistics import Interval, effective_sample_size, paired_test, t_interval, wilson_interval
 from model import SpongeBob
 
@@ -44,16 +43,23 @@ PROPORTIONS = ("exact_match", "f1", "well_formed", "correct", "cut_off")  # and 
 # -------------------------------------------------------------------------------------------------- records
 
 
-def score_file(
-    model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: EvalSettings, batch: int
-) -> tuple[list[dict], Path]:
-    """Score a file's rows that an earlier run has not scored; return all records, in file order, and their file."""
-    items = read_items(path, settings.rows)
-    target = records_path(model, tokenizer, path, folder, settings)
+def score_items(
+    model: SpongeBob, tokenizer: Tokenizer, items: list, target: Path, settings: EvalSettings, batch: int
+) -> list[dict]:
+    """Score the items of a file that an earlier run has not scored.
+
+    Args:
+        items: Texts, turns and questions.
+        target: File of their records; completed.
+        settings: As in its name.
+        batch: Rows answered at once.
+    Returns:
+        All records, in the order of the file.
+    """
     records = read_records(target)
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
-    with tqdm(total=len(items), desc=path.name, unit="answer", leave=False, disable=None) as bar:
+    with tqdm(total=len(items), desc=target.stem, unit="answer", leave=False, disable=None) as bar:
         for item_type, scorer in _scorers(model, tokenizer, items, settings, batch).items():
             # The longest come first, so that memory runs out now or never. Batches do not depend on what is
             # done: in half precision another batch changes the last digits of a metric.
@@ -66,7 +72,7 @@ def score_file(
                         file.writelines(map(to_json, new))
                     records |= {record_key(record): record for record in new}
                 bar.update(len(part))
-    return [records[key] for key in sorted(records)], target
+    return [records[key] for key in sorted(records)]
 
 
 def _scorers(
@@ -208,40 +214,39 @@ def compare(records: Sequence[dict], baseline: Sequence[dict]) -> dict[str, dict
 def score_files(
     model: SpongeBob,
     tokenizer: Tokenizer,
-    paths: Sequence[str | Path],
+    files: Mapping[Path, list],
     folder: Path,
     settings: EvalSettings,
     batch: int,
+    weights: str,
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
-    """Score JSONL files.
+    """Score files.
 
     Args:
-        paths: The files; their names must differ.
+        files: Their items (records.read_files).
         folder: Of the records.
         batch: Rows answered at once.
+        weights: Digest of the model's weights.
     Returns:
         ({file name: summary}, {file name: records}).
     Raises:
         FloatingPointError: The weights hold NaN or infinity, or a loss is not finite.
-        ValueError: Two files have the same name, or a file is not JSONL.
     """
     model.eval()
     if broken := [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]:
         raise FloatingPointError(f"{broken[0]} holds NaN or infinity: no metric can be computed with it")
-    weights = weights_hash(model.state_dict())
     results, records = {}, {}
-    files = jsonl.source_files(paths)
-    if len({path.name for path in files}) < len(files):
-        raise ValueError("--score: two files have one name, by which their metrics are stored; rename one of them")
-    for path in files:
+    for path, items in files.items():
         began = time.perf_counter()
-        records[path.name], written = score_file(model, tokenizer, path, folder, settings, batch)
+        content = hash_file(path)
+        target = folder / records_name(path.name, weights, content, model, tokenizer, settings)
+        records[path.name] = score_items(model, tokenizer, items, target, settings, batch)
         results[path.name] = summarize(records[path.name]) | {
             "weights": weights,
-            "content": hash_file(path),
+            "content": content,
             "settings": asdict(settings),
             "seconds": round(time.perf_counter() - began, 1),
-            "records": f"{folder.name}/{written.name}",
+            "records": f"{folder.name}/{target.name}",
         }
     return results, records
 
@@ -257,24 +262,28 @@ def run(args: Args, tokenizer: Tokenizer) -> None:
     """Score the checkpoint, and the baseline on the same rows; print tables and store the metrics."""
     rt = runtime.start(args.precision, seed=0)
     path, baseline = args.checkpoint.path, args.scoring.baseline
-    results, records = _score_checkpoint(path, args, rt, tokenizer)
+    files = read_files(args.scoring.score, args.scoring.max_eval_rows)
+    target, results, records = _score_checkpoint(path, files, args, rt, tokenizer)
     print0(table.format_scores(results))
     if baseline:
-        before, earlier = _score_checkpoint(Path(baseline), args, rt, tokenizer)
+        _, before, earlier = _score_checkpoint(Path(baseline), files, args, rt, tokenizer)
         changes = {name: compare(records[name], earlier[name]) for name in records}
         print0(table.format_comparison(changes, baseline))
         for name, change in changes.items():
             source = {key: before[name][key] for key in ("weights", "records")}
             results[name]["baseline"] = {"checkpoint": baseline, "metrics": change} | source
-    target = scores_file(path, Path(args.checkpoint.save_dir), next(iter(results.values()))["weights"])
     write_json(target, read_scores(target) | results)  # by file name
     print0(f"wrote {target}")
     print0(table.format_markdown(path.stem, results))
 
 
-def _score_checkpoint(path: Path, args: Args, rt: runtime.Runtime, tokenizer: Tokenizer) -> tuple[dict, dict]:
-    scoring = args.scoring
+def _score_checkpoint(
+    path: Path, files: Mapping[Path, list], args: Args, rt: runtime.Runtime, tokenizer: Tokenizer
+) -> tuple[Path, dict, dict]:
+    scoring, save_dir = args.scoring, Path(args.checkpoint.save_dir)
     model, meta = open_chosen(args.checkpoint, tokenizer, path)
+    target = scores_file(path, save_dir, meta["weights"])
+    read_scores(target)  # one that cannot be read is refused before the work
     settings = EvalSettings(
         rows=scoring.max_eval_rows,
         max_new_tokens=args.answers.max_new_tokens,
@@ -282,10 +291,11 @@ def _score_checkpoint(path: Path, args: Args, rt: runtime.Runtime, tokenizer: To
         chats=args.checkpoint.chats(meta),
         dtype=str(rt.dtype),
     )
-    folder = Path(args.checkpoint.save_dir) / f"{path.stem}.scores"
+    folder = save_dir / f"{path.stem}.scores"
     model = model.to(rt.device)  # pyright: ignore[reportArgumentType] (transformers wraps to)
     with rt.autocast():  # as in validation, so that the metrics compare
         try:
-            return score_files(model, tokenizer, scoring.score, folder, settings, scoring.eval_batch_size)
+            batch = scoring.eval_batch_size
+            return target, *score_files(model, tokenizer, files, folder, settings, batch, meta["weights"])
         except FloatingPointError as error:
             raise ValueError(f"{path}: {error}") from None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
@@ -10,15 +11,18 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
-from engine.checkpoint.weights import config_dict, weights_hash
+from engine.checkpoint.weights import config_dict
 from engine.corpus import jsonl
-from engine.files import hash_file, read_log
+from engine.files import read_json, read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
 from engine.tokenizer import fingerprint
 from model import SpongeBob
 
 VERSION = 4  # part of the records' key: raise it when a row would be scored differently than before
+RESULT_KEYS = {"weights", "content", "records", "settings", "rows", "metrics"}
+BASELINE_KEYS = {"weights", "records", "metrics"}
+METRIC_KEYS = {"value", "low", "high", "chance_level", "n"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,21 @@ class EvalSettings:
     num_fewshot: tuple[int, ...] = (0, 5)  # examples before a multiple-choice question
     chats: bool = True  # whether multiple choice is asked with roles
     dtype: str = "float32"
+
+
+def read_files(paths: Sequence[str | Path], limit: int) -> dict[Path, list]:
+    """Read the items of all files, before a row of them is scored.
+
+    Args:
+        paths: JSONL files; their names must differ.
+        limit: As in `read_items`.
+    Raises:
+        ValueError: Two files have the same name, or a file is not JSONL or has too many bad rows.
+    """
+    files = jsonl.source_files(paths)
+    if len({path.name for path in files}) < len(files):
+        raise ValueError("--score: two files have one name, by which their metrics are stored; rename one of them")
+    return {path: read_items(path, limit) for path in files}
 
 
 def read_items(path: Path, limit: int) -> list:
@@ -54,17 +73,24 @@ def _items_of(number: int, row: dict, notes: set[str]) -> list:
     return [Text(number, PretrainDataset.read(row, notes), task)]
 
 
-def records_path(model: SpongeBob, tokenizer: Tokenizer, path: Path, folder: Path, settings: EvalSettings) -> Path:
-    """Name the file of records by a key of everything they depend on."""
-    shape, weights = config_dict(model.config), weights_hash(model.state_dict())
-    identity = [VERSION, weights, shape, hash_file(path), fingerprint(tokenizer), asdict(settings)]
+def records_name(
+    file: str, weights: str, content: str, model: SpongeBob, tokenizer: Tokenizer, settings: EvalSettings
+) -> str:
+    """Name the file of records by a key of everything they depend on.
+
+    Args:
+        file: Name of the scored file.
+        weights, content: Digests of the weights and of the scored file.
+        model, tokenizer, settings: What else its metrics depend on.
+    """
+    identity = [VERSION, weights, config_dict(model.config), content, fingerprint(tokenizer), asdict(settings)]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
-    return folder / f"{path.name.split('.')[0]}-{key}.jsonl"
+    return f"{file.split('.')[0]}-{key}.jsonl"
 
 
 def read_records(path: Path) -> dict[tuple[int, int], dict]:
     """Read a file's complete records by (row, turn)."""
-    return {record_key(record): record for record in read_log(path)}
+    return {record_key(record): record for record in read_log(path) if record.keys() >= {"row", "groups", "sums"}}
 
 
 def record_key(record: dict) -> tuple[int, int]:
@@ -73,5 +99,22 @@ def record_key(record: dict) -> tuple[int, int]:
 
 
 def read_scores(path: Path) -> dict[str, dict]:
-    """Read {file name: its metrics} of a checkpoint; empty without such a file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """Read {file name: its metrics} of a checkpoint; empty without such a file.
+
+    Raises:
+        ValueError: The file is damaged, or of another version of this program.
+    """
+    advice = "; delete it and score again"
+    scores = read_json(path, advice) if path.is_file() else {}
+    if invalid := [file for file, result in scores.items() if not _is_result(result)]:
+        raise ValueError(f"{path}: what it says of {invalid[0]!r} is not as --score writes it{advice}")
+    return scores
+
+
+def _is_result(result: object) -> bool:
+    """Return whether this is what is stored of one file."""
+    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
+        return False
+    parts = [(result, RESULT_KEYS), (result.get("baseline", result), BASELINE_KEYS)]
+    parts += [(metric, METRIC_KEYS) for metric in result["metrics"].values()]
+    return all(isinstance(part, dict) and part.keys() >= keys for part, keys in parts)

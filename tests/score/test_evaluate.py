@@ -7,15 +7,15 @@ import socket
 
 import numpy as np
 import pytest
-from factories import ROOT, TOKENIZER, TOKENIZER_DIR, save, write_rows
+from factories import ROOT, TOKENIZER_DIR, save, write_rows
 from scoring import chat, evaluate_file, question
 from tiny_model import tiny
 
 import eval_model
 from engine.checkpoint.weights import weights_hash
 from engine.export import hugging_face
-from engine.score import evaluate
-from engine.score.records import EvalSettings
+from engine.score import evaluate, table
+from engine.score.records import read_files
 
 ROWS = [{"text": "海风" * n} for n in (3, 90, 9)] + [chat(f"你好{n}", "好" * n) for n in range(1, 8)]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,7 +122,41 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         path.parent.mkdir()
         write_rows(path, [chat("甲", "乙")])
     with pytest.raises(ValueError, match="two files have one name"):
-        evaluate.score_files(tiny(), TOKENIZER, paths, tmp_path, EvalSettings(rows=0, max_new_tokens=4), 4)
+        read_files(paths, 0)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "not JSON"),
+        ("[]", "list, expected an object"),
+        ('{"a.jsonl": {"rows": 3, "metr', "not JSON"),
+        ('{"a.jsonl": []}', r"what it says of 'a\.jsonl' is not as --score writes it"),
+        ('{"a.jsonl": {"rows": 3, "figures": {}}}', r"what it says of 'a\.jsonl' is not"),
+    ],
+)
+def test_wrong_scores_file_is_named_before_the_work(tmp_path, monkeypatch, content, message):
+    save(tiny(), tmp_path / "SFT.pth")
+    (tmp_path / "SFT.scores.json").write_text(content)
+    monkeypatch.setattr(table, "format_scores", lambda _: pytest.fail("the rows were scored"))
+    message = rf"SFT\.scores\.json: .*{message}.*; delete it and score again"
+    with pytest.raises(ValueError, match=message):
+        run_score(tmp_path, "--score", write_rows(tmp_path / "t.jsonl", ROWS))
+    with pytest.raises(ValueError, match=message):
+        eval_model.main(["--save_dir", str(tmp_path), "--report"])
+
+
+def test_all_files_are_read_before_a_row_is_scored_and_once(tmp_path, capsys):
+    for name, seed in (("SFT", 0), ("pretrain", 1)):
+        save(tiny(seed=seed), tmp_path / f"{name}.pth")
+    good = write_rows(tmp_path / "good.jsonl", [{"text": "海风"}] * 3 + [{"text": 7}])
+    bad = write_rows(tmp_path / "bad.jsonl", [{"text": 7}])
+    with pytest.raises(ValueError, match="bad.jsonl"):
+        run_score(tmp_path, "--score", good, bad)
+    assert not (tmp_path / "SFT.scores").exists()
+    capsys.readouterr()
+    run_score(tmp_path, "--score", good, "--baseline", tmp_path / "pretrain.pth")
+    assert capsys.readouterr().err.count("skipped 1 bad rows of 4") == 1
 
 
 def test_scores_and_report_of_a_folder_whose_name_is_not_utf8(tmp_path):
