@@ -140,11 +140,15 @@ CONSOLE_KEYS = (
 
 def continue_log(earlier: Path, path: Path, step: int) -> list[dict]:
     """Write the rows of `earlier` up to `step` to the log `path` and return them; step 0 starts an empty log."""
-    rows = read_log(earlier) if step else []
-    rows = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
+    rows = rows_until(earlier, step) if step else []
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
     return rows
+
+
+def rows_until(path: Path, step: int) -> list[dict]:
+    """Read the rows of a log up to `step`."""
+    return [row for row in read_log(path) if isinstance(row.get("step"), int) and row["step"] <= step]
 
 
 def _format(value: float) -> str:

@@ -7,10 +7,9 @@ else. report.json holds the same as data.
 from pathlib import Path
 
 from engine.console import printable
-from engine.files import atomic_write, read_log, write_json
+from engine.files import atomic_write, write_json
 from engine.pages.html import Line, card, chart, page, section, table, text
 from engine.pages.results import collect
-from engine.score.records import read_scores
 from engine.score.table import format_count, format_interval, format_number, label
 
 TITLE = "Report: "
@@ -30,10 +29,10 @@ def metric_rows(stages: list[dict]) -> list[list[str]]:
             rows.append([label(key), *numbers, *[""] * 4])
         for status, ending in (("new", ""), ("retained", " (retained)")):
             for file, result in stage[status].items():
-                rows.append([f"{name}, {file}{ending}"])
+                baseline = result["compared_with"]
+                rows.append([f"{name}, {file}{ending}" + (f", compared with {baseline}" if baseline else "")])
                 rows += [metric_row(metric_name, metric) for metric_name, metric in result["metrics"].items()]
-        for file in stage["stale"]:
-            rows.append([f"{name}, {file}: stale, of other weights than {name}.pth; score it again"])
+        rows += [[f"{name}, {note}"] for note in stage["notes"]]
     return rows
 
 
@@ -56,20 +55,20 @@ def metrics_section(stages: list[dict]) -> str:
     """Return the table of metrics, with what tells chance from skill."""
     head = ["metric", "before", "after", "chance level", "95 % interval", "p", "n"]
     note = (
-        "Held-out rows, never trained on. Before: the checkpoint the stage started from, or the baseline named. "
+        "Held-out rows, never trained on. Before: the checkpoint named, the parent unless --baseline was another. "
         "Retained: rows of a file that an ancestor was scored on. Chance level: of a model that knows nothing. "
         "p: probability of a difference as large between equal checkpoints, by a paired test on the same rows."
     )
     return f'<h2>Metrics of each stage</h2>\n<p class="quiet">{note}</p>{table(head, metric_rows(stages))}'
 
 
-def loss_section(metrics: dict[str, list[dict]]) -> str:
+def loss_section(logs: dict[str, list[dict]]) -> str:
     """Return a chart per stage, all in one style."""
     charts = ""
-    for name, log in metrics.items():
+    for name, log in logs.items():
         lines = []
         for key, title in (("loss", "training"), ("val_loss", "held-out"), ("tag_loss", "tags, training")):
-            points = [(row["step"], row[key]) for row in log if key in row]
+            points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
             lines.append(Line(title, points, dots=key == "val_loss"))
         charts += chart(name, lines, "optimizer step", "nats per token")
     return section("Loss", charts)
@@ -127,18 +126,24 @@ def group_section(scores: dict[str, dict]) -> str:
     return parts and f"<h2>In detail</h2>\n{parts}"
 
 
+def format_amount(value: float | None, digits: int = 0) -> str:
+    """Format an amount; one that is not known is "-"."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
 def resource_section(stages: list[dict]) -> str:
     """Return size, work and time of every stage, its machine, the digest of its weights, and its flags."""
     rows, settings = [], ""
     for stage in stages:
-        work = [f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['minutes']:.1f}"]
-        rate = f"{stage['tokens_per_second']:,.0f}" if stage["tokens_per_second"] else "-"
+        work = [format_amount(stage[key]) for key in ("steps", "tokens")]
+        work += [format_amount(stage["minutes"], 1), format_amount(stage["tokens_per_second"])]
         machine = stage["machine"] or "not recorded"
-        rows.append([stage["name"], f"{stage['layers']} x {stage['width']}", *work, rate, stage["weights"], machine])
+        rows.append([stage["name"], f"{stage['layers']} x {stage['width']}", *work, stage["weights"], machine])
         flags = " ".join(f"--{key} {value}" for key, value in stage["flags"].items())
-        head = f"<summary>{text(stage['name'])}, from {text(stage['parent'] or 'fresh weights')}</summary>"
+        origin = " ".join([stage["parent"] or "fresh weights", *stage["ancestors"][:1]])
+        head = f"<summary>{text(stage['name'])}, from {text(origin)}</summary>"
         settings += f"<details>{head}<p><code>{text(flags)}</code></p></details>\n"
-    tokens, minutes = (sum(stage[key] for stage in stages) for key in ("tokens", "minutes"))
+    tokens, minutes = (sum(stage[key] or 0 for stage in stages) for key in ("tokens", "minutes"))
     rows.append(["all", "", "", f"{tokens:,}", f"{minutes:.1f}", "", "", ""])
     head = ["stage", "layers x width", "steps", "tokens", "minutes", "tokens/s", "weights", "machine"]
     return f"<h2>Time and machine</h2>\n{table(head, rows)}\n<h2>Settings</h2>\n{settings}"
@@ -154,20 +159,17 @@ def check_replaceable(data: dict, folder: Path, path: Path) -> None:
 
 def write(folder: Path, path: Path) -> str:
     """Write the page on `folder` to `path`, and its data to `folder`/report.json; return the summary."""
-    data = collect(folder)
+    data, checkpoints = collect(folder)
     check_replaceable(data, folder, path)
     stages = data["stages"]
-    names = [stage["name"] for stage in stages]
     scores = {}
-    for stage in stages:
-        for file, result in read_scores(folder / f"{stage['name']}.scores.json").items():
-            if file not in stage["stale"]:
-                scores[f"{stage['name']} on {file}"] = result
+    for name, stage in checkpoints.items():
+        scores |= {f"{name} on {file}": result for file, result in stage.scores.items()}
     body = [
-        f"<h1>{text(' → '.join(names))}</h1>",
+        f"<h1>{text(' → '.join(checkpoints))}</h1>",
         f'<p class="quiet">{text(folder)}, {data["made"]}</p>',
         metrics_section(stages),
-        loss_section({name: read_log(folder / f"{name}.metrics.jsonl") for name in names}),
+        loss_section({name: stage.log for name, stage in checkpoints.items()}),
         sample_section(stages),
         position_section(scores),
         group_section(scores),

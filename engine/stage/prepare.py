@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -22,6 +23,13 @@ from engine.packing import pack as pack_rows
 from engine.stage.plan import describe_files, describe_rows
 from engine.stage.resume_key import DATA_FILES
 from model import SpongeBob, supports_varlen_attention
+
+
+class Parent(NamedTuple):
+    """The weights that a stage starts from."""
+
+    path: str
+    weights: list[str]  # their digest, and those of the weights that they descend from
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,8 @@ class Rows:
         )
 
 
-def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
-    """Load the model of the stage before, with this stage's max_seq_len, and return it with the path of its weights."""
+def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, Parent]:
+    """Load the model of the stage before, with this stage's max_seq_len, and say which weights it has."""
     start = args.init_from
     path = Path(start.init_from) if start.init_from else weights_of(args.output.save_dir, start.parent_stage)
     model, meta = open_checkpoint(
@@ -89,7 +97,7 @@ def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, str]:
     )
     if meta.get("on_sample") and not args.data.on_sample:
         print0(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
-    return model, str(path)
+    return model, Parent(str(path), [meta["weights"], *meta.get("ancestors", [])])
 
 
 def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt: Runtime) -> TokenCache:

@@ -20,7 +20,7 @@ from engine.checkpoint.weights import full_state_dict, read_meta, save_weights
 from engine.console import print0
 from engine.files import first_line, remove_temp_files
 from engine.flags import Args, check_path
-from engine.log.tracker import continue_log
+from engine.log.tracker import continue_log, rows_until
 from engine.loop import Progress, Run
 from engine.loss import Counts
 from engine.machine import parallel, rng
@@ -126,7 +126,7 @@ class Start:
         if (existing.get("run"), existing.get("step")) != (self.run_id, run.steps):
             weights = full_state_dict(run.model, keep=self.rt.is_main_process)
             if self.rt.is_main_process:
-                save_weights(output.weights, weights, meta)
+                save_weights(output.weights, weights, {"log_ends": rows_until(self.log, run.steps)[-1:], **meta})
                 if self.log != output.metrics:
                     continue_log(self.log, output.metrics, run.steps)
         print0(f"{output.weights} is finished: nothing left to do")

@@ -70,7 +70,7 @@ class Saver:
             ranks=list(ranks),
             compiled=run.compiling.on,
         )
-        meta = self.metadata(progress)
+        meta = {"log_ends": self.tracker.rows[-1:], **self.metadata(progress)}  # tells the log from another run's
         weights: dict[str, Tensor] = {}
         if self.group is not None:
             weights = full_state_dict(run.model, keep=self.runtime.is_main_process)  # every rank has to help

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from engine import loop, optim
-from engine.checkpoint.weights import weights_hash
 from engine.console import print0
 from engine.flags import Args
 from engine.log.tracker import Tracker
@@ -21,6 +20,7 @@ from engine.machine.stopping import STOPPED, StopRequest
 from engine.packing import Sources
 from engine.stage import plan, resume
 from engine.stage.lock import run_lock
+from engine.stage.prepare import Parent
 from engine.stage.resume_key import check_ranks_agree, resume_key
 from engine.stage.saver import Saver
 from engine.tokenizer import EOS
@@ -35,7 +35,7 @@ def train(
     tokenizer: Tokenizer,
     *,
     stage: str,
-    parent: str | None,
+    parent: Parent | None,
 ) -> int:
     """Train a model and leave <save_dir>/<name>.pth, .json, .state/, .metrics.jsonl and .png.
 
@@ -46,20 +46,20 @@ def train(
         rt: Device, dtype and ranks.
         tokenizer: The stage's tokenizer.
         stage: The stage's name.
-        parent: Path of the weights to start from; None: fresh weights.
+        parent: The weights to start from; None: fresh weights.
     Returns:
         The exit code: 0, or STOPPED when a signal or --max_minutes ended the run before its last step.
     """
-    parent_hash = weights_hash(model.state_dict()) if parent else None
     with run_lock(args.output, rt):
         start = resume.begin(args, rt)
         run = make_run(model, sources, args, rt, tokenizer, start)
-        key = resume_key(run, args, sources.resume_key, stage, parent_hash)
+        key = resume_key(run, args, sources.resume_key, stage, parent and parent.weights[0])
         check_ranks_agree(key, rt)
         progress = start.restore(run, key)  # raises if the key of its state differs
         flags = args.values() | {"data_path": [str(path) for path in args.data.paths]}
         known = {"run": start.run_id, "stage": stage, "config": key["config"], "tokenizer": key["tokenizer"]}
-        known |= {"parent": parent, "on_sample": args.data.on_sample, "machine": rt.hardware()}
+        known |= {"parent": parent and parent.path, "ancestors": parent.weights if parent else []}
+        known |= {"on_sample": args.data.on_sample, "machine": rt.hardware()}
         metadata = partial(_metadata, run, known, flags)
         if progress.step >= run.steps:
             start.finish(run, metadata(progress))

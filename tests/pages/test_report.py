@@ -88,7 +88,7 @@ def test_page_says_what_the_files_say(folder, tmp_path):
     result = read_scores(folder)
     metric = result["metrics"]["bits_per_byte"]
     change = result["baseline"]["metrics"]["bits_per_byte"]
-    row = texts.index("bits per byte", texts.index("SFT, rows.jsonl"))
+    row = texts.index("bits per byte", texts.index("SFT, rows.jsonl, compared with pretrain"))
     assert [text for text in texts[row : row + 16] if text.strip()][:5] == [
         "bits per byte",
         f"{change['before']:.4f}",

@@ -8,7 +8,7 @@ from scoring import chat
 from tiny_model import tiny
 
 import eval_model
-from engine.checkpoint.weights import weights_hash
+from engine.checkpoint.weights import load_model, weights_hash
 from engine.pages import report, results
 from engine.score import evaluate
 from engine.score.records import read_records
@@ -17,7 +17,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save_stage(folder, name, seed, parent=None):
-    meta = {"parent": parent and str(folder / f"{parent}.pth"), "seconds": 120.0, "machine": "1 x Abacus"}
+    """Save a stage as train.py does; `parent` is a path or a name in the folder."""
+    meta = {"seconds": 120.0, "machine": "1 x Abacus"}
+    if parent:
+        _, parent_meta = load_model(folder / f"{parent}.pth")
+        ancestors = [parent_meta["weights"], *parent_meta.get("ancestors", [])]
+        meta |= {"parent": str(folder / f"{parent}.pth"), "ancestors": ancestors}
     save(tiny(seed=seed), folder / f"{name}.pth", stage=name.removesuffix("_long"), **meta)
 
 
@@ -53,7 +58,11 @@ def folder(tmp_path_factory):
 
 
 def stages(folder):
-    return {stage["name"]: stage for stage in results.collect(folder)["stages"]}
+    return {stage["name"]: stage for stage in results.collect(folder)[0]["stages"]}
+
+
+def digest(seed):
+    return weights_hash(tiny(seed=seed).state_dict())
 
 
 def test_files_that_an_ancestor_was_scored_on_are_retained(folder):
@@ -80,7 +89,7 @@ def test_before_is_the_parents_metric_on_the_same_rows(folder):
 @pytest.mark.parametrize("status, file", [("retained", "facts.jsonl"), ("new", "r1.jsonl")])
 def test_named_baseline_takes_precedence_over_the_parents_scores(folder, status, file):
     result = stages(folder)["distill"][status][file]
-    assert result["compared_with"].endswith("SFT.pth") and result["metrics"]["answer_loss"]["before"] is not None
+    assert result["compared_with"] == "SFT" and result["metrics"]["answer_loss"]["before"] is not None
 
 
 def test_scores_of_other_rows_or_settings_are_not_comparable(folder):
@@ -96,7 +105,7 @@ def test_page_and_terminal_show_the_retained_files(folder, capsys):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for heading in ("SFT, texts.jsonl", "SFT_long, facts.jsonl", "distill, facts.jsonl"):
         assert f"{heading} (retained)" in out and f"{heading} (retained)" in page
-    assert "distill, r1.jsonl\n" in out
+    assert "distill, r1.jsonl, compared with SFT\n" in out
 
 
 def test_report_json_holds_what_the_page_shows(folder):
@@ -130,9 +139,69 @@ def test_metrics_of_other_weights_are_named_as_stale_and_never_shown(tmp_path, c
     stage = stages(tmp_path)["SFT"]
     assert (stage["stale"], stage["new"], stage["retained"]) == (["texts.jsonl"], {}, {})
 
-    save_stage(tmp_path, "pretrain", 8)  # the parent's metrics are of other weights, too: there is no value before
+
+def test_before_is_never_of_a_namesake_of_the_parent(tmp_path):
+    folder = tmp_path / "A"
+    save_stage(tmp_path / "B", "pretrain", 0)
+    save_stage(folder, "pretrain", 1)
+    save_stage(tmp_path, "SFT", 2, "B/pretrain")
+    for ending in ("pth", "json"):
+        (tmp_path / f"SFT.{ending}").rename(folder / f"SFT.{ending}")
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "海风" * n} for n in (3, 5, 8)])
+    score(folder, "pretrain", texts)
+    score(folder, "SFT", texts)
+    stage = stages(folder)["SFT"]
+    assert stage["new"]["texts.jsonl"]["metrics"]["bits_per_byte"]["before"] is None and not stage["retained"]
+    assert stage["notes"] == [f"no value before: no scores here of the weights it started from, {digest(0)}"]
+
+    score(folder, "../B/pretrain", texts)  # the parent's scores, whatever their file is called
+    metric = stages(folder)["SFT"]["retained"]["texts.jsonl"]["metrics"]["bits_per_byte"]
+    own = read_scores(folder, f"pretrain-{digest(0)}")["metrics"]["bits_per_byte"]
+    assert metric["before"] == pytest.approx(own["value"]) and not stages(folder)["SFT"]["notes"]
+
+    meta = json.loads((folder / "SFT.json").read_text("utf-8"))
+    del meta["ancestors"]  # as an earlier version wrote it
+    (folder / "SFT.json").write_text(json.dumps(meta))
+    stage = stages(folder)["SFT"]
+    assert not stage["retained"] and "does not say which weights" in stage["notes"][0]
+
+
+def test_scores_of_a_parent_that_was_replaced_are_still_the_value_before(tmp_path, capsys):
+    save_stage(tmp_path, "pretrain", 0)
+    save_stage(tmp_path, "SFT", 1, "pretrain")
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "海风" * n} for n in (3, 5, 8)])
+    score(tmp_path, "pretrain", texts)
     score(tmp_path, "SFT", texts)
-    assert stages(tmp_path)["SFT"]["retained"]["texts.jsonl"]["metrics"]["bits_per_byte"]["before"] is None
+    before = stages(tmp_path)["SFT"]
+    save_stage(tmp_path, "pretrain", 8)
+    stage = stages(tmp_path)["SFT"]
+    assert stage["retained"]["texts.jsonl"]["metrics"] == before["retained"]["texts.jsonl"]["metrics"]
+    assert stage["retained"]["texts.jsonl"]["compared_with"] == f"weights {digest(0)}"
+    assert stages(tmp_path)["pretrain"]["stale"] == ["texts.jsonl"]
+    score(tmp_path, "pretrain", texts)  # of the new weights: the old scores are gone
+    assert stages(tmp_path)["SFT"]["retained"] == {}
+
+
+def test_loss_curve_of_another_run_is_named_and_not_drawn(tmp_path, capsys):
+    rows = [{"step": step, "loss": 9.0 - step, "seconds": step / 7} for step in range(1, 9)]
+    write_rows(tmp_path / "SFT.metrics.jsonl", rows)
+    save(tiny(), tmp_path / "SFT.pth", step=5, log_ends=[rows[4]])
+    assert results.collect(tmp_path)[1]["SFT"].log == rows[:5]  # what follows is of later weights
+    write_rows(tmp_path / "SFT.metrics.jsonl", [row | {"seconds": row["step"] / 6} for row in rows])
+    eval_model.main(["--save_dir", str(tmp_path), "--report"])
+    assert "SFT, SFT.metrics.jsonl: of another run than SFT.pth; not drawn" in capsys.readouterr().out
+    assert "<polyline" not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_figures_of_weights_that_were_replaced_are_not_shown(tmp_path, capsys):
+    save(tiny(), tmp_path / "SFT.pth", step=5, val_loss=1.2345, tokens=98_765, sample="旧")
+    before = (tmp_path / "SFT.json").read_bytes()
+    save(tiny(seed=1), tmp_path / "SFT.pth")
+    (tmp_path / "SFT.json").write_bytes(before)
+    eval_model.main(["--save_dir", str(tmp_path), "--report"])
+    shown = capsys.readouterr().out + (tmp_path / "report.html").read_text("utf-8")
+    assert not any(figure in shown for figure in ("1.2345", "98,765", "旧"))
+    assert shown.count("SFT.json: of other weights than SFT.pth; its figures are left out") == 2
 
 
 def test_report_replaces_no_file_of_another_kind(tmp_path):

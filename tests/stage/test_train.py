@@ -21,6 +21,7 @@ import pretrain
 import SFT
 from engine import cli, loop, options
 from engine.checkpoint import training_state
+from engine.files import read_log
 
 
 def test_all_stages_run_and_chain_without_renames(folder):
@@ -31,7 +32,10 @@ def test_all_stages_run_and_chain_without_renames(folder):
     distill.main(["--long", *SHORT])
     for name, parent in (("SFT", "pretrain"), ("SFT_long", "SFT"), ("distill", "SFT"), ("distill_long", "SFT_long")):
         meta = json.loads((folder / f"results/{name}.json").read_text("utf-8"))
+        before = json.loads((folder / f"results/{parent}.json").read_text("utf-8"))
         assert Path(meta["parent"]).name == f"{parent}.pth"
+        assert meta["ancestors"] == [before["weights"], *before["ancestors"]]
+        assert meta["log_ends"] == read_log(folder / f"results/{name}.metrics.jsonl")[-1:]
         assert meta["val_loss"] < meta["initial_validation"]["val_loss"]
         assert meta["config"]["dim"] == 64
         assert (folder / f"results/{name}.png").stat().st_size > 1000
