@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from engine.files import resolve_download_path
 
@@ -214,9 +214,15 @@ class Args(SimpleNamespace):
         return values
 
 
-def make_parser(
-    doc: str | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any] | None = None
-) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors a script prints in one line, and of which a notebook or a program can catch them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError; argparse would print all flags and leave Python."""
+        raise ValueError(f"{message} (--help lists the flags)")
+
+
+def make_parser(doc: str | None, groups: Sequence[type[Flags]], defaults: Mapping[str, Any] | None = None) -> Parser:
     """Make the parser of a script.
 
     Args:
@@ -224,10 +230,26 @@ def make_parser(
         groups: Its flags.
         defaults: {flag: default} instead of the fields' own.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=doc, formatter_class=Help, allow_abbrev=False)
     for group in groups:
         add_flags(parser, group, defaults or {})
     return parser
+
+
+def arguments_of(argv: Sequence[object] | None) -> list[str]:
+    """Return a command line as texts; None means that of the process.
+
+    Raises:
+        ValueError: The process is a notebook's, or `argv` is one text.
+    """
+    # A script that IPython's %run starts is __main__, and has a command line of its own.
+    if argv is None and "ipykernel" in sys.modules and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ValueError(
+            'a notebook has no command line: call main(["--flag", "value"]) with the flags as a list, or run !python'
+        )
+    if isinstance(argv, str):
+        raise ValueError(f"main({argv!r}): give it the flags as a list, main({argv.split()})")
+    return list(map(str, sys.argv[1:] if argv is None else argv))
 
 
 def parse_explicit(
@@ -241,10 +263,9 @@ def parse_explicit(
         groups: The script's flags.
         defaults: Shown in --help.
     Raises:
-        ValueError: A flag has another name now, or belongs to a launcher or another script.
+        ValueError: A flag does not exist, has another name now, or its value cannot be read.
     """
-    names = flag_names(*groups)
-    arguments = sys.argv[1:] if argv is None else argv
+    names, arguments = flag_names(*groups), arguments_of(argv)
     for argument in arguments:
         old = argument.partition("=")[0]
         new = RENAMED_FLAGS.get(old, "--")
@@ -255,7 +276,7 @@ def parse_explicit(
             raise ValueError(f"{old}: {advice}")
     absent = object()
     namespace = argparse.Namespace(**dict.fromkeys(names, absent))
-    parsed = make_parser(doc, groups, defaults).parse_args(argv, namespace)
+    parsed = make_parser(doc, groups, defaults).parse_args(arguments, namespace)
     return {name: value for name, value in vars(parsed).items() if value is not absent}
 
 

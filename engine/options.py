@@ -1,7 +1,6 @@
 """Every flag that scripts share, once, with its default, help and bounds; the order of the stages."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 
 from engine.console import print0
 from engine.files import file_name, resolve_download_path
-from engine.flags import ROOT, Args, Flags, build_groups, flag, parse_explicit, shown
+from engine.flags import ROOT, Args, Flags, arguments_of, build_groups, flag, parse_explicit, shown
 
 SAMPLE = ROOT / "data" / "sample"
 DATASET = "Harris/pretrainSpongeBob"
@@ -287,7 +286,8 @@ def parse_args(
     Raises:
         ValueError: A value that cannot be, or a flag that this run would not read.
     """
-    if long and "--long" in (sys.argv[1:] if argv is None else argv):
+    argv = arguments_of(argv)
+    if long and "--long" in argv:
         defaults = defaults | long
     groups = [Data, Training, Output, Performance, *groups]
     explicit = parse_explicit(doc, argv, groups, defaults)

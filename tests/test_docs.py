@@ -132,8 +132,8 @@ def parse(module: str, argv: list[str]) -> None:
                 start()
         except Parsed:
             return
-        except SystemExit:
-            pass
+        except (SystemExit, ValueError) as error:
+            stderr.write(f"error: {error}")
     raise AssertionError(f"{module} {shlex.join(argv)}: {stderr.getvalue()}")
 
 

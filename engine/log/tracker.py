@@ -50,7 +50,7 @@ class Tracker:
         self.rows = continue_log(earlier or path, path, step)
         self._written, self._size = len(self.rows), path.stat().st_size
         # A bar in a file would be one endless line; there, every log row is printed as a line.
-        self._has_bar = sys.stderr.isatty()
+        self._has_bar = getattr(sys.stderr, "isatty", bool)()  # what a notebook puts there may lack it
         self.bar = tqdm(
             total=steps, initial=step, desc=output.name, unit="step", dynamic_ncols=True, disable=not self._has_bar
         )

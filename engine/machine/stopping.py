@@ -65,11 +65,14 @@ class StopRequest:
 
     def __exit__(self, *_) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # not one of Python's, which it cannot set again
+                signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: object) -> None:
         if self.signal and signum == signal.SIGINT:
             write_stderr("\nstopped at once\n")
+            if self._before.get(signal.SIGTERM) is not _exit:  # the process is a notebook's, or another program's
+                raise KeyboardInterrupt
             os._exit(130)
         self.signal = signal.Signals(signum).name
         write_stderr(f"\n{self.signal}: finishing this step and saving (Ctrl-C: stop at once)\n")
