@@ -7,6 +7,7 @@
 It needs two more packages: pip install -e .[serve]. docs/serve.md shows how clients talk to it.
 """
 
+import gc
 import importlib.util
 import signal
 import socket
@@ -40,6 +41,7 @@ class Serve(Flags):
     slots: int = flag(16, "requests of a model that are answered at once; others wait", gt=0)
     max_queue: int = flag(64, "requests running and waiting, in all; more get status 429", gt=0)
     request_timeout: float = flag(300.0, "seconds from a request to the end of its answer; then status 503", gt=0)
+    grace: float = flag(10.0, "seconds from SIGTERM or Ctrl-C to the end; what still runs is cut off", ge=0)
     max_body_kb: int = flag(256, "largest request in kB; larger ones get status 413", gt=0)
 
 
@@ -104,17 +106,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"serve.py needs {' and '.join(missing)}: pip install -e .[serve]")
-    import uvicorn
+    from engine.serve.connections import Server
 
-    app = make_api(args).app()
+    server = Server(make_api(args), args.serve.grace)
     with socket.create_server((args.serve.host, args.serve.port)) as listener:
+        # uvicorn finishes what runs, then raises the signal again for the handler that it had replaced.
+        signal.signal(signal.SIGTERM, server.handle_exit)
         port = listener.getsockname()[1]
         print0(f"http://{args.serve.host}:{port} (Ctrl-C or SIGTERM: finish what runs and stop)")
-        # uvicorn finishes what runs, then raises the signal again for the handler it had replaced.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        # A client that reuses its connection after some seconds must not find it closed.
-        config = uvicorn.Config(app, log_level="warning", ws="none", timeout_keep_alive=60)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            gc.freeze()  # the process ends a second sooner: Python does not search all that torch made for garbage
 
 
 if __name__ == "__main__":

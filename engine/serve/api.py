@@ -53,7 +53,7 @@ class Api:
         keyed.post("/v1/chat/completions")(self.create_chat_completion)
         keyed.post("/v1/completions")(self.create_completion)
         app.include_router(keyed)
-        app.exception_handler(APIError)(lambda _, error: JSONResponse(error.body, error.status))
+        app.exception_handler(APIError)(lambda _, error: JSONResponse(error.body, error.status, error.headers))
         app.exception_handler(HTTPException)(
             lambda _, error: JSONResponse(APIError(error.status_code, error.detail).body, error.status_code)
         )
@@ -96,13 +96,17 @@ class Api:
         return await self._respond(http, CompletionRequest)
 
     async def read_body(self, http: Request) -> bytes:
-        """Return the body, unless it is too large or its sender leaves."""
+        """Return the body, unless it is too large or too slow, or its sender leaves."""
         body = b""
         try:
-            async for chunk in http.stream():
-                body += chunk
-                if len(body) > self.max_body_bytes:
-                    raise APIError(413, f"a request may have {self.max_body_bytes} bytes", code="too_large")
+            async with asyncio.timeout(self.timeout):
+                async for chunk in http.stream():
+                    body += chunk
+                    if len(body) > self.max_body_bytes:
+                        raise APIError(413, f"a request may have {self.max_body_bytes} bytes", code="too_large")
+        except TimeoutError:
+            message = f"{len(body)} bytes came within {self.timeout:g} s, and not the rest"
+            raise APIError(408, message, code="timeout", headers={"Connection": "close"}) from None
         except ClientDisconnect:
             raise APIError(499, "the client has gone") from None
         return body

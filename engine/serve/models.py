@@ -25,6 +25,7 @@ class Models:
     default_path: Path  # for requests that name no model; in the folder or elsewhere
     open_model: Callable[[Path], ChatModel]
     num_slots: int  # requests of a model that are answered at once
+    is_closed: bool = False  # no more files are read
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loaded: dict[tuple[str, int], LoadedModel] = field(default_factory=dict)  # by name and time of writing
 
@@ -45,6 +46,10 @@ class Models:
         else:
             self.open_model(self.default_path)  # which says what is missing
 
+    def close(self) -> None:
+        """Read no more files: requests that wait for one must not keep the server from stopping."""
+        self.is_closed = True
+
     def get(self, name: str) -> LoadedModel:
         """Return a model, read from its file if it is not in memory.
 
@@ -58,6 +63,8 @@ class Models:
         if loaded is None:
             with self._lock:
                 loaded = self._loaded.get(key)
+                if loaded is None and self.is_closed:
+                    raise ValueError("the server is stopping")
                 if loaded is None:
                     # Requests to a file that was written again are finished with the old weights, which are then freed.
                     self._loaded = {other: model for other, model in self._loaded.items() if other[0] != name}

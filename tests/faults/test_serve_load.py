@@ -1,5 +1,6 @@
 """Sixteen clients ask a real server for half a minute, some of them leaving, and it is asked to stop in the middle."""
 
+import contextlib
 import os
 import random
 import re
@@ -13,19 +14,20 @@ from pathlib import Path
 import openai
 import pytest
 from factories import ROOT, save
-from live_server import greedy_answer, user
+from live_server import BAD_CLIENTS, connect, greedy_answer, user
 from tiny_model import tiny
 
 SECONDS, CLIENTS = 30, 16
+SIGNALS = {"SIGTERM": ([signal.SIGTERM], 0), "SIGINT": ([signal.SIGINT], 130), "two": ([signal.SIGINT] * 2, 130)}
 
 
 @pytest.fixture
 def server(tmp_path):
     """(process, address) of serve.py on a tiny checkpoint."""
     save(tiny(), tmp_path / "SFT.pth")
-    flags = f"--save_dir {tmp_path} --device cpu --weight_dtype float32 --slots 8 --port 0"
+    flags = f"--save_dir {tmp_path} --device cpu --weight_dtype float32 --slots 8 --port 0 --grace 2"
     command = [sys.executable, ROOT / "serve.py", *flags.split()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = None
         while address is None:
             address = re.search(r"http://[\d.:]+", process.stdout.readline())
@@ -99,3 +101,21 @@ def test_sigterm_finishes_running_answers_and_ends_with_0(server):
     for number, answer in enumerate(done):
         assert isinstance(answer, openai.APIConnectionError) or answer == greedy_answer(f"问题 {number}", 60)
     assert any(isinstance(answer, str) for answer in done)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM for others")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signal_ends_the_server_whatever_bad_clients_do(server, name):
+    process, address = server
+    signals, code = SIGNALS[name]
+    with contextlib.ExitStack() as stack:
+        for pieces in BAD_CLIENTS.values():
+            stack.enter_context(connect(address, pieces))
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.2)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == code and "Traceback" not in errors
+    assert time.monotonic() - start < 8  # 2 of them are the grace; the rest is the interpreter's end on a busy machine

@@ -108,7 +108,16 @@ def test_every_server_flag_changes_something(tmp_path, monkeypatch):
         api = serve.make_api(serve.parse_args(["--device", "cpu", *flags.split()]))
         assert setting(api) != setting(default), flags
     others = {action.option_strings[-1] for action in actions_of(serve)} - {flags.split()[0] for flags in FLAGS}
-    assert others == {"--host", "--port", "--long", "--tokenizer_dir", "--n_heads", "--rope_theta", "--device"}
+    assert others == {
+        "--host",
+        "--port",
+        "--grace",
+        "--long",
+        "--tokenizer_dir",
+        "--n_heads",
+        "--rope_theta",
+        "--device",
+    }
 
 
 @pytest.mark.parametrize(
