@@ -1,6 +1,5 @@
 """Tracking services in addition to the log file: wandb, swanlab and tensorboard behind one interface."""
 
-import netrc
 import os
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,14 @@ class Wandb(NoOpTracker):
     def __init__(self, name: str, folder: Path, project: str, config: dict | None, run_id: str | None, step: int):
         import wandb
 
+        settings = wandb.Settings(init_timeout=30, silent=True)
         options: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": config}
-        options |= {"id": run_id, "resume": "allow", "settings": wandb.Settings(init_timeout=30, silent=True)}
-        if not os.environ.get("WANDB_MODE") and not _has_wandb_account():
-            options["mode"] = "offline"  # else wandb's own settings decide
+        options |= {"id": run_id, "resume": "allow", "settings": settings}
         try:
+            # wandb knows where an account can be: environment, token file, its settings, the netrc entry of its server.
+            # Silent and without `verify` it sends nothing, and without `prompt` it waits for no key.
+            if wandb.setup(settings).settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+                options["mode"] = "offline"
             self.run = wandb.init(**options)
         except Exception as error:  # no network, a wrong key, a full project: the run must not depend on them
             print0(f"wandb: {first_line(error)}")
@@ -128,12 +130,3 @@ def open_service(
         raise ValueError(f"--tracker {service}: not installed; pip install {service}, or --tracker none") from None
     except Exception as error:  # for one, a project name that the service does not accept
         raise ValueError(f"--tracker {service}, --wandb_project {project}: {first_line(error)}") from None
-
-
-def _has_wandb_account() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False

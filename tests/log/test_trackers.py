@@ -1,6 +1,8 @@
 """A tracking service shows each step of a run once, and cannot stop the run."""
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +31,12 @@ def service_calls(monkeypatch, tmp_path):
             log=lambda values, step: seen.rows.append((step, values)),
         )
 
-    wandb = SimpleNamespace(init=init, Settings=lambda **options: options)
+    wandb = SimpleNamespace(
+        init=init,
+        Settings=lambda **options: options,
+        setup=lambda _: SimpleNamespace(settings=SimpleNamespace(mode=os.environ.get("WANDB_MODE", "online"))),
+        login=lambda prompt, verify: "WANDB_API_KEY" in os.environ,
+    )
     swanlab = SimpleNamespace(init=init, finish=lambda: None, log=lambda values, step: seen.rows.append((step, values)))
     board = SimpleNamespace(
         SummaryWriter=lambda folder, purge_step: (
@@ -81,9 +88,62 @@ def test_settings_of_wandb_are_left_to_it(service_calls, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key")
     opened("wandb")
     monkeypatch.delenv("WANDB_API_KEY")
-    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     opened("wandb")
     assert ["mode" in start for start in service_calls.starts] == [False, False]
+
+
+OWN_SERVER = "https://tracking.example.org"
+NETRC = f"machine {{}}\n  login user\n  password {'k' * 40}\n"
+ACCOUNTS = {  # what there is: the environment, files of the home folder, and whether wandb finds an account
+    "nothing": ({}, {}, False),
+    "its own server": (
+        {"WANDB_BASE_URL": OWN_SERVER, "NETRC": "mine"},
+        {"mine": NETRC.format("tracking.example.org")},
+        True,
+    ),
+    "a server in its settings": (
+        {},
+        {
+            ".config/wandb/settings": f"[default]\nbase_url = {OWN_SERVER}\n",
+            ".netrc": NETRC.format("tracking.example.org"),
+        },
+        True,
+    ),
+    "another server": ({"WANDB_BASE_URL": OWN_SERVER}, {".netrc": NETRC.format("api.wandb.ai")}, False),
+    "a token file": ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, {"token": "t"}, True),
+    "switched off": ({}, {".config/wandb/settings": "[default]\nmode = disabled\n"}, True),
+}
+
+
+def test_wandb_is_offline_only_where_it_finds_no_account(tmp_path, monkeypatch):
+    import wandb
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    starts = []
+    monkeypatch.setattr(
+        wandb, "init", lambda **options: starts.append(options) or SimpleNamespace(id="1", offline=False)
+    )
+    monkeypatch.setattr(wandb, "setup", partial(wandb_setup._setup, start_service=False))  # a quarter of a second each
+    for name in [name for name in os.environ if name.startswith(("WANDB", "NETRC", "XDG_CONFIG"))]:
+        monkeypatch.delenv(name)
+    found = {}
+    for account, (environment, files, _) in ACCOUNTS.items():
+        monkeypatch.setenv("HOME", str(tmp_path / account))
+        for name, content in files.items():
+            path = tmp_path / account / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, str(tmp_path / account / value) if value in files else value)
+            wandb.teardown()
+            wbauth.unauthenticate_session()
+            opened("wandb")
+        found[account] = starts[-1].get("mode") != "offline"
+    wandb.teardown()
+    assert found == {account: expected for account, (_, _, expected) in ACCOUNTS.items()}
 
 
 def test_part_without_a_service_keeps_the_run_for_the_next_one(service_calls):
