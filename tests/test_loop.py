@@ -27,6 +27,7 @@ from trace_recipe import trace
 import model as model_module
 import pretrain
 from engine import loop, optim, packing
+from engine.machine.stopping import StopRequest
 from engine.stage import prepare
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
@@ -152,6 +153,34 @@ def test_step_whose_labels_all_have_weight_zero_is_taken(folder):
     progress = loop.Progress(step=1, window_sums=result.sums, window_counts=replace(counts, weight_sum=0.0))
     row = loop.log_row(run, progress, result.norm)
     assert "weighted_loss" not in row and row["tag_loss"] == pytest.approx((result.sums[2] / counts.tags).item())
+
+
+def test_log_row_is_of_the_steps_since_the_row_before(folder, monkeypatch):
+    """Waiting for data, seconds, losses and counts: of one step each, also in the last row."""
+    run = a_run(folder, batch_size=4, rows_per_step=4)
+    run = replace(run, output=replace(run.output, log_step=2, save_step=0, eval_step=0))
+
+    def prefetch(make, steps, _):
+        for step in steps:
+            yield *make(step), 0.5 if step == 0 else 0.0
+
+    monkeypatch.setattr(loop, "prefetch", prefetch)
+    log, results = [], []
+    real = loop.train_step
+
+    def train_step(*arguments):
+        results.append(real(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    tracker = SimpleNamespace(log=log.append, show=lambda *_: None)
+    progress = loop.Progress()
+    assert loop.train(run, progress, tracker, lambda *_: None, StopRequest()) is None
+    assert [row["data_wait_fraction"] > 0 for row in log[1:]] == [True, False, False]
+    tokens = [sum(int((batch.classes > 0).sum()) for batch in run.source.step(step)) for step in range(5)]
+    for row, first in zip(log[1:], (0, 2, 4), strict=True):
+        losses = sum(result.sums[1].item() for result in results[first : row["step"]])
+        assert row["loss"] == pytest.approx(losses / sum(tokens[first : row["step"]]), rel=1e-5)
 
 
 @pytest.mark.parametrize("prefetchable", [False, True])

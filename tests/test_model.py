@@ -22,6 +22,20 @@ SCALING = {
 }
 
 
+def test_dropout_drops_the_output_of_attention_and_of_feed_forward():
+    model = fresh(dropout=0.5, n_layers=1).train()
+    block, x = model.layers[0], torch.randn(2, 9, 64)
+    positions = torch.arange(9)[None]
+    context = model_module.Context(*model_module.rope_cos_sin(model.config, positions), positions)
+    torch.manual_seed(3)
+    actual = block(x, context)
+    torch.manual_seed(3)
+    kept = [torch.nn.functional.dropout(torch.ones_like(x), 0.5) for _ in range(2)]  # 0, or 2 = 1 / (1 - 0.5)
+    middle = x + kept[0] * block.attention(block.attention_norm(x), context)
+    torch.testing.assert_close(actual, middle + kept[1] * block.feed_forward(block.ffn_norm(middle)))
+    assert all(set(mask.unique().tolist()) == {0.0, 2.0} for mask in kept)
+
+
 def test_future_tokens_are_invisible():
     model, ids = fresh(vocab_size=100).eval(), torch.randint(3, 100, (2, 40))
     changed = ids.clone()

@@ -104,6 +104,10 @@ def test_wsd_is_flat_and_then_falls_in_a_straight_line():
     assert [lr(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
 
 
+def test_default_warmup_is_a_tenth_of_the_steps_and_at_most_100():
+    assert [optim.default_warmup_steps(steps) for steps in (9, 10, 999, 1001, 9999, 10**6)] == [0, 1, 99, 100, 100, 100]
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 def test_a_run_of_one_step_without_warmup_takes_it_at_the_peak(name):
     assert optim.schedule(name, max_lr=2.0, steps=1, warmup=0)(0) == pytest.approx(2)
