@@ -45,7 +45,9 @@ class Data(Flags):
         bound_by="data",
         path="data",
     )
-    download: bool = free_flag(False, f"fetch the stage's file from ModelScope ({DATASET}), if it is not here")
+    download: bool = free_flag(
+        False, f"fetch the stage's file from ModelScope ({DATASET}), if it is missing or damaged"
+    )
     strict_data: bool = free_flag(False, "stop at the first bad row instead of counting it")
     allow_dropped: bool = free_flag(
         False, "train where most rows of a file are left out, as empty or with answers that are called bad"
