@@ -106,11 +106,11 @@ def explain_unreadable(path: Path, error: Exception) -> str:
     """Say in one line what a file is that torch cannot read as tensors; torch's own message has over twenty."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
-    file_type = detect_file_type(head)
-    if file_type and not head.startswith(b"PK"):
-        return f"{file_type[0]}, no checkpoint"
     if re.match(rb".{8}\{\s*\"", head, re.DOTALL):
         return "a safetensors file; save its tensors by torch.save"
+    file_type = detect_file_type(head)
+    if file_type and not head.startswith((b"PK", b"\x80")):  # torch writes zip and pickle files
+        return f"{file_type[0]}, no checkpoint"
     advice = "ask its author to save model.state_dict() instead"
     if pickled := re.search(r"(?:GLOBAL|global:?|class|type) ([\w]+(?:\.\w+)+)", str(error)):
         return f"it holds more than plain tensors: {pickled[1]}; {advice}"

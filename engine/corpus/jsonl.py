@@ -2,7 +2,6 @@
 
 import gzip
 import re
-import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.console import printable, warn
-from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
+from engine.corpus.file_types import BOM, GZIP, HEADER_BYTES, describe_file
 from engine.reasoning import TAGS
 from engine.schemas import WITHHELD, ZERO_KEYS, BadRow, DroppedRow, EmptyRow, decode_json, schemas_of
 
 READ_BLOCK_BYTES = 4 << 20  # read at a time; a tokenizing process gets one block
 Readable = BinaryIO | gzip.GzipFile
-BOM = b"\xef\xbb\xbf"
 
 # ------------------------------------------------------------------------------------------------------ files
 
@@ -67,19 +65,17 @@ def read_blocks(path: Path, advance: Callable[[int], object] = lambda count: Non
             yield number, last
 
 
-def _unpack(raw: BinaryIO, path: Path) -> Readable:
+def _unpack(raw: BinaryIO, path: Path, *, is_one_row: bool = False) -> Readable:
     """Open a file's lines, whatever its name says; ValueError names by its first bytes what is no JSONL."""
     head = raw.read(HEADER_BYTES)
     raw.seek(0)
     stream: Readable = raw
-    if head.startswith(GZIP):
+    if is_packed := head.startswith(GZIP):
         stream = gzip.GzipFile(fileobj=raw)
         head = _read(stream, HEADER_BYTES, path)
         stream.seek(0)
-    if file_type := detect_file_type(head):
-        name, remedy = file_type
-        paths = {"path": shlex.quote(str(path)), "name": repr(str(path)), "out": path.name.split(".")[0]}
-        raise ValueError(f"{path}: {name}, not JSONL. {remedy.format(**paths)}")
+    if file_type := describe_file(path, head, is_packed=is_packed, is_one_row=is_one_row):
+        raise ValueError(f"{path}: {file_type}")
     return stream
 
 
@@ -259,6 +255,9 @@ class RowReport:
             rows, bad = counts.rows, counts.bad
             examples = "\n  ".join([*_examples(path, counts), f"a valid line: {valid}"])
             if bad > 0.5 * rows or (bad > 10 and bad > 0.01 * rows):
+                if rows == 1:
+                    with open(path, "rb") as raw:
+                        _unpack(raw, Path(path), is_one_row=True)
                 share = "more than 1 %" if bad < rows else "so there is no usable row in it"
                 problem = f"{bad} of {rows} rows are bad, {share}: is this the right file and schema?"
                 raise ValueError(f"{name}: {problem}\n  {examples}")
