@@ -5,8 +5,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_SIGN = r"[-+]|负|minus\s+"
 _NUMBER = re.compile(
-    r"(?:[k-z]\s*=|=|等于|一共有?|总共有?|共有?)?\s*(?P<share>百分之)?(?P<sign>[-+]|负|minus\s+)?\s*(?P<money>US\$|[$¥€£])?\s*"
+    rf"(?:[k-z]\s*=|=|等于|一共有?|总共有?|共有?)?\s*(?P<outer>{_SIGN})?\s*(?P<share>百分之)?(?P<money>US\$|[$¥€£])?\s*"
+    rf"(?P<inner>{_SIGN})?\s*"  # -$5 and $-5
     rf"(?:(?P<whole>\d+)(?:\s+|又)(?P<part>\d+/\d+)|(?P<over>{_DIGITS})\s*/\s*(?P<under>\d+)|(?P<base>{_DIGITS})"
     r"(?:e(?P<e>[-+]?\d{1,3})|\s*[×x*]\s*10(?:\^|\*\*)(?P<ten>[-+]?\d{1,3})|(?:\^|\*\*)(?P<power>[-+]?\d{1,2}))?)"
     r"\s*(?P<many>万|亿|(?:thousand|million|billion)\b)?\s*(?P<unit>[^\d\s](?:.*[^\s])?)?",
@@ -50,7 +52,7 @@ def _unit_name(text: str) -> str | None:
 def parse_quantity(text: str) -> Quantity | None:
     """Return the quantity that a text without wrapping is, or None."""
     match = _NUMBER.fullmatch(text) if len(text) <= 64 else None  # a stuck model may write thousands of digits
-    if match is None:
+    if match is None or (match["outer"] and match["inner"]):
         return None
     units = ["%" if match["share"] else "", match["money"] or "", match["unit"] or ""]
     names = [_unit_name(unit) for unit in units if unit]
@@ -64,4 +66,4 @@ def parse_quantity(text: str) -> Quantity | None:
         return None
     value *= Fraction(10) ** int(match["e"] or match["ten"] or 0) * _MANY.get((match["many"] or "").casefold(), 1)
     unit = "".join(dict.fromkeys(filter(None, names)))
-    return Quantity(value if match["sign"] in (None, "+") else -value, unit)
+    return Quantity(value if (match["outer"] or match["inner"]) in (None, "+") else -value, unit)

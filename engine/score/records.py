@@ -19,7 +19,7 @@ from engine.score.loglikelihood import Text
 from engine.tokenizer import fingerprint
 from model import SpongeBob
 
-VERSION = 4  # part of the records' key: raise it when a row would be scored differently than before
+VERSION = 5  # part of the records' key: raise it when a row would be scored differently than before
 RESULT_KEYS = {"weights", "content", "records", "settings", "rows", "metrics"}
 BASELINE_KEYS = {"weights", "records", "metrics"}
 METRIC_KEYS = {"value", "low", "high", "chance_level", "n"}
