@@ -12,10 +12,12 @@ from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import config_dict
+from engine.console import printable, warn
 from engine.corpus import jsonl
 from engine.files import read_json, read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
+from engine.score.multiple_choice import Question
 from engine.tokenizer import fingerprint
 from model import SpongeBob
 
@@ -53,24 +55,31 @@ def read_files(paths: Sequence[str | Path], limit: int) -> dict[Path, list]:
 
 def read_items(path: Path, limit: int) -> list:
     """Read Text, Turn and Question items of the first `limit` good rows (0: all); bad rows are counted and named."""
-    counts = jsonl.RowCounts()
+    counts, valid = jsonl.RowCounts(), SFTDataset.valid
+    indices: list[tuple[int, int]] = []
+
+    def items_of(number: int, row: dict, notes: set[str]) -> list:
+        task = str(row["task"]) if "task" in row else None
+        if SFTDataset.holds(row):
+            return answers.split_turns(number, SFTDataset.read(row, notes), task)
+        if multiple_choice.holds_question(row):
+            nonlocal valid
+            valid = multiple_choice.VALID
+            return [multiple_choice.read_question(number, row, notes, indices)]
+        return [Text(number, PretrainDataset.read(row, notes), task)]
+
     lines, zero_fields = jsonl.read_lines(path), jsonl.find_zero_fields(path)
-    rows = (counts.read(number, line, partial(_items_of, number), zero_fields) for number, line in lines)
+    rows = (counts.read(number, line, partial(items_of, number), zero_fields) for number, line in lines)
     good_rows = (items for items in rows if items is not None)
     items = list(chain.from_iterable(islice(good_rows, limit or None)))
+    name = printable(str(path))
+    multiple_choice.check_answers(name, [item for item in items if isinstance(item, Question)], indices)
     report = jsonl.RowReport(False, {str(path): counts})
-    report.check_bad_rows(SFTDataset.valid)
+    report.check_bad_rows(valid)
     report.warn_skipped()
+    if lettered := counts.notes.get(multiple_choice.LETTERED):
+        warn(f"{name}: the choices of {lettered[0]} rows begin with their letters, which are cut off")
     return items
-
-
-def _items_of(number: int, row: dict, notes: set[str]) -> list:
-    task = str(row["task"]) if "task" in row else None
-    if SFTDataset.holds(row):
-        return answers.split_turns(number, SFTDataset.read(row, notes), task)
-    if "choices" in row:
-        return [multiple_choice.read_question(number, row)]
-    return [Text(number, PretrainDataset.read(row, notes), task)]
 
 
 def records_name(

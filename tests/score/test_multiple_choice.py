@@ -157,7 +157,15 @@ def test_question_that_does_not_fit_or_lacks_examples_is_skipped(tmp_path):
     [
         ({"question": "", "choices": ["a", "b"], "answer": 0}, "question"),
         (question(0, "a"), "list of 2 to 10"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, '"answer" is 2'),
+        ({"question": "q", "choices": ["a", "b"], "answer": 3}, '"answer" is 3'),
+        ({"question": "q", "choices": ["a", "b"], "answer": 0.5}, '"answer" is 0.5'),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, '"answer" is True'),
+        ({"question": "q", "choices": ["a", "a", "b"], "answer": "a"}, "\"answer\" is 'a', which may be choice A or B"),
+        ({"question": "q", "choices": ["1", "2", "3"], "answer": "1"}, "\"answer\" is '1', which may be choice A or B"),
+        ({"question": "q", "choices": ["B", "A"], "answer": "A"}, "\"answer\" is 'A', which may be choice A or B"),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": "A"}, "not as many labels"),
+        ({"question": "q", "prompt": "a"}, 'no list of 2 to 10 texts; the row has "question", "prompt"'),
+        ({"question": "q"}, 'a valid line: {"question":'),
         ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "\"answer\" is 'C'"),
         ({"question": "q", "choices": ["a", ""], "answer": 0}, "empty"),
         ({"question": "q", "choices": ["a", "b"]}, "None"),
@@ -171,6 +179,50 @@ def test_bad_question_is_named_with_file_and_line(tmp_path, row, message):
         read_items(path, 0)
 
 
-def test_answer_may_be_a_letter(tmp_path):
-    path = write_rows(tmp_path / "choices.jsonl", [{"question": "q", "choices": ["a", "b"], "answer": "B"}])
-    assert read_items(path, 0)[0].answer == 1
+PLAIN, LETTERED = {"choices": ["x y", "9"]}, {"choices": ["A. x y", "B. 9"]}
+SPELLINGS = [PLAIN | {"answer": answer} for answer in (1, 1.0, "B", "b", "(B)", "【b】", "B.", "1", "9", " 9 ")]
+SPELLINGS += [LETTERED | {"answer": answer} for answer in (1, "B", "B. 9", "9")]
+SPELLINGS += [
+    {"choices": ["(A) x y", "(B) 9"], "answer": "B"},
+    {"choices": ["a、x y", "b、9"], "answer": "B"},
+    {"choices": {"text": ["x y", "9"], "label": ["A", "B"]}, "answerKey": "B"},
+    {"choices": {"text": ["x y", "9"], "label": ["1", "2"]}, "answerKey": "2"},
+    {"choices": {"text": ["x y", "9"], "label": [1, 2]}, "answerKey": 2},
+    {"choices": {"A": "x y", "B": "9"}, "answer": "B"},
+    {"options": {"a": "x y", "b": "9"}, "label": 1.0},
+    {"A": "x y", "B": "9", "C": None, "answer": "B"},
+    {"options": ["x y", "9"], "answer_idx": "B"},
+]
+
+
+@pytest.mark.parametrize("fields", SPELLINGS, ids=str)
+def test_choices_and_answers_are_read_in_every_published_form(tmp_path, fields):
+    path = write_rows(tmp_path / "choices.jsonl", [{"question": "q"} | fields])
+    (item,) = read_items(path, 0)
+    assert (item.question, item.choices, item.answer) == ("q", ("x y", "9"), 1)
+
+
+@pytest.mark.parametrize("answers", [[1, 2, 3, 4], [2] * 9, [1.0, 3.0, 2.0] * 3, ["1", "3"] * 5])
+def test_answers_counted_from_1_are_refused_with_that_word(tmp_path, answers):
+    rows = [
+        {"question": f"q{n}", "choices": ["w", "x", "y", "z"], "answer": answer} for n, answer in enumerate(answers)
+    ]
+    path = write_rows(tmp_path / "choices.jsonl", rows)
+    message = rf"choices.jsonl: none of {len(answers)} answers is 0, .*counted from 1"
+    with pytest.raises(ValueError, match=message):
+        read_items(path, 0)
+    write_rows(path, [*rows, {"question": "q", "choices": ["x", "y"], "answer": 0}])
+    assert len(read_items(path, 0)) == 1 + sum(float(answer) < 4 for answer in answers)
+    letters = [row | {"answer": "ABCD"[int(row["answer"]) - 1]} for row in rows]
+    assert len(read_items(write_rows(path, letters), 0)) == len(rows)
+
+
+def test_few_answers_without_0_letters_and_one_answer_are_said(tmp_path, capsys):
+    row = {"question": "q", "choices": ["A: x", "B: y", "C: z"], "answer": 1}
+    path = write_rows(tmp_path / "choices.jsonl", [row | {"question": f"q{n}"} for n in range(12)])
+    assert {item.choices for item in read_items(path, 0)} == {("x", "y", "z")}
+    said = capsys.readouterr().err
+    assert "none of 12 answers is 0, the first choice: they are taken as counted from 0" in said
+    assert "B is right in all 12 questions" in said
+    assert "the choices of 12 rows begin with their letters, which are cut off" in said
+    assert len(said.splitlines()) == 3
