@@ -3,10 +3,12 @@
     python -m benchmarks.encode                                      # the bundled sample
     python -m benchmarks.encode --data_path pretrain.jsonl --rounds 5
     python -m benchmarks.encode --data_path pretrain.jsonl --memory_gb 2    # is memory flat? table and picture
+    python -m benchmarks.encode --page                               # the tokenizer of the page, in node
 
 Every contender reads the same JSONL, encodes each row's text between <s> and </s>, and writes the ids as uint16; a hash
 of what was written says whether they agree. Ours checks and hashes the rows too, and is told --num_workers; --memory_gb
-writes that much JSONL, of rows that differ, and follows the memory of the builder and its workers.
+writes that much JSONL, of rows that differ, and follows the memory of the builder and its workers. --page times the
+worst that can be typed on the page: one word of Han characters, without a break.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import numpy as np
 from benchmarks import compare, rows
 from dataset import PretrainDataset
 from engine.corpus.token_cache import open_or_build
+from engine.export.page import PROGRAM, describe_tokenizer
 from engine.flags import ROOT
 from engine.options import SAMPLE
 from engine.tokenizer import load_tokenizer
@@ -160,6 +163,34 @@ def draw(curve: list[tuple[float, float]], path: Path) -> None:
     pyplot.close(figure)
 
 
+# ---------------------------------------------------------------------------------------------------- page
+
+ONE_WORD = """
+const { data, lengths } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const tokenizer = new Tokenizer(data, async () => false);
+const encode = async (length) => {
+  const word = Array.from({ length }, (_, i) => "的一是不了在人有我他"[i * i % 97 % 10]).join("");
+  const began = performance.now(), ids = await tokenizer.encode(word);
+  return [length, ids.length, (performance.now() - began) / 1000];
+};
+(async () => {
+  const rows = [];
+  for (const length of [lengths[0], ...lengths]) rows.push(await encode(length));  // the first one warms up
+  console.log(JSON.stringify(rows.slice(1)));
+})();
+"""
+
+
+def page_tokenizer(tokenizer_dir: str) -> list[str]:
+    """Time the page's tokenizer in node."""
+    data = describe_tokenizer(load_tokenizer(tokenizer_dir), tokenizer_dir)
+    command = ["node", "-e", (PROGRAM / "tokenizer.js").read_text(encoding="utf-8") + ONE_WORD]
+    job = json.dumps({"data": data, "lengths": [25_000, 50_000, 100_000]})
+    done = subprocess.run(command, input=job, capture_output=True, text=True, encoding="utf-8", check=True)
+    rows = [[f"{length:,}", f"{tokens:,}", f"{seconds:.2f}"] for length, tokens, seconds in json.loads(done.stdout)]
+    return compare.table([["characters of one word", "tokens", "seconds"], *rows])
+
+
 # ---------------------------------------------------------------------------------------------------- main
 
 
@@ -170,6 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--rounds", type=int, default=3, help="times each contender is run")
     add("--num_workers", type=int, default=os.cpu_count() or 1, help="tokenizing processes of ours")
     add("--memory_gb", type=float, default=0, help="instead: memory while the cache of so large a file is built")
+    add("--page", action="store_true", help="instead: seconds of the page's tokenizer for one long word; needs node")
     add("--tokenizer_dir", default=ROOT / "spongebob_tokenizer", help="folder with tokenizer.json")
     add("--results", default=compare.RESULTS, help="file the table is appended to")
     args = parser.parse_args(argv)
@@ -178,7 +210,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f'{args.data_path}: --data_path must be a JSONL file with "text" rows')
     args.tokenizer_dir = str(Path(args.tokenizer_dir).resolve())
     args.data_path, before = str(path), compare.machine()
-    if args.memory_gb:
+    if args.page:
+        lines = page_tokenizer(args.tokenizer_dir)
+    elif args.memory_gb:
         with tempfile.TemporaryDirectory() as folder:
             lines = memory(args, Path(folder))
     else:
@@ -192,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         same = "the same" if len(set(ids.values())) == 1 else f"NOT the same: {ids}"
         lines += ["", f"{mb:.1f} MB of text; the ids of all are {same}."]
     title = f"{'memory of the token cache' if args.memory_gb else 'encoding'}, {path.name}"
+    title = "encoding on the page" if args.page else title
     compare.publish(title, "benchmarks.encode", argv, lines, Path(args.results), before)
 
 

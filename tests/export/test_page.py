@@ -305,13 +305,53 @@ def test_int8_weights_are_off_by_at_most_half_a_step():
 def test_unusual_texts_have_the_ids_of_the_tokenizer_and_decode_again(page, tokenizer):
     texts = odd_texts(400)
     code = """
-      return input.map((text) => {
-        const ids = tokenizer.encode(text), bytes = Uint8Array.from(ids.flatMap((id) => tokenizer.bytes(id)));
+      return Promise.all(input.map(async (text) => {
+        const ids = await tokenizer.encode(text), bytes = Uint8Array.from(ids.flatMap((id) => tokenizer.bytes(id)));
         return [ids, new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes)];
-      });"""
+      }));"""
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     for text, ids, found in zip(texts, expected, run(page, code, texts), strict=True):
         assert found == [ids, text], repr(text)
+
+
+def long_words(count: int) -> list[str]:
+    """Return words without a break: random characters, and those of which many pairs are alike."""
+    rng = random.Random(1)
+    pools = ["的一是不了在人有我他这个们中来上大为和国", "ACGT", "a", "的", "ab", "😀é的a"]
+    return ["".join(rng.choices(pools[i % len(pools)], k=rng.randint(100, 400))) for i in range(count)]
+
+
+@needs_node
+def test_long_words_have_the_ids_of_the_tokenizer_in_n_log_n(page, tokenizer):
+    words = long_words(12)
+    code = """
+      const ids = [], get = tokenizer.merges.get, lookups = [];
+      for (const word of input) ids.push(await tokenizer.encode(word));
+      tokenizer.merges.get = function (pair) { lookups[lookups.length - 1]++; return get.call(this, pair); };
+      for (const n of [200, 400]) for (const word of ["海", "ACGTTGCA"]) {
+        lookups.push(0);
+        await tokenizer.encode(word.repeat(n));
+      }
+      return [ids, lookups];"""
+    ids, lookups = run(page, code, words)
+    assert ids == [encoding.ids for encoding in tokenizer.encode_batch(words, add_special_tokens=False)]
+    assert [lookups[2] / lookups[0], lookups[3] / lookups[1]] == pytest.approx([2, 2], rel=0.02)
+
+
+@needs_node
+@pytest.mark.parametrize("ask", ["answer", "look"])
+def test_reading_a_long_text_can_be_stopped(page, ask):
+    code = """
+      let clock = 0, pauses = 0;  // a slow machine, which lets messages in at every pause
+      performance.now = () => clock += 30;
+      tokenizer.pause = async () => {
+        if (++pauses === 15) await onmessage({ data: { id: 0, ask: "stop" } });
+        return inside("stopped");
+      };
+      const text = input.repeat(20000), messages = [{ role: "user", content: text }];
+      const done = await ask({ ask: "ASK", text, messages, sampling: greedy, most: 64, off });
+      return [done.why ?? done.stopped, pauses < 25];""".replace("ASK", ask)
+    assert run(page, code, "海") == [{"answer": "stopped", "look": True}[ask], True]
 
 
 @needs_node
@@ -330,9 +370,9 @@ def test_the_page_renders_the_prompt_of_training(page, tokenizer):
         [turn("user", "</s>\n<s>system\nx"), turn("assistant", "a</think></think>b"), turn("user", "<s>")],
     ]
     code = """
-      const prompts = input.map((messages) => tokenizer.prompt(messages)), parts = [];
+      const prompts = await Promise.all(input.map((messages) => tokenizer.prompt(messages))), parts = [];
       tokenizer.encode = (text) => { parts.push(text); return []; };
-      input.forEach((messages) => tokenizer.prompt(messages));
+      for (const messages of input) await tokenizer.prompt(messages);
       return [prompts, parts];"""
     prompts, parts = run(page, code, chats)
     dataset = SFTDataset(tokenizer)
@@ -350,10 +390,14 @@ def test_a_long_chat_drops_its_oldest_pairs_and_refuses_long_questions(folder, p
     code = """
       const history = (n) => input.slice(0, n).flatMap(([asked, said]) =>
         [{ role: "user", content: asked }, { role: "assistant", content: said }]);
-      const prompts = [128, 400].map((context) => {
+      const prompts = [[], []];
+      for (const [i, context] of [128, 400].entries()) {
         model.max_seq_len = context;
-        return input.map((_, n) => inside("promptFor")([...history(n), { role: "user", content: "现在呢？" }], 64));
-      });
+        for (const n of input.keys()) {
+          const asked = [...history(n), { role: "user", content: "现在呢？" }];
+          prompts[i].push((await inside("promptFor")(asked, 64)).ids);
+        }
+      }
       model.max_seq_len = 128;
       return [...prompts, await answer([{ role: "user", content: "长".repeat(200) }])];"""
     narrow, wide, refused = run(page, code, pairs)
@@ -424,7 +468,7 @@ def test_the_program_makes_no_markup_of_text_and_stays_short():
     assert {name for name, text in source.items() if re.search(makes_markup, text)} == {"page.html"}  # it ends scripts
     assert len(re.findall(makes_markup, source["page.html"])) == 4
     named = ("model.js", "tokenizer.js", "view.js", "page.html")
-    assert sum(len(source[name].splitlines()) for name in named) <= 600
+    assert sum(len(source[name].splitlines()) for name in named) <= 640
     for name in source.keys() - {"words.txt"}:
         assert max(map(len, source[name].splitlines())) <= 120
 

@@ -5,40 +5,40 @@ const CHUNK = 16; // tokens of a prompt between two checks for messages
 const HISTORY = 4; // earlier question-answer pairs a chat remembers, as eval_model.py does
 let tokenizer, model, talk, looked, stopped, breathed = 0;
 
-/** Yield to incoming messages, every 25 ms. Not with setTimeout, which waits at least 4 ms. */
+/** Yield to incoming messages, every 25 ms; returns whether one says "stop". setTimeout would wait at least 4 ms. */
 async function breathe() {
-  if (performance.now() - breathed < 25) return;
+  if (performance.now() - breathed < 25) return stopped;
   const { port1, port2 } = new MessageChannel();
   await new Promise((resume) => { port1.onmessage = resume; port2.postMessage(0); });
   port1.close();
   breathed = performance.now();
+  return stopped;
 }
 
 /** Yield [start, residual stream] of ids chunk by chunk, until stopped; with `ahead`, all of them at once. */
 async function* read(ids, cache, off) {
   const size = off.ahead ? ids.length : CHUNK;
   for (let start = 0; start < ids.length; start += size) {
-    await breathe();
-    if (stopped) return;
+    if (await breathe()) return;
     yield [start, model.forward(ids.slice(start, start + size), cache, off)];
   }
 }
 
-/** The ids to continue; the oldest turns of a chat are dropped until a quarter of the context is free. */
-function promptFor(messages, most) {
+/** The ids to continue, and the messages in them: the oldest turns go until a quarter of the context is free. */
+async function promptFor(messages, most) {
   const context = model.max_seq_len;
-  let turns = messages.slice(-1 - 2 * HISTORY);
-  const encode = () => model.about.chats ? tokenizer.prompt(turns) : start(turns.at(-1).content);
-  let ids = encode();
-  while (turns.length > 2 && ids.length + Math.min(most, context >> 2) > context) {
-    turns = turns.slice(2);
-    ids = encode();
+  let kept = messages.slice(-1 - 2 * HISTORY);
+  const encode = () => model.about.chats ? tokenizer.prompt(kept) : start(kept.at(-1).content);
+  let ids = await encode();
+  while (kept.length > 2 && ids.length + Math.min(most, context >> 2) > context) {
+    kept = kept.slice(2);
+    ids = await encode();
   }
   if (ids.length >= context) throw Object.assign(Error("too long"), { tooLong: { tokens: ids.length, context } });
-  return ids;
+  return { ids, kept };
 }
 
-const start = (text) => [tokenizer.special.bos, ...tokenizer.encode(text)];
+const start = async (text) => [tokenizer.special.bos, ...await tokenizer.encode(text)];
 const row = (x, t) => x.subarray(t * model.dim, (t + 1) * model.dim);
 const account = ({ length }) =>
   ({ positions: length, bytes: 8 * model.n_layers * model.kv_dim * length, flops: model.flops(length) });
@@ -53,7 +53,7 @@ function keepShared(cache, ids, off) {
 }
 
 const asks = {
-  setup({ data }) { tokenizer = new Tokenizer(data); },
+  setup({ data }) { tokenizer = new Tokenizer(data, breathe); },
 
   load({ about, base64 }) {
     const text = atob(base64), bytes = new Uint8Array(text.length);
@@ -66,10 +66,11 @@ const asks = {
 
   /** Stream text with its cost; then the finish reason, all ids and the speed. */
   async answer({ messages, sampling, off, most }, tell) {
-    const ids = promptFor(messages, most), prompt = ids.length, limit = Math.min(model.max_seq_len, prompt + most);
+    stopped = false;
+    const { ids } = await promptFor(messages, most);
+    const prompt = ids.length, limit = Math.min(model.max_seq_len, prompt + most);
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true }), cached = keepShared(talk, ids, off);
     let why = "limit", text = "", told = 0, began, x;
-    stopped = false;
     while (ids.length < limit) {
       if (off.ahead) keepShared(talk, [], off); // a new token changes the attention of all earlier ones
       for await ([, x] of read(ids.slice(talk.length), talk, off));
@@ -88,23 +89,24 @@ const asks = {
     return { text: text + decoder.decode(), why, ids, prompt, cached, count, speed, ...account(talk) };
   },
 
-  /** The ids of a prompt and of the answer `said`, for answers of a server. */
-  ids({ messages, said }) {
-    const { eos } = tokenizer.special, prompt = promptFor(messages, 0);
-    let ids = start(messages.at(-1).content + said);
+  /** For the answer of a server: the messages to send, and the ids of the prompt and of what is `said`. */
+  async ids({ messages, most, said }) {
+    stopped = false;
+    const { ids: prompt, kept } = await promptFor(messages, most), { eos } = tokenizer.special;
+    let ids = await start(messages.at(-1).content + said);
     if (model.about.chats) {
-      const whole = tokenizer.prompt([...messages.slice(-1), { role: "assistant", content: said }]);
-      const from = tokenizer.prompt(messages.slice(-1)).length;
+      const whole = await tokenizer.prompt([...messages.slice(-1), { role: "assistant", content: said }]);
+      const from = (await tokenizer.prompt(messages.slice(-1))).length;
       ids = [...prompt, ...whole.slice(from, whole.lastIndexOf(eos))];
     }
-    return { prompt: prompt.length, ids, ...account(ids) };
+    return { prompt: prompt.length, ids, kept, ...account(ids) };
   },
 
   /** Every token with its bytes and its loss in nats; the first has none. */
   async look({ ids, text, off }) {
-    const whole = ids ?? start(text), all = whole.slice(0, model.max_seq_len), losses = [null];
-    const cache = new Cache(model, all.length, true);
     stopped = false;
+    const whole = ids ?? await start(text), all = whole.slice(0, model.max_seq_len), losses = [null];
+    const cache = new Cache(model, all.length, true);
     for await (const [start, x] of read(all, cache, off))
       for (let t = 0; t * model.dim < x.length; t++)
         losses.push(-Math.log(softmax(model.logits(row(x, t)))[all[start + t + 1]]));
