@@ -39,7 +39,7 @@ def export_model(args: Args, target: Path, write: Callable) -> None:
 def export_page(args: Args, target: Path) -> None:
     """Export the chosen checkpoint, or those of --stages, as one page."""
     checkpoint, flags = args.checkpoint, args.page
-    shape = {name: getattr(checkpoint, name) for name in ("max_seq_len", "n_heads", "rope_theta")}
+    shape = {name: getattr(checkpoint, name) for name in page.SHAPE_FLAGS}
     if flags.stages is None:
         paths, stage = {checkpoint.path.stem: checkpoint.path}, MODES[checkpoint.model_mode]
     else:

@@ -60,17 +60,17 @@ def open_model(args: Args, tokenizer: Tokenizer, device: torch.device, path: Pat
 
 
 @lru_cache(maxsize=1)
-def render_page(path: Path, tokenizer_dir: Path, mtime_ns: int) -> str:
+def render_page(checkpoint: Checkpoint, mtime_ns: int) -> str:
     """Return export.py's page with this server as its engine.
 
     Args:
-        path: Checkpoint whose weights the page shows.
-        tokenizer_dir: Folder of its tokenizer.
-        mtime_ns: When the checkpoint was written; part of the cache's key.
+        checkpoint: The flags of the checkpoint whose weights the page shows.
+        mtime_ns: When it was written; part of the cache's key.
     """
+    path, shape = checkpoint.path, {name: getattr(checkpoint, name) for name in chat_page.SHAPE_FLAGS}
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.html"
-        chat_page.write_page({path.stem: path}, tokenizer_dir, target, served=True)
+        chat_page.write_page({path.stem: path}, checkpoint.tokenizer_dir, target, served=True, **shape)
         return target.read_text(encoding="utf-8")
 
 
@@ -91,8 +91,8 @@ def make_api(args: Args):
     models = Models(Path(checkpoint.save_dir), checkpoint.path, opener, serve.slots)
     models.open_default()
 
-    def page() -> str:
-        return render_page(checkpoint.path, checkpoint.tokenizer_dir, checkpoint.path.stat().st_mtime_ns)
+    def page(locked: bool) -> str:
+        return chat_page.locked_page() if locked else render_page(checkpoint, checkpoint.path.stat().st_mtime_ns)
 
     max_body_bytes = 1000 * serve.max_body_kb
     return Api(models, EngineThread(serve.max_queue), serve.api_key, page, max_body_bytes, serve.request_timeout)

@@ -28,6 +28,7 @@ from model import SpongeBob, check_parameters_known, rope_frequencies
 
 PROGRAM = Path(__file__).with_name("page")
 WEIGHT_DTYPES = ("int8", "float16")
+SHAPE_FLAGS = ("max_seq_len", "n_heads", "rope_theta")  # of the command line, passed to open_checkpoint
 SHAPE_FIELDS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len", "norm_eps")
 
 
@@ -142,9 +143,14 @@ def assemble(data: dict, weights: list[bytes]) -> str:
         "worker": "\n".join(source[name] for name in ("tokenizer.js", "model.js", "worker.js")),
         "words": source["words.txt"],
         "connect": "connect-src 'self'; " if data["served"] else "",
-        "view": source["view.js"] + source["server.js"],
+        "view": "\n".join(source[name] for name in ("view.js", "server.js", "chat.js")),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], source["page.html"])  # one pass: {{ in a part stays
+
+
+def locked_page() -> str:
+    """Return a served page without its models, for a browser that has not sent the API key: it asks for the key."""
+    return assemble({"served": True}, [b""])
 
 
 def find_stages(save_dir: str, names: list[str]) -> dict[str, Path]:

@@ -31,7 +31,7 @@ class Api:
     models: Models
     engine_thread: EngineThread
     key: str | None  # that clients must send; None: no key
-    page: Callable[[], str]  # returns the HTML of the page to chat
+    page: Callable[[bool], str]  # returns the HTML of the page to chat, or of the one that asks for the key
     max_body_bytes: int
     timeout: float  # seconds from the arrival of a request to the end of its answer
 
@@ -46,8 +46,8 @@ class Api:
 
         app = FastAPI(lifespan=lifespan, openapi_url=None)  # its documentation pages load scripts from elsewhere
         app.get("/health")(self.health)
+        app.get("/")(self.chat_page)  # which asks for the key, as a browser cannot send it unasked
         keyed = APIRouter(dependencies=[Depends(self.check_key)])
-        keyed.get("/", response_class=HTMLResponse)(self.chat_page)
         keyed.get("/v1/models")(self.list_models)
         keyed.get("/v1/models/{name}")(self.retrieve_model)
         keyed.post("/v1/chat/completions")(self.create_chat_completion)
@@ -70,10 +70,15 @@ class Api:
         """Answer without a key, as long as the process lives."""
         return {"status": "ok", "running": self.engine_thread.num_requests}
 
-    async def chat_page(self) -> str:
-        """Return the page to chat."""
+    async def chat_page(self, http: Request) -> HTMLResponse:
+        """Return the page to chat; to a browser without the API key, one that asks for it and has no models."""
+        locked = False
         try:
-            return await asyncio.to_thread(self.page)
+            await self.check_key(http)
+        except APIError:
+            locked = True
+        try:
+            return HTMLResponse(await asyncio.to_thread(self.page, locked), 401 if locked else 200)
         except (ValueError, OSError) as error:
             raise APIError(404, str(error)) from None
 

@@ -37,6 +37,7 @@ def test_without_the_key_only_health_answers(api, address, client, monkeypatch):
     assert httpx.get(f"{address}/health").status_code == 200
     for path in ("", "/v1/models"):
         assert httpx.get(address + path).status_code == 401
+    assert "SFT" not in httpx.get(address).text  # the page that asks for the key
     with pytest.raises(openai.AuthenticationError, match="API key"):
         client.chat.completions.create(model="SFT", messages=user("你好"))
     for key, status in (("秘密", 200), ("秘", 401), ("\x80", 401)):

@@ -1,5 +1,7 @@
 // For a page that serve.py sends: the server answers, the worker inspects.
 
+const HERE = location.pathname.replace(/\/?$/, "/"); // a proxy may serve the page as /some/path
+const parse = (text) => { try { return JSON.parse(text) ?? {}; } catch { return {}; } }; // a proxy may answer anything
 let calling; // the running request
 
 function halt() {
@@ -7,21 +9,55 @@ function halt() {
   post({ ask: "stop" });
 }
 
-/** Yield {content, reasoning_content} or {text} of each delta, then the finish reason. */
-async function* deltas(path, body) {
-  const reply = await fetch(`/v1/${path}`, {
-    method: "POST", signal: calling.signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+/** Let the user type the server's API key; false: they would not. The browser forgets it with the tab. */
+function askForKey(isWrong) {
+  $("wrong").hidden = !isWrong;
+  $("keyDialog").returnValue = $("key").value = "";
+  $("keyDialog").showModal();
+  return new Promise((resolve) => {
+    $("keyDialog").onclose = ({ target }) => {
+      if (target.returnValue) sessionStorage.setItem("key " + HERE, $("key").value.trim());
+      resolve(Boolean(target.returnValue));
+    };
   });
-  if (!reply.ok) throw Error((await reply.json()).error.message);
+}
+
+/** What the server sends as `type` from an address beside the page; everything else is an error with words for it. */
+async function call(address, type, options) {
+  for (;;) {
+    const key = sessionStorage.getItem("key " + HERE), headers = { "Content-Type": "application/json" };
+    // A header has characters up to U+00FF, each of which is sent as a byte: here those of UTF-8.
+    if (key) headers.Authorization = "Bearer " + String.fromCharCode(...new TextEncoder().encode(key));
+    const settings = { cache: "no-store", headers, signal: calling.signal, ...options };
+    const reply = await fetch(HERE + address, settings).catch(() => { throw Error(say("unreachable")); });
+    if (reply.ok && reply.headers.get("Content-Type")?.startsWith(type)) return reply;
+    if (reply.status === 401 && await askForKey(key)) continue;
+    throw Error(parse(await reply.text()).error?.message ?? say("otherReply", reply));
+  }
+}
+
+/** The page as the server sends it with the key: the data and the weights are in it. */
+async function unlock() {
+  calling = new AbortController();
+  const text = await (await call("", "text/html")).text();
+  const page = new DOMParser().parseFromString(text, "text/html"); // inert: no script in it runs
+  for (const id of ["data", "weights0"]) $(id).textContent = page.getElementById(id).textContent;
+  return JSON.parse($("data").textContent);
+}
+
+/** Yield {content, reasoning_content} or {text} of each delta, the finish reason and the usage. */
+async function* deltas(path, body) {
+  const reply = await call(`v1/${path}`, "text/event-stream", { method: "POST", body: JSON.stringify(body) });
   let rest = "";
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let read = await reader.read(); !read.done; read = await reader.read()) {
+  const next = () => reader.read().catch(() => { throw Error(say("cutOff")); });
+  for (let read = await next(); !read.done; read = await next()) {
     const events = (rest + read.value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      if (event === "data: [DONE]") continue;
-      const chunk = JSON.parse(event.replace(/^data: /, ""));
-      if (chunk.error) throw Error(chunk.error.message);
+      if (!event.startsWith("data: ") || event === "data: [DONE]") continue;
+      const chunk = parse(event.slice("data: ".length));
+      if (!chunk.choices) throw Error(chunk.error?.message ?? say("cutOff"));
       const [{ delta, text, finish_reason } = {}] = chunk.choices;
       yield { ...delta, text, finish: finish_reason, usage: chunk.usage };
     }
@@ -30,14 +66,14 @@ async function* deltas(path, body) {
 
 /** The response to {ask: "answer"} from the server: its deltas are joined as the model generated them. */
 async function askServer({ messages, sampling, most }, tell) {
-  const [path, asked] = about.chats ? ["chat/completions", { messages, truncation: "auto" }]
+  const { signal } = calling = new AbortController();
+  const { kept, ids: _, ...account } = await ask({ ask: "ids", messages, most, said: "" });
+  const [path, asked] = about.chats ? ["chat/completions", { messages: kept, truncation: "auto" }]
     : ["completions", { prompt: messages.at(-1).content }];
   const seed = Math.floor(Math.random() * 2 ** 31);
   const body = { model: about.name, ...asked, ...sampling, max_tokens: most, seed };
-  const account = await post({ ask: "ids", messages, said: "" });
-  let said = "", part = "", why = "stopped", usage = {}, began;
+  let said = "", part = "", why, usage = {}, began;
   const add = (words) => { said += words; tell({ ...account, text: words }); };
-  calling = new AbortController();
   try {
     for await (const delta of deltas(path, { ...body, stream: true, stream_options: { include_usage: true } })) {
       const { reasoning_content: reasoning, content = delta.text, finish } = delta;
@@ -51,9 +87,11 @@ async function askServer({ messages, sampling, most }, tell) {
     }
     if (why === "end" && part === "answer") add("\n</answer>");
   } catch (error) {
-    if (error.name !== "AbortError") throw { error: error.message };
+    if (!why && !signal.aborted) throw error;
+    why ??= "stopped";
   }
-  const seconds = (performance.now() - began) / 1000, found = await post({ ask: "ids", messages, said });
+  if (!why) throw Error(say("cutOff"));
+  const seconds = (performance.now() - began) / 1000, found = await ask({ ask: "ids", messages: kept, most, said });
   const { completion_tokens: count = found.ids.length - found.prompt } = usage;
   return { ...found, text: "", why, cached: 0, count, speed: count > 1 ? (count - 1) / seconds : 0 };
 }

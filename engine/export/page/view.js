@@ -1,15 +1,19 @@
 // The view. Typed and generated text only ever becomes text nodes; the worker computes.
 "use strict";
 
-const $ = (id) => document.getElementById(id), data = JSON.parse($("data").textContent);
+const $ = (id) => document.getElementById(id);
 const lines = $("words").textContent.trim().split("\n").map((line) => line.split(/\s*\|\s*/));
 const WORDS = new Map(lines.map(([key, ...languages]) => [key, languages]));
-const SLIDERS = { // min, max, step, initial value
-  temperature: [0, 2, 0.05, 0.7], top_p: [0.05, 1, 0.05, 0.9], top_k: [0, 100, 1, 0], most: [16, 1024, 16, 512] };
-let chinese = /^zh/.test(navigator.language), about, off = { ahead: false, positions: false, layers: [], heads: [] };
-let turns = [], source, seen, chosen, picked, accounted; // source: the inspected ids or text; picked: [layer, head]
+let data = JSON.parse($("data").textContent), about, loading = -1; // the model; the index of the next
+let chinese = /^zh/.test(navigator.language), off = { ahead: false, positions: false, layers: [], heads: [] };
+let source, seen, chosen, picked, accounted; // source: the inspected ids or text; picked: [layer, head]
 
-const say = (key, values) => WORDS.get(key)[chinese ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+/** The words of a key in the chosen language; a served page has words of its own for some. */
+function say(key, values) {
+  const languages = (data.served && WORDS.get(`${key}Served`)) || WORDS.get(key);
+  return languages[chinese ? 1 : 0].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
 const hex = (bytes) => bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
 
 function make(tag, fields, ...inside) {
@@ -36,7 +40,7 @@ const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent]
 const waiting = new Map();
 let asked = 0, queue = Promise.resolve();
 worker.onmessage = ({ data: answer }) => waiting.get(answer.id)(answer);
-worker.onerror = ({ message }) => fail(message);
+worker.onerror = ({ message }) => waiting.forEach((settle) => settle({ error: message }));
 
 function post(question, onPart) {
   return new Promise((resolve, reject) => {
@@ -56,76 +60,6 @@ function ask(question, onPart) {
 function fail(error) {
   const { tooLong, error: words = error } = error;
   $("status").textContent = tooLong ? say("tooLong", tooLong) : say("failed", { error: words });
-}
-
-// ---- the chat
-/** Show an answer in its box, with the text between <think> and </think> folded. */
-function fill({ content, fold, words }, running) {
-  const [, thought, rest] = /^\s*<think>([^]*?)(?:<\/think>([^]*))?$/.exec(content) ?? [];
-  fold.hidden = thought === undefined;
-  words.textContent = fold.hidden ? content : (rest ?? "").replace(/<\/?answer>/g, "").trim();
-  if (fold.hidden) return;
-  fold.firstChild.textContent = say(running && rest === undefined ? "thinking" : "thought", { n: [...thought].length });
-  fold.lastChild.textContent = thought.trim();
-}
-
-function addTurn(role, content) {
-  const fold = make("details", {}, make("summary"), make("div")), words = make("div"), note = make("p");
-  const turn = { role, content, fold, words, note, box: make("div", { className: `turn ${role}` }, fold, words, note) };
-  $("turns").append(turn.box);
-  turns.push(turn);
-  fill(turn);
-  $("turns").scrollTop = $("turns").scrollHeight;
-  return turn;
-}
-
-async function answer() {
-  const messages = turns.map(({ role, content }) => ({ role, content })), { name } = about;
-  const turn = addTurn("assistant", ""), isLast = () => turns.at(-1) === turn; // not after "new chat"
-  const { most, ...sampling } = Object.fromEntries(Object.keys(SLIDERS).map((key) => [key, Number($(key).value)]));
-  $("status").textContent = say("working");
-  busy(true);
-  try {
-    const done = await (data.served ? askServer : ask)({ ask: "answer", messages, sampling, most, off }, (part) => {
-      const { scrollHeight, scrollTop, clientHeight } = $("turns");
-      turn.content += part.text;
-      fill(turn, true);
-      tell(part);
-      if (scrollHeight - scrollTop - clientHeight < 40) $("turns").scrollTop = $("turns").scrollHeight;
-    });
-    turn.content += done.text;
-    fill(turn);
-    turn.note.textContent = say("told", { ...done, name, why: say(done.why), speed: done.speed.toFixed(0) });
-    $("status").textContent = "";
-    if (isLast()) look({ ids: done.ids, prompt: done.prompt });
-  } catch (error) {
-    if (isLast()) turns.pop().box.remove();
-    fail(error);
-  }
-  if (isLast() || !turns.length) busy(false);
-}
-
-function busy(running) {
-  $("stop").disabled = !running;
-  $("send").disabled = running || !about;
-  $("retry").disabled = running || !about || !turns.length;
-  $("try").hidden = turns.length;
-}
-
-function send() {
-  const question = $("question").value;
-  if (!question.trim() || $("send").disabled) return;
-  if (!about.chats) clear();
-  $("question").value = "";
-  addTurn("user", question);
-  answer();
-}
-
-function clear() {
-  halt();
-  turns = [];
-  $("turns").replaceChildren();
-  busy(false);
 }
 
 // ---- looking inside
@@ -193,6 +127,7 @@ function drawSwitches() {
     const onclick = () => { picked = same(l, h) ? null : [l, h]; drawSwitches(); inspect(); };
     return make("button", { className: isOff ? "off" : "", ariaPressed: same(l, h), onclick }, `${l + 1}.${h + 1}`);
   }));
+  $("switches").hidden = data.served; // they change what the worker computes, not the server's answers
   $("picked").hidden = !picked;
   if (!picked) return;
   const [l, h] = picked;
@@ -209,18 +144,39 @@ function change(switches) {
 }
 
 // ---- stages, languages
+/** Show the models that the page has; one that its server sent without them asks for the key first. */
+async function begin() {
+  loading = -1;
+  refresh();
+  try {
+    if (!data.models) data = await unlock();
+  } catch (error) {
+    loading = null;
+    refresh();
+    return fail(error);
+  }
+  $("status").textContent = "";
+  $("stages").append(...data.models.map(({ name }, index) => make("button", { onclick: () => load(index) }, name)));
+  $("stage").max = data.models.length - 1;
+  $("road").hidden = data.models.length < 2;
+  post({ ask: "setup", data: data.tokenizer }).catch(fail);
+  load(data.models.length - 1);
+}
+
 async function load(index) {
   about = picked = seen = null;
+  loading = index;
   off = { ...off, layers: [], heads: [] };
-  busy(false);
+  refresh();
   $("stage").value = index;
   [...$("stages").children].forEach((node, i) => { node.ariaPressed = i === index; });
   try {
     await ask({ ask: "load", about: data.models[index], base64: $(`weights${index}`).textContent });
-  } catch (error) { return fail(error); }
-  if (Number($("stage").value) !== index) return; // another stage was chosen meanwhile
-  about = data.models[index];
-  busy(false);
+    if (loading === index) about = data.models[index]; // no other stage was chosen meanwhile
+  } catch (error) { fail(error); }
+  if (loading === index) loading = null;
+  refresh();
+  if (!about) return;
   translate();
   look();
 }
@@ -241,27 +197,3 @@ function translate() {
   drawSwitches();
   inspect();
 }
-
-for (const [id, [min, max, step, value]] of Object.entries(SLIDERS)) {
-  const shown = make("output", {}, String(value)), words = make("label", { htmlFor: id });
-  const oninput = ({ target }) => { shown.value = target.value; };
-  words.dataset.say = id;
-  $("sliders").append(words, make("input", { type: "range", id, min, max, step, value, oninput }), shown);
-}
-$("stages").append(...data.models.map(({ name }, index) => make("button", { onclick: () => load(index) }, name)));
-$("stage").max = data.models.length - 1;
-$("road").hidden = data.models.length < 2;
-$("stage").onchange = () => load(Number($("stage").value));
-$("send").onclick = send;
-$("stop").onclick = halt;
-$("retry").onclick = () => { if (turns.at(-1).role === "assistant") turns.pop().box.remove(); answer(); };
-$("clear").onclick = clear;
-$("question").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
-};
-$("read").onclick = () => { chosen = undefined; look({ text: $("own").value }); };
-for (const id of ["ahead", "positions"]) $(id).onchange = () => change({ [id]: $(id).checked });
-$("language").onclick = () => { chinese = !chinese; translate(); };
-post({ ask: "setup", data: data.tokenizer });
-translate();
-load(data.models.length - 1);
