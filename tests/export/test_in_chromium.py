@@ -438,6 +438,67 @@ def test_tokens_attention_and_costs_of_an_answer_are_shown(either):
     assert "FLOPs; without a cache" in text(either, "#account") and "Cache: " in text(either, "#account")
 
 
+def key(tab: Browser, **event) -> bool:
+    """Press Enter in the field as an input method or keyboard reports it; returns whether it sent the question."""
+    before = len(roles(tab))
+    init = json.dumps({"key": "Enter", "bubbles": True, "cancelable": True} | event)
+    tab.run(f"$('question').value = 'ni hao'; $('question').dispatchEvent(new KeyboardEvent('keydown', {init})); 0")
+    return len(roles(tab)) > before
+
+
+def test_enter_sends_but_not_when_it_confirms_or_breaks_a_line(offline):
+    assert not key(offline, isComposing=False, keyCode=229)  # Safari, after compositionend
+    assert not key(offline, isComposing=True, keyCode=229)  # Chromium, Firefox
+    assert not key(offline, shiftKey=True, keyCode=13)
+    assert key(offline, keyCode=13)
+    offline.wait(READY)
+
+
+def test_enter_breaks_the_line_on_a_phone(served):
+    served.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    assert served.run("matchMedia('(pointer: coarse)').matches") and not key(served, keyCode=13)
+    served.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_every_control_has_a_name_of_its_own(either):
+    send(either, "你好")
+    either.wait("document.querySelectorAll('#tokens button').length > 3")
+    either.run(
+        "picked = [0, 1]; drawSwitches(); inspect(); document.querySelector('#sliders').parentNode.open = true; 0"
+    )
+    either.wait("!document.querySelector('#map').hidden")
+    controls = {"button", "textbox", "slider", "checkbox", "combobox", "log", "image", "Canvas", "DisclosureTriangle"}
+    nodes = [node for node in either.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    nodes = [node for node in nodes if node["role"]["value"] in controls]
+    assert len(nodes) > 20 and {"textbox", "slider", "image", "log"} <= {node["role"]["value"] for node in nodes}
+    assert [node["role"] for node in nodes if not node["name"]["value"].strip()] == []
+    by_placeholder = "[...document.querySelectorAll('textarea')].filter((node) => !node.ariaLabel)"
+    assert either.run(f"{by_placeholder}.map((node) => node.id)") == []
+
+
+def test_an_answer_is_heard_once_and_as_a_whole(either):
+    either.run("""window.heard = [];
+      new MutationObserver(() => $("heard").textContent && heard.push($("heard").textContent))
+        .observe($("heard"), { childList: true, subtree: true, characterData: true }); 0""")
+    send(either, "你好")
+    either.wait("heard.length > 0")
+    assert either.run("heard") == either.run("[turns.at(-1).words.textContent]") != [""]
+    live = "[...document.querySelectorAll('[aria-live]')].filter((node) => node.contains(turns.at(-1).box))"
+    assert either.run(f"{live}.map((node) => node.ariaLive)") == ["off"]
+
+
+def test_leaving_a_talk_asks_first(either):
+    send(either, "你好")
+    either.call("Page.reload")
+    for _ in range(100):
+        if any(event.get("method") == "Page.javascriptDialogOpening" for event in either.events):
+            break
+        time.sleep(0.02)
+        either.call("Page.getNavigationHistory")
+    either.call("Page.handleJavaScriptDialog", accept=False)  # stay
+    assert len(roles(either)) == 2
+
+
 def test_a_served_page_asks_for_the_key_and_keeps_it(page, tmp_path):
     flags = [
         "--save_dir",

@@ -456,6 +456,13 @@ def test_the_page_loads_nothing_and_its_policy_forbids_it(page):
     assert "default-src 'none'" in content
 
 
+def test_the_policy_lets_old_and_new_browsers_start_the_worker(page):
+    policy = re.search(r'content="(default-src[^"]+)"', page.read_text(encoding="utf-8"))[1]
+    assert {"worker-src blob:", "child-src blob:"} <= {
+        rule.strip() for rule in policy.split(";")
+    }  # old Safari: child-src
+
+
 def test_a_served_page_has_the_context_of_its_server(folder):
     flags = ["--save_dir", str(folder), "--max_seq_len", "77"]
     served = serve.render_page(serve.parse_args(flags).checkpoint, 0)

@@ -29,6 +29,7 @@ async function answer() {
   const turn = running = addTurn("assistant", ""), isRunning = () => running === turn; // not after "new chat"
   const { most, ...sampling } = Object.fromEntries(Object.keys(SLIDERS).map((key) => [key, Number($(key).value)]));
   $("status").textContent = say("working");
+  $("heard").textContent = "";
   refresh();
   try {
     const done = await (data.served ? askServer : ask)({ ask: "answer", messages, sampling, most, off }, (part) => {
@@ -49,6 +50,7 @@ async function answer() {
     fill(turn);
     if (isRunning()) {
       running = null;
+      $("heard").textContent = turn.words.textContent; // all at once, for those who hear the page
       refresh();
     }
   }
@@ -112,8 +114,11 @@ $("stop").onclick = halt;
 $("retry").onclick = retry;
 $("clear").onclick = clear;
 $("question").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+  const confirms = event.isComposing || event.keyCode === 229; // an input method's words; Safari tells only the code
+  const breaks = event.shiftKey || matchMedia("(pointer: coarse)").matches; // a phone has no Shift+Enter
+  if (event.key === "Enter" && !confirms && !breaks) { event.preventDefault(); send(); }
 };
+addEventListener("beforeunload", (event) => { if (turns.length) event.preventDefault(); }); // the browser asks
 $("read").onclick = () => { chosen = undefined; look({ text: $("own").value }); };
 for (const id of ["ahead", "positions"]) $(id).onchange = () => change({ [id]: $(id).checked });
 $("language").onclick = () => { chinese = !chinese; translate(); };

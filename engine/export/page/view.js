@@ -125,7 +125,8 @@ function drawSwitches() {
     const l = Math.floor(i / n_heads), h = i % n_heads;
     const isOff = off.layers.includes(l) || off.heads.includes(`${l}.${h}`);
     const onclick = () => { picked = same(l, h) ? null : [l, h]; drawSwitches(); inspect(); };
-    return make("button", { className: isOff ? "off" : "", ariaPressed: same(l, h), onclick }, `${l + 1}.${h + 1}`);
+    const fields = { className: isOff ? "off" : "", ariaPressed: same(l, h), onclick };
+    return make("button", { ...fields, ariaLabel: say("head", { l: l + 1, h: h + 1 }) }, `${l + 1}.${h + 1}`);
   }));
   $("switches").hidden = data.served; // they change what the worker computes, not the server's answers
   $("picked").hidden = !picked;
@@ -185,12 +186,13 @@ function translate() {
   document.documentElement.lang = chinese ? "zh" : "en";
   $("language").textContent = chinese ? "English" : "中文";
   document.querySelectorAll("[data-say]").forEach((node) => { node.textContent = say(node.dataset.say); });
-  [$("own").placeholder, $("stage").ariaLabel] = [say("own"), say("stage")];
+  document.querySelectorAll("[data-label]").forEach((node) => { node.ariaLabel = say(node.dataset.label); });
+  $("own").placeholder = say("own");
   turns.forEach((turn) => fill(turn));
   if (accounted) tell();
   if (!about) return;
   const { n_layers: layers, max_seq_len: context } = about.shape, parameters = short(about.parameters);
-  $("question").placeholder = say(about.chats ? "chat" : "text");
+  $("question").placeholder = $("question").ariaLabel = say(about.chats ? "chat" : "text");
   const asking = (words) => () => { $("question").value = words; send(); };
   $("try").replaceChildren(...about.questions.map((words) => make("button", { onclick: asking(words) }, words)));
   $("facts").textContent = say("facts", { ...about, parameters, layers, context });
