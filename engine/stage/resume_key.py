@@ -83,7 +83,8 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], step: int, wher
         changes = [_describe_data(before, now)]
     else:
         changes = []
-    changes += [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed]
+    for name in changed:
+        changes += _differences(name, before.get(name), now.get(name))
     hint = ""
     if "steps" in changed:
         hint = " (a run can only be made longer with --schedule wsd, from a state before its decay)"
@@ -96,6 +97,17 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], step: int, wher
     raise ValueError(
         f"{where} belongs to another run: {'; '.join(changes)}{hint}. Use the old flags, --name or --overwrite"
     )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """Describe what differs, of dicts only the entries that do."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [f"{name} was {before!r}, is {now!r}"]
+    changes = []
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            changes += _differences(f"{name}.{key}", before.get(key), now.get(key))
+    return changes
 
 
 def _describe_data(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -28,13 +28,15 @@ def test_other_held_out_documents_are_refused_though_as_many_rows(home, tmp_path
     here = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9"]
     assert run_stage(home, *here, "--val_fraction", "0.1").code == 75
     refused = run_stage(home, *here, "--val_fraction", "0", "--resume")
-    assert refused.code == 2 and "held_out was" in refused.output, refused.output
+    assert refused.code == 2 and "held_out.documents was" in refused.output, refused.output
     assert "(other rows are held out than before: validation would hold rows that were trained on)" in refused.output
 
 
 def test_a_state_of_another_encoding_is_refused_with_the_reason():
     keys = [{"encoding": version, "held_out": {"documents": 64, "content": str(version)}} for version in (4, 5)]
-    with pytest.raises(ValueError, match="encoding was 4, is 5; held_out was .*reads or holds out rows otherwise"):
+    with pytest.raises(
+        ValueError, match="encoding was 4, is 5; held_out.content was '4', is '5' .*reads or holds out rows otherwise"
+    ):
         check_unchanged(*keys, 5, "results/pretrain.state")
 
 
@@ -65,6 +67,14 @@ A, B = ("a-200", "a.jsonl", 200), ("b-9", "b.jsonl", 9)
 def test_data_that_changed_is_told_by_the_names_of_its_files(before, now, message):
     with pytest.raises(ValueError, match=rf"results belongs to another run: {message}\. Use the old flags"):
         check_unchanged(data_key(*before), data_key(*now), 5, "results")
+
+
+def test_entries_of_a_dict_that_differ_are_told_alone():
+    keys = [
+        {"config": {"dim": 64, "rope_parameters": {"factor": factor, "rope_type": "llama3"}}} for factor in (2.0, 4.0)
+    ]
+    with pytest.raises(ValueError, match=r"run: config.rope_parameters.factor was 2.0, is 4.0. Use the old flags"):
+        check_unchanged(*keys, 5, "results")
 
 
 def test_file_that_was_renamed_is_the_same_data():
