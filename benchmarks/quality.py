@@ -25,8 +25,7 @@ from benchmarks.train import MODULES, planned
 from dataset import PretrainDataset
 from engine.checkpoint.weights import load_model
 from engine.corpus import jsonl
-from engine.corpus.bpe import read_row
-from engine.corpus.held_out import held_out_hashes
+from engine.corpus.held_out import held_out_hashes, read_row
 from engine.machine import runtime
 from engine.options import SAMPLE
 from engine.score import evaluate, records

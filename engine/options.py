@@ -161,6 +161,11 @@ class Output(Flags):
         return Path(self.save_dir) / f"{self.name}.state"
 
     @property
+    def rows(self) -> Path:
+        """The hashes of the rows that the checkpoint was trained on."""
+        return Path(self.save_dir) / f"{self.name}.rows.npy"
+
+    @property
     def metrics(self) -> Path:
         """The log."""
         return Path(self.save_dir) / f"{self.name}.metrics.jsonl"

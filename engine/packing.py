@@ -240,6 +240,7 @@ class Sources:
         resume_key: What decides the batches, as plain values: a run is resumed only with an equal one.
         prompt: Ids of the beginning of a held-out document, continued in the log.
         description: Lines about the data, printed before the first step.
+        trained_hashes: Returns the hashes of the rows that training draws from, (n,) uint64; None: they are not known.
     """
 
     make_training: Callable[..., Source]
@@ -247,6 +248,7 @@ class Sources:
     resume_key: Mapping[str, Any] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     description: str = ""
+    trained_hashes: Callable[[], np.ndarray] | None = None
 
 
 class Batches:

@@ -11,9 +11,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from dataset import CHAT_TEMPLATE, PretrainDataset, SFTDataset
+from dataset import CHAT_TEMPLATE, PretrainDataset
 from engine.console import print0
-from engine.corpus.held_out import describe_repeated, row_hash
+from engine.corpus.held_out import describe_repeated, read_row
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, parse_line, read_lines
 from engine.files import to_json
 from engine.reasoning import TAGS
@@ -25,21 +25,6 @@ from engine.tokenizer import BOS, EOS, UNK
 PIECE_RE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]|[^。！？；，\n.!?;,]{1,512}")
 
 # ------------------------------------------------------------------------------------------- texts to learn from
-
-
-def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> tuple[int, list[str]]:
-    """Return (hash, texts) of a row of any schema, or raise BadRow.
-
-    Args:
-        dataset_class: The meaning of a row that is no chat.
-        row: A parsed JSONL line.
-        notes: As in dataset.py.
-    """
-    if SFTDataset.holds(row):
-        messages = SFTDataset.read(row, notes)
-        return row_hash(messages), [message["content"] for message in messages]
-    text = dataset_class.read(row, notes)
-    return row_hash(text), dataset_class.parts(text)
 
 
 class ScannedFile(NamedTuple):

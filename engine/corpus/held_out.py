@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import DEFAULT_SYSTEM, BorderedDataset
+from dataset import DEFAULT_SYSTEM, BorderedDataset, PretrainDataset, SFTDataset
 from engine.console import print0
 from engine.tokenizer import EOS
 
@@ -29,6 +29,21 @@ def row_hash(content: str | list[dict]) -> int:
         row = {"conversations": [turn for turn in turns if turn not in implied]}
     spelling = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(spelling.encode(), digest_size=8).digest(), "little")
+
+
+def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> tuple[int, list[str]]:
+    """Return (hash, texts) of a row of any schema, or raise BadRow.
+
+    Args:
+        dataset_class: The meaning of a row that is no chat.
+        row: A parsed JSONL line.
+        notes: As in dataset.py.
+    """
+    if SFTDataset.holds(row):
+        messages = SFTDataset.read(row, notes)
+        return row_hash(messages), [message["content"] for message in messages]
+    text = dataset_class.read(row, notes)
+    return row_hash(text), dataset_class.parts(text)
 
 
 def describe_repeated(files: Sequence[np.ndarray]) -> str:

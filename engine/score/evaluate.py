@@ -25,6 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from engine.checkpoint import trained_rows
 from engine.checkpoint.weights import open_chosen
 from engine.console import print0
 from engine.files import atomic_write, hash_file, to_json, write_json
@@ -34,7 +35,15 @@ from engine.score import answers, loglikelihood, multiple_choice, table
 from engine.score.answers import Turn
 from engine.score.loglikelihood import Text
 from engine.score.multiple_choice import Question
-from engine.score.records import EvalSettings, read_files, read_records, read_scores, record_key, records_name
+from engine.score.records import (
+    EvalSettings,
+    read_files,
+    read_hashes,
+    read_records,
+    read_scores,
+    record_key,
+    records_name,
+)
 from engine.score.statistics import Interval, effective_sample_size, paired_test, t_interval, wilson_interval
 from model import SpongeBob
 
@@ -264,6 +273,9 @@ def run(args: Args, tokenizer: Tokenizer) -> None:
     path, baseline = args.checkpoint.path, args.scoring.baseline
     files = read_files(args.scoring.score, args.scoring.max_eval_rows)
     target, results, records = _score_checkpoint(path, files, args, rt, tokenizer)
+    for file, items in files.items():
+        rows = trained_rows.read(path, results[file.name]["weights"])
+        results[file.name]["trained_rows"] = rows and rows.overlap(read_hashes(file, items))
     print0(table.format_scores(results))
     if baseline:
         _, before, earlier = _score_checkpoint(Path(baseline), files, args, rt, tokenizer)

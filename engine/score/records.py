@@ -8,12 +8,14 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
 from engine.checkpoint.weights import config_dict
 from engine.console import printable, warn
 from engine.corpus import jsonl
+from engine.corpus.held_out import read_row
 from engine.files import read_json, read_log
 from engine.score import answers, multiple_choice
 from engine.score.loglikelihood import Text
@@ -80,6 +82,16 @@ def read_items(path: Path, limit: int) -> list:
     if lettered := counts.notes.get(multiple_choice.LETTERED):
         warn(f"{name}: the choices of {lettered[0]} rows begin with their letters, which are cut off")
     return items
+
+
+def read_hashes(path: Path, items: Sequence) -> np.ndarray:
+    """Return the content hashes of the rows that `items` are of, (n,) uint64.
+
+    A multiple-choice question is no row that training reads.
+    """
+    numbers = {item.row for item in items if not isinstance(item, Question)}
+    lines = [line for number, line in jsonl.read_lines(path) if number in numbers]
+    return np.array([read_row(PretrainDataset, jsonl.parse_line(line))[0] for line in lines], np.uint64)
 
 
 def records_name(

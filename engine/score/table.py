@@ -50,11 +50,23 @@ def format_interval(metric: dict) -> str:
     return f"[{format_number(metric['low'])}, {format_number(metric['high'])}]"
 
 
+def format_overlap(overlap: dict | None) -> str:
+    """Format how many scored rows are among those that training drew from (trained_rows.TrainedRows.overlap)."""
+    if overlap is None:
+        return "not compared (no .rows.npy that belongs to the checkpoint)"
+    if not overlap["of"]:
+        return "not compared (multiple-choice questions are not trained on)"
+    limit = "" if overlap["is_complete"] else ", by the stages whose rows are known"
+    return f"{overlap['trained_on']} of {overlap['of']}{limit}"
+
+
 def format_scores(results: dict[str, dict]) -> str:
     """Format every file's metrics with interval and chance level, then by group and by position."""
     lines = []
     for file, result in results.items():
         lines.append(f"{printable(file)}: {result['rows']} rows, {result['seconds']:.0f} s")
+        if "trained_rows" in result:
+            lines.append(f"  {'rows that the model was trained on':42}{format_overlap(result['trained_rows'])}")
         lines.append(f"  {'':42}{'value':>9}  {'95 % interval':^19}{'chance':>9}{'n':>8}")
         for name, metric in result["metrics"].items():
             numbers = f"{format_number(metric['value']):>9}  {format_interval(metric):^19}"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from engine.checkpoint.weights import open_checkpoint
@@ -43,6 +44,7 @@ class Rows:
         prompt: Ids of the beginning of a held-out document, continued in the log.
         num_held_out: Held-out documents.
         held_out: Digest of their content hashes.
+        trained_hashes: Returns the content hashes of the documents to train on, (n,) uint64.
     """
 
     cache: TokenCache
@@ -51,6 +53,7 @@ class Rows:
     prompt: list[int]
     num_held_out: int
     held_out: str
+    trained_hashes: Callable[[], np.ndarray]
 
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
@@ -78,6 +81,7 @@ class Rows:
             },
             prompt=self.prompt,
             description="\n".join(filter(None, lines)),
+            trained_hashes=self.trained_hashes,
         )
 
 
@@ -152,4 +156,5 @@ def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Ru
         choose_prompt(documents, validation, length),
         len(validation),
         hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
+        lambda: documents.hashes[documents.split(args.data.val_fraction)[0]],
     )

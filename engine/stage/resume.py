@@ -16,6 +16,7 @@ from torch import Tensor
 from engine import optim
 from engine.checkpoint import training_state
 from engine.checkpoint.run_info import RunInfo, read_info
+from engine.checkpoint.trained_rows import TrainedRows
 from engine.checkpoint.weights import full_state_dict, read_meta, save_weights
 from engine.console import print0
 from engine.files import first_line, remove_temp_files
@@ -116,7 +117,7 @@ class Start:
         if self.point is None or _is_own(self.point.path.parent, states):
             training_state.quarantine_newer(states, self.point.step if self.point else -1)
 
-    def finish(self, run: Run, meta: dict) -> None:
+    def finish(self, run: Run, meta: dict, rows: TrainedRows | None) -> None:
         """Write the weights of a finished run if it was killed between its last state and them, or has a new name."""
         output = self.output
         if self.rt.is_main_process:
@@ -126,6 +127,8 @@ class Start:
         if (existing.get("run"), existing.get("step")) != (self.run_id, run.steps):
             weights = full_state_dict(run.model, keep=self.rt.is_main_process)
             if self.rt.is_main_process:
+                if rows:
+                    rows.save(output.rows)
                 save_weights(output.weights, weights, {"log_ends": rows_until(self.log, run.steps)[-1:], **meta})
                 if self.log != output.metrics:
                     continue_log(self.log, output.metrics, run.steps)
@@ -174,7 +177,7 @@ def _check_unused(output: Output) -> None:
     states = output.states
     files = [output.weights, output.weights.with_suffix(".json")]
     if not states.is_dir():
-        files += [output.metrics, output.plot, states]
+        files += [output.metrics, output.plot, output.rows, states]
     elif not output.resume and any(path.suffix != ".tmp" for path in states.iterdir()):
         files.append(states)
     existing = next((path for path in files if path.exists()), None)
@@ -220,7 +223,7 @@ def _remove_temp_files(output: Output) -> None:
     """Remove what a killed run of this name was writing; files of another name may still be written."""
     if output.states.exists():
         training_state.remove_unfinished_states(output.states)
-    remove_temp_files(output.weights, output.weights.with_suffix(".json"), output.metrics)
+    remove_temp_files(output.weights, output.weights.with_suffix(".json"), output.rows, output.metrics)
 
 
 # ---------------------------------------------------------------------------------------------- restoring

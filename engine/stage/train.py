@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from engine import loop, optim
+from engine.checkpoint import trained_rows
 from engine.console import print0
 from engine.flags import Args
 from engine.log.tracker import Tracker
@@ -60,15 +61,20 @@ def train(
         known = {"run": start.run_id, "stage": stage, "config": key["config"], "tokenizer": key["tokenizer"]}
         known |= {"parent": parent and parent.path, "ancestors": parent.weights if parent else []}
         known |= {"on_sample": args.data.on_sample, "machine": rt.hardware()}
+        earlier = (parent.path, parent.weights[0]) if parent else None
+        rows = trained_rows.collect(sources.trained_hashes, earlier) if rt.is_main_process else None
+        known |= {"trained_rows": rows and rows.entry()}
         metadata = partial(_metadata, run, known, flags)
         if progress.step >= run.steps:
-            start.finish(run, metadata(progress))
+            start.finish(run, metadata(progress), rows)
             return 0
 
         print0(sources.description)
         print0(plan.describe(run))
         print0(plan.dry_run(run, progress))
         rt.broadcast_from_main(start.clear)  # on the main process; the others exit, too, if it fails
+        if rows:
+            rows.save(args.output.rows)
         tracker = Tracker(
             args.output,
             flags,

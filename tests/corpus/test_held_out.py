@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import DEFAULT_SYSTEM, BorderedDataset, PretrainDataset, SFTDataset
-from engine.corpus.bpe import read_row, scan_corpus
-from engine.corpus.held_out import describe_repeated, held_out_hashes
+from engine.corpus.bpe import scan_corpus
+from engine.corpus.held_out import describe_repeated, held_out_hashes, read_row
 from engine.corpus.jsonl import parse_line
 from engine.options import SAMPLE
 

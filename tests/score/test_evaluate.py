@@ -12,10 +12,11 @@ from scoring import chat, evaluate_file, question
 from tiny_model import tiny
 
 import eval_model
+from engine.checkpoint.trained_rows import TrainedRows
 from engine.checkpoint.weights import weights_hash
 from engine.export import hugging_face
 from engine.score import evaluate, table
-from engine.score.records import read_files
+from engine.score.records import read_files, read_hashes
 
 ROWS = [{"text": "海风" * n} for n in (3, 90, 9)] + [chat(f"你好{n}", "好" * n) for n in range(1, 8)]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,6 +77,21 @@ def test_run_prints_and_merges_metrics_by_file(tmp_path, capsys):
     run_score(tmp_path, "--score", other, "--max_eval_rows", 1)
     merged = read_json(tmp_path / "SFT.scores.json")
     assert merged["rows.jsonl"] == scores["rows.jsonl"] and merged["other.jsonl"]["rows"] == 1
+
+
+def test_score_says_how_many_rows_were_trained_on(tmp_path, capsys):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "海风" * number, "id": number} for number in range(1, 5)])
+    save(tiny(), tmp_path / "SFT.pth")
+    run_score(tmp_path, "--score", path)
+    line = "rows that the model was trained on        "
+    assert f"{line}not compared (no .rows.npy that belongs to the checkpoint)" in capsys.readouterr().out
+    rows = TrainedRows(read_hashes(path, read_files([path], 3)[path]), is_complete=True)
+    rows.save(tmp_path / "SFT.rows.npy")
+    save(tiny(), tmp_path / "SFT.pth", trained_rows=rows.entry())
+    run_score(tmp_path, "--score", path)
+    assert f"{line}3 of 4\n" in capsys.readouterr().out
+    overlap = read_json(tmp_path / "SFT.scores.json")["rows.jsonl"]["trained_rows"]
+    assert overlap == {"trained_on": 3, "of": 4, "is_complete": True}
 
 
 def test_scores_of_a_namesake_leave_those_of_the_folders_own_checkpoint(tmp_path):

@@ -11,6 +11,14 @@ def test_format_scores_names_skipped_rows_and_missing_metrics():
     assert "3 of 4" in text and "accuracy by letter, 5-shot" in text and "no metric, 4 rows skipped" in text
 
 
+def test_format_overlap_says_what_is_not_known():
+    assert table.format_overlap({"trained_on": 3, "of": 9, "is_complete": True}) == "3 of 9"
+    partial = table.format_overlap({"trained_on": 3, "of": 9, "is_complete": False})
+    assert partial == "3 of 9, by the stages whose rows are known"
+    assert table.format_overlap(None).startswith("not compared (no .rows.npy")
+    assert "multiple-choice" in table.format_overlap({"trained_on": 0, "of": 0, "is_complete": True})
+
+
 def test_format_markdown_keeps_columns_of_files_that_begin_alike():
     text = table.format_markdown(
         "SFT", {f"{name}.jsonl": {"metrics": {"f1": METRIC}} for name in ("a.v1", "a.v2", "b")}

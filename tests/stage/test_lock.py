@@ -155,7 +155,7 @@ def test_file_of_this_name_that_no_run_wrote_is_kept(home, tmp_path):
     assert (tmp_path / "package.json").read_text() == '{"name": "shop"}'
 
 
-@pytest.mark.parametrize("ending", [".pth", ".json", ".metrics.jsonl", ".png", ".state"])
+@pytest.mark.parametrize("ending", [".pth", ".json", ".metrics.jsonl", ".png", ".rows.npy", ".state"])
 def test_file_that_a_run_would_replace_is_named(ending, home, tmp_path):
     """Unasked, also where the weights and states next to it were moved away, and for a state that gets a new name."""
     file = tmp_path / f"pic{ending}"

@@ -5,13 +5,17 @@ import types
 import pytest
 import torch
 from factories import loss_weights, write_rows
+from forked import run_stage
 from tiny_model import tiny
 
 from dataset import PretrainDataset
 from engine import options
+from engine.checkpoint import trained_rows
+from engine.checkpoint.weights import load_model, weights_hash
 from engine.corpus.token_cache import open_or_build
 from engine.machine.runtime import Runtime
 from engine.packing import split_documents
+from engine.score.records import read_hashes, read_items
 from engine.stage import prepare
 
 
@@ -32,3 +36,16 @@ def test_a_state_of_a_file_read_twice_is_not_that_of_the_file_read_once(small, t
     files = [source.resume_key["data"] for source in sources]
     assert files[1] == 2 * files[0] and [key["documents"] for key in files[0]] == [9]
     assert all("held out: 4 of 9 documents" in source.description for source in sources)
+
+
+def test_a_stage_leaves_its_rows_and_those_of_the_stage_before(home, tmp_path):
+    """Also one that stops before it has read them all."""
+    stop = ["--save_dir", str(tmp_path), "--max_minutes", "1e-9", "--eval_step", "0"]
+    assert run_stage(home, "--init_from", "whole/pretrain.pth", *stop, stage="SFT").code == 75
+    hashes = [read_hashes(path, read_items(path, 0)) for path in (home / "pretrain.jsonl", home / "sft_512.jsonl")]
+    counts = []
+    for path in (home / "whole/pretrain.pth", tmp_path / "SFT.pth"):
+        rows = trained_rows.read(path, weights_hash(load_model(path)[0].state_dict()))
+        counts.append([rows.overlap(part)["trained_on"] for part in hashes])
+        assert rows.is_complete and len(rows.hashes) == sum(counts[-1])
+    assert counts == [[30, 0], [30, 30]]  # half of each file is held out
