@@ -33,7 +33,7 @@ from engine.schemas import (
 from engine.tokenizer import BOS, EOS
 
 # Part of the key of every token cache: raise it when rows would be encoded, or stored, differently than before.
-ENCODING_VERSION = 7
+ENCODING_VERSION = 8
 
 NO_LOSS = 0
 LOSS = 1

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -29,14 +30,18 @@ COMPLETION_KEYS = ("prompt", "completion", "response", "system")
 ALPACA_KEYS = ("instruction", "input", "output", "history", "system", *REASONING_KEYS)
 # Where a row or a turn may call its answer bad, and by which words. A 0 says so only in a file of which a field of
 # ZERO_KEYS holds nothing but 0 and 1 (jsonl.find_zero_fields); any other number says nothing about the answer.
+# A name that ends in such a word is one, too: is_verified, human_rating.
 VERDICT_KEYS = frozenset(
-    "label labels class tag correct is_correct score scores rating quality rank reward rewards kto_tag accepted "
-    "is_accepted passed verdict".split()
+    "label labels class tag correct score scores rating quality rank reward rewards accepted passed verdict".split()
+)
+VERDICT_WORDS = VERDICT_KEYS | frozenset(  # these names may also hold a text, which is not understood
+    "ratings grade stars vote votes upvotes thumb thumbs thumbs_up feedback preference preferred chosen verified "
+    "approved acceptable desirable valid good helpful".split()
 )
 ZERO_KEYS = ("label", "correct", "is_correct")
-REWARD_KEYS = ("reward", "rewards")  # bad below 0
 BAD_WORDS = frozenset(
-    "bad false wrong incorrect rejected reject undesirable unacceptable poor failed 错 错误 不正确 不好 坏".split()
+    "bad false wrong incorrect rejected reject undesirable unacceptable poor failed down thumbs_down "
+    "dislike disliked downvote 👎 错 错误 不正确 不好 坏".split()
 )
 WITHHELD = ("bad_answer", "empty_turn")  # notes on what a row says and training does not learn
 METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to learn
@@ -127,23 +132,52 @@ def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | 
 def unread_fields(fields: dict, read: Iterable[str]) -> set[str]:
     """Return a note for each field that may hold something to learn and is not understood."""
     unread = fields.keys() - METADATA_KEYS.union(VERDICT_KEYS, read)
-    return {f"field {name}" for name in unread if fields[name] not in (None, "", [], {})}
+    held = {name: fields[name] for name in unread if fields[name] not in (None, "", [], {})}
+    return {f"field {name}" for name, value in held.items() if not verdict_of(name, value)}
 
 
 def is_called_bad(fields: dict, notes: set[str]) -> bool:
     """Return whether a row or a turn calls its answer bad; note the fields that do, and those that hold a number."""
-    is_bad = False
-    for name in VERDICT_KEYS & fields.keys():
-        value = fields[name]
-        if isinstance(value, str):
-            value = value.strip().lower() not in BAD_WORDS
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is False or (is_number and name in REWARD_KEYS and value < 0):
-            notes.add(f"bad_answer {name}")
-            is_bad = True
-        elif is_number:
-            notes.add(f"number {name}")
-    return is_bad
+    verdicts = {name: verdict_of(name, value) for name, value in fields.items()}
+    notes |= {f"{verdict} {name}" for name, verdict in verdicts.items() if verdict in ("bad_answer", "number")}
+    return "bad_answer" in verdicts.values()
+
+
+def verdict_of(name: str, value: object) -> str | None:
+    """Return what a field says of an answer: "bad_answer", "good", or "number" where that is not plain; None: nothing.
+
+    Several values call it bad if each of them does.
+    """
+    last_word = _last_word(name)
+    if last_word not in VERDICT_WORDS | BAD_WORDS:
+        return None
+    values = list(value.values()) if isinstance(value, dict) else value
+    listed = values if isinstance(values, list) else [values]
+    verdicts = {_scalar_verdict(name, last_word, scalar) for scalar in listed}
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return "number" if verdicts & {"number", "bad_answer"} else None
+
+
+def _scalar_verdict(name: str, last_word: str, value: object) -> str | None:
+    if isinstance(value, bool):
+        return "bad_answer" if value == (last_word in BAD_WORDS) else "good"
+    if isinstance(value, str) and last_word in {*BAD_WORDS, "chosen", "preferred"}:
+        return None  # an answer itself, as in {"chosen": "Right.", "rejected": "Wrong"}
+    if isinstance(value, str) and value.strip().lower() in BAD_WORDS:
+        return "bad_answer"
+    try:
+        number = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return "bad_answer" if number < 0 and "reward" in name.lower() else "number"
+
+
+@lru_cache(maxsize=4096)
+def _last_word(name: str) -> str:
+    """Return what decides whether a name is a verdict's: the last word of isCorrect or kto_tag, or the whole name."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")
+    return name.lower() if name.lower() in VERDICT_WORDS | BAD_WORDS else words[-1]
 
 
 def special_tokens_in(text: str) -> set[str]:
@@ -225,8 +259,7 @@ def completion_turns(row: dict, key: str) -> list:
                 {"role": role, "content": text_of(row[name], f'"{name}"', may_be_empty=True)}
             ]  # also one that spells a list
         sides.append(turns)
-    prompt = [turn | {"train": False} for turn in sides[0]]
-    return [*prompt, *sides[1]]
+    return [*(turn | {"train": False} for turn in sides[0]), *sides[1]]
 
 
 # Field of a row -> its schema. A row has the schema of the first field here that it has and that is not null.

@@ -256,7 +256,9 @@ WRONG = {"role": "assistant", "content": "WRONG"}
 
 @pytest.mark.parametrize(
     "verdict",
-    [{"label": False}, {"correct": "Incorrect"}, {"quality": "bad"}, {"kto_tag": " rejected"}, {"reward": -0.1}],
+    [{"label": False}, {"correct": "Incorrect"}, {"quality": "bad"}, {"kto_tag": " rejected"}, {"reward": -0.1}]
+    + [{"is_verified": False}, {"thumbs_up": False}, {"thumbs": "down"}, {"humanRating": "poor"}, {"rejected": True}]
+    + [{"label": "False"}, {"reward_score": "-1.5"}, {"labels": ["wrong", False]}, {"rewards": {"a": -1, "b": -2}}],
 )
 def test_an_answer_that_its_row_or_turn_calls_bad_is_not_learned(build, tokenizer, verdict, capsys):
     (name,) = verdict
@@ -284,7 +286,7 @@ def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, caps
     assert "number" not in capsys.readouterr().err
     ranks = rows(1, 0, 2)
     assert trained_text(build(ranks, rows(1, 1, 0)), tokenizer) == ["1</s>", "0</s>", "2</s>", "1</s>", "1</s>"]
-    assert f"0.jsonl: field {name} of 3 rows holds a number, which does not say" in capsys.readouterr().err
+    assert f"0.jsonl: field {name} of 3 rows holds a number or several values" in capsys.readouterr().err
     # Another value of the field may be in a turn, or in another block of the file.
     long = [*rows(0), {"messages": [ASKED, GREETED | {name: 7}]}, *rows(*[1] * 9)]
     assert len(build(long, num_workers=2)) == 11
@@ -292,6 +294,27 @@ def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, caps
     assert len(build(stars, strict=True)) == 1
     quoted = [{"messages": [ASKED, {"role": "assistant", "content": f'{{"{name}": 5}}'}], name: 1}, *rows(1, 0)]
     assert len(build(quoted)) == 2
+
+
+@pytest.mark.parametrize(
+    "field, message",
+    [
+        ({"votes": 0}, "votes of 1 rows holds a number"),
+        ({"label": "-1"}, "label of 1 rows holds a number"),
+        ({"score": -0.5}, "score of 1 rows holds a number"),
+        ({"labels": [True, False]}, "labels of 1 rows holds a number or several values"),
+        ({"scores": {"style": 0, "facts": 3}}, "scores of 1 rows holds a number"),
+        ({"chosen": "WRONG"}, "chosen of 1 rows is not used"),
+        ({"rejected": "wrong"}, "rejected of 1 rows is not used"),
+        ({"follow_up": False}, "follow_up of 1 rows is not used"),
+        ({"rejected": False, "is_correct": True, "label": "physics", "tags": ["bad"], "class": None}, ""),
+    ],
+)
+def test_a_field_that_calls_no_answer_bad_is_named_and_learned(build, tokenizer, field, message, capsys):
+    cache = build([{"messages": [ASKED, GREETED], **field}])
+    assert trained_text(cache, tokenizer) == ["3</s>"]
+    messages = capsys.readouterr().err
+    assert message in messages and bool(message) == bool(messages)
 
 
 def test_a_file_that_loses_most_rows_is_refused_until_confirmed(build, tokenizer):
