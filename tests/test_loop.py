@@ -26,6 +26,7 @@ from trace_recipe import trace
 
 import model as model_module
 import pretrain
+from dataset import TAG
 from engine import loop, optim, packing
 from engine.machine.stopping import StopRequest
 from engine.stage import prepare
@@ -103,6 +104,17 @@ def test_forty_steps_chunked_masked_or_not_fused_give_the_same_losses(losses, mo
     assert max(apart.values()) < 1e-2, apart
 
 
+def losses_by_hand(run, batches):
+    """Return loss, class and loss weight of every label of some micro-batches."""
+    columns = []
+    for batch in batches:
+        with torch.no_grad():
+            logits = run.model(batch.inputs, batch.cu_seqlens).logits.flatten(0, 1)
+        nats = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+        columns.append((nats, batch.classes.flatten(), batch.loss_weights.flatten()))
+    return [torch.cat(column) for column in zip(*columns, strict=True)]
+
+
 def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     held_out = SimpleNamespace(steps_per_epoch=2, step=run.source.step)
@@ -116,14 +128,23 @@ def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     found = loop.validate(run)
     assert run.loss.training
     run.loss.eval()
-    nats = tokens = 0.0
-    for batch in [*run.source.step(0), *run.source.step(1)]:
-        with torch.no_grad():
-            logits = run.model(batch.inputs, batch.cu_seqlens).logits.flatten(0, 1)
-        each = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
-        nats += each[batch.classes.flatten() > 0].sum().item()
-        tokens += (batch.classes > 0).sum().item()
-    assert found["val_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    nats, classes, _ = losses_by_hand(run, [*run.source.step(0), *run.source.step(1)])
+    assert found["val_loss"] == pytest.approx(nats[classes > 0].mean().item(), rel=1e-5)
+    assert found["val_tag_loss"] == pytest.approx(nats[classes == TAG].mean().item(), rel=1e-5)
+
+
+def test_weighted_and_tag_loss_of_the_log_are_those_of_the_definition(folder):
+    run = a_run(folder, batch_size=2, rows_per_step=4)
+    run = replace(run, steps=1, output=replace(run.output, save_step=0, eval_step=0))
+    nats, classes, loss_weights = losses_by_hand(run, run.source.step(0))
+    log = []
+    tracker = SimpleNamespace(log=log.append, show=lambda *_: None)
+    loop.train(run, loop.Progress(), tracker, lambda *_: None, StopRequest())
+    assert set(loss_weights[classes == TAG].tolist()) == {10.0}
+    weighted = (nats * loss_weights).sum() / loss_weights.sum()
+    assert log[-1]["weighted_loss"] == pytest.approx(weighted.item(), rel=1e-5)
+    assert log[-1]["tag_loss"] == pytest.approx(nats[classes == TAG].mean().item(), rel=1e-5)
+    assert log[-1]["loss"] == pytest.approx(nats[classes > 0].mean().item(), rel=1e-5)
 
 
 def test_loss_that_is_not_finite_never_reaches_the_weights(folder, monkeypatch):

@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
     meta |= {"seconds": 90.0, "tokens": 4500, "step": 30, "machine": "1 x Abacus", "flags": {"learning_rate": 0.5}}
     save_stage(folder, "SFT", str(folder / "pretrain.pth"), **meta)
     save_stage(folder, "pretrain", **meta)
-    log = [{"step": step, "loss": 8.0 - step / 10} for step in range(1, 31)]
+    log = [{"step": n, "loss": 8.0 - n / 10, "weighted_loss": 7.0, "tag_loss": 2.5} for n in range(1, 31)]
     write_rows(folder / "SFT.metrics.jsonl", [{"step": 0, "val_loss": 8.25}, *log, {"step": 30, "val_loss": 2.5}])
     rows = [chat(HOSTILE, "好", task="greeting"), *({"text": "海风吹过码头。" * n} for n in (40, 9))]
     argv = ["--save_dir", folder, "--score", write_rows(folder / "rows.jsonl", rows)]
@@ -110,9 +110,16 @@ def test_terminal_shows_metrics_before_and_after_in_stage_order(folder, capsys):
     assert ["bits", "per", "byte", f"{change['before']:.4f}", f"{change['after']:.4f}"] in lines
 
 
-def test_loss_curve_falls_as_the_log_does(folder):
-    training, held_out = write_report(folder).lines[:2]
+def test_loss_curves_fall_as_the_log_does_each_in_its_own_line(folder):
+    page = write_report(folder)
+    training, held_out, tags = page.lines[:3]
+    assert [text for text in page.texts if text in ("training", "held-out", "tags, training")][:3] == [
+        "training",
+        "held-out",
+        "tags, training",
+    ]
     assert len(training) == 30 and len(held_out) == 2
+    assert [x for x, _ in tags] == [x for x, _ in training] and {y for _, y in tags} == {held_out[-1][1]}
     heights = [y for _, y in training]
     assert heights == sorted(heights)  # y grows downwards on a page
     assert held_out[0][0] < training[0][0] and held_out[-1][0] == training[-1][0]
