@@ -411,6 +411,30 @@ def test_every_slider_reaches_the_answer(either, server):
     assert [body[name] for name in ("temperature", "top_p", "top_k", most)] == [*wanted.values()]
 
 
+def test_switches_of_an_offline_page_reach_the_answer(offline):
+    watched(offline)
+    offline.click("#positions")
+    send(offline, "你好")
+    offline.click("#positions")
+    send(offline, "你好")
+    assert offline.run("answers.map(({ off }) => off.positions)") == [True, False]
+
+
+def test_a_served_page_continues_the_text_of_a_pretrained_model(page, tmp_path):
+    flags = ["--save_dir", str(page.parent), "--device", "cpu", "--weight_dtype", "float32", "--model_mode", "0"]
+    api = serve.make_api(serve.parse_args(flags))
+    with listening(api) as (address, _), Browser(f"{address}/", 390, 844, tmp_path / "profile") as browser:
+        shorten(browser)
+        browser.wait(READY)
+        browser.run("document.getElementById('temperature').value = 0; 0")
+        send(browser, "从前")
+        asked = {"prompt": "从前", "temperature": 0, "max_tokens": 16}
+        said = httpx.post(f"{address}/v1/completions", json=asked, timeout=60).json()["choices"][0]["text"]
+        assert browser.run("turns.at(-1).content") == said != ""
+        assert text(browser, ".assistant > p").startswith("pretrain: 16 tokens")
+        assert browser.run("$('question').ariaLabel") == "A text to continue"
+
+
 def test_the_last_four_pairs_are_sent_with_a_question(either, server):
     either.run(
         """for (const n of [1, 2, 3, 4, 5, 6]) { addTurn("user", `问${n}`); addTurn("assistant", `答${n}`); } 0"""
