@@ -239,9 +239,9 @@ def _remove_stale_folders(folder: Path, now: float) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
 
 
-def _number_blocks(paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[tuple]:
+def _number_blocks(paths: Sequence[Path], dataset_class: type, advance: Callable[[int], object]) -> Iterator[tuple]:
     for file, path in enumerate(paths):
-        zero_fields = find_zero_fields(path)
+        zero_fields = find_zero_fields(path) if issubclass(dataset_class, SFTDataset) else frozenset()  # texts: once
         for first, block in read_blocks(path, advance):
             yield file, first, block, zero_fields
 
@@ -292,7 +292,7 @@ def _encode_files(temporary, paths, size, report, dataset_class, tokenizer, num_
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in ARRAYS}
         bar = stack.enter_context(tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, disable=None))
-        blocks = _number_blocks(paths, bar.update)
+        blocks = _number_blocks(paths, dataset_class, bar.update)
         setup = (dataset_class, tokenizer.to_str(), is_large)
         files["offsets"].write(np.int64(0).tobytes())
         for file, counts, lengths, arrays in map_in_order(_encode_block, blocks, _start_worker, setup, num_workers):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny_model import tiny
 
 from dataset import DEFAULT_SYSTEM, NO_LOSS, PretrainDataset, SFTDataset
+from engine.corpus import jsonl
 from engine.corpus.token_cache import open_or_build
 from engine.flags import ROOT
 from engine.generate.fast_decoder import Decoder
@@ -175,7 +176,7 @@ def test_the_row_names_the_speaker_also_where_the_assistant_begins(build, tokeni
 )
 def test_an_unclear_speaker_or_text_is_a_bad_row(build, turns, reason):
     with pytest.raises(ValueError, match=f"jsonl:1: {reason}"):
-        build([{"conversations": turns}])
+        build([{"conversations": turns}] * 2)  # a file of one object may be meant as another thing
 
 
 def test_a_tool_turn_is_read_and_not_trained_on(build, tokenizer):
@@ -278,7 +279,7 @@ def test_an_answer_that_its_row_or_turn_calls_bad_is_not_learned(build, tokenize
 
 
 @pytest.mark.parametrize("name", ["label", "correct"])
-def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, capsys):
+def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, capsys, monkeypatch):
     def rows(*values):
         return [{"messages": [ASKED, {"role": "assistant", "content": str(value)}], name: value} for value in values]
 
@@ -292,6 +293,9 @@ def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, caps
     assert len(build(long, num_workers=2)) == 11
     stars = [{"messages": [ASKED, GREETED], "rating": 1, "score": 0.0, "rank": 0, "class": 0}]
     assert len(build(stars, strict=True)) == 1
+    monkeypatch.setattr(jsonl, "ZERO_FIELD_RE", None)
+    assert len(build([{"text": "a text with a class", name: 0}], dataset_class=PretrainDataset)) == 1  # read once
+    monkeypatch.undo()
     quoted = [{"messages": [ASKED, {"role": "assistant", "content": f'{{"{name}": 5}}'}], name: 1}, *rows(1, 0)]
     assert len(build(quoted)) == 2
 
