@@ -113,9 +113,9 @@ class Start:
         _remove_temp_files(self.output)
         if self.output.overwrite and states.exists():
             shutil.rmtree(states)
-        states.mkdir(parents=True, exist_ok=True)  # also tells that the log is a run's, before the first state
-        if self.point is None or _is_own(self.point.path.parent, states):
+        elif states.exists() and (self.point is None or _is_own(self.point.path.parent, states)):
             training_state.quarantine_newer(states, self.point.step if self.point else -1)
+        states.mkdir(parents=True, exist_ok=True)  # from here on, the log of this name is known to be a run's
 
     def finish(self, run: Run, meta: dict, rows: TrainedRows | None) -> None:
         """Write the weights of a finished run if it was killed between its last state and them, or has a new name."""
