@@ -7,21 +7,45 @@ import asyncio
 import contextlib
 import hmac
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from engine.console import warn
 from engine.serve.engine_thread import EngineThread
 from engine.serve.models import LoadedModel, Models
-from engine.serve.protocol import AnyRequest, APIError, ChatCompletionRequest, CompletionRequest, parse_body
+from engine.serve.protocol import (
+    AnyRequest,
+    APIError,
+    ChatCompletionRequest,
+    CompletionRequest,
+    check_content_headers,
+    parse_body,
+)
 from engine.serve.response import ResponseBuilder
 from engine.talk.chat_model import Prompt
+
+READ = ["GET", "HEAD"]
+BEARER = re.compile(r"^bearer[ \t]+", re.IGNORECASE)
+ADDRESSES = "GET /, /health, /v1/models, /v1/models/NAME; POST /v1/chat/completions, /v1/completions"
+
+
+async def refuse_address(http: Request, error: Exception) -> Response:
+    """Answer an address, or a method, that there is not, with those that there are."""
+    assert isinstance(error, HTTPException)
+    if http.method == "OPTIONS" and error.status_code == 405:
+        return Response(status_code=204, headers=error.headers)
+    what = f"no {http.method} {http.url.path} here" if error.status_code in (404, 405) else error.detail
+    return JSONResponse(
+        APIError(error.status_code, f"{what}, only: {ADDRESSES}").body, error.status_code, error.headers
+    )
 
 
 @dataclass
@@ -45,26 +69,25 @@ class Api:
             await asyncio.to_thread(self.engine_thread.stop)
 
         app = FastAPI(lifespan=lifespan, openapi_url=None)  # its documentation pages load scripts from elsewhere
-        app.get("/health")(self.health)
-        app.get("/")(self.chat_page)  # which asks for the key, as a browser cannot send it unasked
+        app.api_route("/health", methods=READ)(self.health)
+        app.api_route("/", methods=READ)(self.chat_page)  # which asks for the key: a browser cannot send it unasked
         keyed = APIRouter(dependencies=[Depends(self.check_key)])
-        keyed.get("/v1/models")(self.list_models)
-        keyed.get("/v1/models/{name}")(self.retrieve_model)
+        keyed.api_route("/v1/models", methods=READ)(self.list_models)
+        keyed.api_route("/v1/models/{name}", methods=READ)(self.retrieve_model)
         keyed.post("/v1/chat/completions")(self.create_chat_completion)
         keyed.post("/v1/completions")(self.create_completion)
         app.include_router(keyed)
         app.exception_handler(APIError)(lambda _, error: JSONResponse(error.body, error.status, error.headers))
-        app.exception_handler(HTTPException)(
-            lambda _, error: JSONResponse(APIError(error.status_code, error.detail).body, error.status_code)
-        )
+        app.exception_handler(HTTPException)(refuse_address)
         return app
 
     async def check_key(self, http: Request) -> None:
         """Refuse a wrong API key."""
-        key = http.headers.get("authorization", "").removeprefix("Bearer ")
+        key = BEARER.sub("", http.headers.get("authorization", ""))
         # Headers are read as Latin-1, whatever bytes they hold; a key is typed in UTF-8.
         if self.key is not None and not hmac.compare_digest(key.encode("latin-1"), os.fsencode(self.key)):
-            raise APIError(401, "a wrong API key, or none: Authorization: Bearer KEY", code="invalid_api_key")
+            message = "a wrong API key, or none: Authorization: Bearer KEY"
+            raise APIError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def health(self) -> dict:
         """Answer without a key, as long as the process lives."""
@@ -80,17 +103,18 @@ class Api:
         try:
             return HTMLResponse(await asyncio.to_thread(self.page, locked), 401 if locked else 200)
         except (ValueError, OSError) as error:
-            raise APIError(404, str(error)) from None
+            warn(f"error: {error}")
+            raise APIError(404, "there is no page for this checkpoint; the server's console says why") from None
 
     async def list_models(self) -> dict:
         """List the models."""
-        return {"object": "list", "data": [self._model_json(name) for name in self.models.paths()]}
+        return {"object": "list", "data": [self._model_json(*entry) for entry in self.models.listing().items()]}
 
     async def retrieve_model(self, name: str) -> dict:
         """Describe a model."""
-        if name not in self.models.paths():
+        if (created := self.models.listing().get(name)) is None:
             raise self._unknown_model(name)
-        return self._model_json(name)
+        return self._model_json(name, created)
 
     async def create_chat_completion(self, http: Request) -> Any:
         """Answer a chat."""
@@ -102,6 +126,7 @@ class Api:
 
     async def read_body(self, http: Request) -> bytes:
         """Return the body, unless it is too large or too slow, or its sender leaves."""
+        check_content_headers(http.headers)
         body = b""
         try:
             async with asyncio.timeout(self.timeout):
@@ -123,7 +148,8 @@ class Api:
         except KeyError:
             raise self._unknown_model(name) from None
         except (ValueError, OSError) as error:
-            raise APIError(500, str(error)) from None
+            warn(f"error: {error}")  # it may name folders, which are no client's business
+            raise APIError(500, f"{name}.pth cannot be used; the server's console says why") from None
         chat_model = loaded.chat_model
         if isinstance(params, CompletionRequest):
             texts = [params.prompt] if isinstance(params.prompt, str) else params.prompt
@@ -154,10 +180,9 @@ class Api:
             return StreamingResponse(response.events(http), media_type="text/event-stream")
         return JSONResponse(await response.json_body(http))
 
-    def _model_json(self, name: str) -> dict:
-        created = int(self.models.paths()[name].stat().st_mtime)
+    def _model_json(self, name: str, created: int) -> dict:
         return {"id": name, "object": "model", "created": created, "owned_by": "selfllm-engine"}
 
     def _unknown_model(self, name: str) -> APIError:
-        available = ", ".join(self.models.paths()) or "none"
+        available = ", ".join(self.models.listing()) or "none"
         return APIError(404, f"no model {name!r} here, only: {available}", code="model_not_found", param="model")

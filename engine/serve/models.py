@@ -1,6 +1,8 @@
 """The checkpoints of a folder as models by their names; each is read at the first request for it."""
 
+import contextlib
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +29,23 @@ class Models:
     num_slots: int  # requests of a model that are answered at once
     is_closed: bool = False  # no more files are read
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _broken: set[tuple[str, int]] = field(default_factory=set)  # could not be opened
     _loaded: dict[tuple[str, int], LoadedModel] = field(default_factory=dict)  # by name and time of writing
 
     def paths(self) -> dict[str, Path]:
         """Return {name: .pth} of the files that are there now."""
         paths = [*sorted(self.folder.glob("*.pth")), self.default_path]
         return {path.stem: path for path in paths if path.is_file()}
+
+    def listing(self) -> dict[str, int]:
+        """Return {name: time of writing in seconds} of the files that are whole, as far as is known."""
+        listing = {}
+        for name, path in self.paths().items():
+            with contextlib.suppress(OSError):  # removed in the meantime
+                key = name, path.stat().st_mtime_ns
+                if key in self._loaded or (zipfile.is_zipfile(path) and key not in self._broken):
+                    listing[name] = key[1] // 10**9
+        return listing
 
     @property
     def default(self) -> str:
@@ -68,7 +81,9 @@ class Models:
                 if loaded is None:
                     # Requests to a file that was written again are finished with the old weights, which are then freed.
                     self._loaded = {other: model for other, model in self._loaded.items() if other[0] != name}
+                    self._broken.add(key)  # until it is open
                     chat_model = self.open_model(path)
+                    self._broken.remove(key)
                     engine = GenerationEngine(chat_model.decoder, self.num_slots, chat_model.context)
                     loaded = self._loaded[key] = LoadedModel(chat_model, engine)
         return loaded

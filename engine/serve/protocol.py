@@ -3,6 +3,7 @@
 import codecs
 import re
 from collections.abc import Mapping
+from email.message import EmailMessage
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,20 +16,27 @@ from engine.reasoning import format_reasoning
 from engine.tokenizer import byte_characters
 
 BYTES = {character: byte for byte, character in byte_characters().items()}
-NEUTRAL = {  # fields that this server does not have, with the values by which a client asks for nothing
-    "tools": [[]],
+NEUTRAL = {  # values by which a client asks for nothing: of fields that this server does not have, and -1 as "no limit"
     "tool_choice": ["none", "auto"],
-    "tool_calls": [[]],
-    "functions": [[]],
-    "logit_bias": [{}],
     "response_format": [{"type": "text"}],
     "modalities": [["text"]],
     "echo": [False],
-    "suffix": [""],
     "best_of": [1],
     "frequency_penalty": [0],
-    "store": [False],
+    "service_tier": ["auto", "default"],
+    "verbosity": ["medium"],
+    "reasoning_effort": ["medium"],
+    "continuous_usage_stats": [False],
+    "add_generation_prompt": [True],
+    "max_tokens": [-1],
+    "max_completion_tokens": [-1],
+    "top_k": [-1],
 }
+# Fields that change no answer here, whatever they hold: names, notes, dates, caches, how to call tools.
+IGNORED = frozenset(
+    "user metadata name id chat_id session_id created createdAt created_at timestamp store safety_identifier "
+    "prompt_cache_key prompt_cache_retention cache_control parallel_tool_calls".split()
+)
 TYPE_IN_PATH = re.compile(r"str|list.*|constrained.*")  # pydantic names the type that it tried in an error's path
 
 
@@ -59,12 +67,17 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, fields: Any) -> Any:
-        """Drop fields that are null or neutral."""
+        """Drop fields that are null or neutral, and unknown ones that are empty or change no answer."""
         if not isinstance(fields, dict):
             return fields
-        return {
-            name: field for name, field in fields.items() if field is not None and field not in NEUTRAL.get(name, ())
-        }
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+
+        def matters(name: str, field: Any) -> bool:
+            if field is None or field in NEUTRAL.get(name, ()):
+                return False
+            return name in known or not (name in IGNORED or field in ([], {}, ""))
+
+        return {name: field for name, field in fields.items() if matters(name, field)}
 
 
 class StreamOptions(Strict):
@@ -91,8 +104,6 @@ class BaseRequest(Strict):
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
-    user: Any = None  # it changes no answer
-    metadata: Any = None
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -130,7 +141,12 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     reasoning_content: str | None = None
-    name: Any = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.role != "assistant" and self.content in (None, []):
+            raise ValueError(f"a message of role {self.role} needs content")
+        return self
 
     @property
     def as_row(self) -> dict[str, str]:
@@ -180,7 +196,11 @@ def parse_body(request_type: type[AnyRequest], body: bytes) -> AnyRequest:
         APIError: 400, with the first field that is wrong.
     """
     try:
-        return request_type.model_validate_json(body)
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise APIError(400, f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8") from None
+    try:
+        return request_type.model_validate_json(text)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         paths = [[str(part) for part in e["loc"] if not TYPE_IN_PATH.fullmatch(str(part))] for e in errors]
@@ -188,7 +208,30 @@ def parse_body(request_type: type[AnyRequest], body: bytes) -> AnyRequest:
         same_field = [i for i, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
         deepest = max(same_field, key=lambda i: (len(paths[i]), "str" not in errors[i]["loc"]))
         param = ".".join(paths[deepest]) or None
-        raise APIError(400, f"{param or 'body'}: {errors[deepest]['msg']}", param=param) from None
+        message = f"{param or 'body'}: {errors[deepest]['msg'].removeprefix('Value error, ')}"
+        if errors[deepest]["type"] == "extra_forbidden":
+            message = f"this server has no {param}; leave it out"
+        raise APIError(400, message, param=param) from None
+
+
+def check_content_headers(headers: Mapping[str, str]) -> None:
+    """Refuse a body that is not plain JSON.
+
+    A page of another site may send any text to an address of this machine, but JSON only if that address allows it.
+
+    Raises:
+        APIError: 415, with what was sent.
+    """
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise APIError(415, f"the body is compressed (Content-Encoding: {encoding}): send it as it is")
+    content_type = EmailMessage()
+    content_type["Content-Type"] = headers.get("content-type", "")
+    kind, charset = content_type.get_content_type(), content_type.get_content_charset("utf-8")
+    if not re.fullmatch(r"application/(.+\+)?json", kind) or "content-type" not in headers:
+        raise APIError(415, "the body must be JSON, and say so: Content-Type: application/json")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise APIError(415, f"the body is in {charset}: send JSON in UTF-8")
 
 
 # ------------------------------------------------------------------------------------------- log-probabilities

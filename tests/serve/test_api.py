@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import signal
+from typing import ClassVar
 
 import httpx
 import openai
@@ -26,9 +27,9 @@ def test_models_health_and_page_are_served(client, address):
     page = httpx.get(address)
     assert page.headers["content-type"].startswith("text/html") and '"name":"SFT"' in page.text
     assert page.text == httpx.get(address).text
-    missing = httpx.get(f"{address}/v2")
-    assert missing.status_code == 404 and missing.json()["error"]["message"] == "Not Found"
-    broken = httpx.post(f"{address}/v1/chat/completions", content=b'{"messages": ')
+    broken = httpx.post(
+        f"{address}/v1/chat/completions", content=b'{"messages": ', headers={"Content-Type": "application/json"}
+    )
     assert broken.status_code == 400 and broken.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -44,14 +45,44 @@ def test_without_the_key_only_health_answers(api, address, client, monkeypatch):
         headers = {"Authorization": f"Bearer {key}".encode()}
         assert httpx.get(f"{address}/v1/models", headers=headers).status_code == status
     monkeypatch.setattr(api, "key", "secret")
+    for scheme in ("bearer", "BEARER ", "Bearer \t"):
+        headers = {"Authorization": f"{scheme} secret"}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200, scheme
+    assert httpx.get(f"{address}/v1/models", headers={"Authorization": "Basic secret"}).status_code == 401
     assert client.with_options(api_key="secret").models.list().data
     for wrong in ("secre", "secrets", "Secret"):
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key=wrong).models.list()
 
 
+def test_missing_addresses_and_methods_name_those_that_are(address):
+    for method, path, status in (
+        ("GET", "/v2", 404),
+        ("POST", "/v1/responses", 404),
+        ("POST", "/v1//chat/completions", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ):
+        refused = httpx.request(method, address + path)
+        assert refused.status_code == status and refused.json()["error"]["message"].startswith(f"no {method} {path}")
+        assert "only: GET /, /health, /v1/models" in refused.json()["error"]["message"]
+        assert "POST /v1/chat/completions" in refused.json()["error"]["message"]
+
+
+def test_head_is_get_without_its_body_and_options_name_the_methods(address):
+    for path in ("/health", "/", "/v1/models", "/v1/models/SFT"):
+        head, get = httpx.head(address + path), httpx.get(address + path)
+        assert head.status_code == 200 and head.content == b""
+        assert head.headers["content-length"] == get.headers["content-length"]
+        options = httpx.options(address + path)
+        assert options.status_code == 204 and set(options.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert httpx.options(f"{address}/v1/completions").headers["allow"] == "POST"
+
+
 def test_client_that_leaves_while_sending_is_no_server_error(api):
     class Http:
+        headers: ClassVar = {"content-type": "application/json"}
+
         async def stream(self):
             yield b"{"
             raise ClientDisconnect

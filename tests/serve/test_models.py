@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 from factories import save
 from live_server import greedy_answer, user
 from tiny_model import tiny
@@ -52,3 +53,21 @@ def test_rewritten_weights_are_read_again(client, api):
     with pytest.raises(openai.InternalServerError, match="late.pth"):
         client.chat.completions.create(**options)
     path.unlink()
+
+
+def test_broken_files_are_not_listed_and_their_errors_name_no_folder(client, api, capsys):
+    folder = api.models.folder
+    (folder / "junk.pth").write_text("x")
+    (folder / "cut.pth").write_bytes((folder / "SFT.pth").read_bytes()[:-100])
+    torch.save({"other": torch.zeros(2)}, folder / "other.pth")
+    assert {model.id for model in client.models.list()} == {"SFT", "distill", "pretrain", "other"}
+    for name in ("junk", "cut", "other"):
+        with pytest.raises(openai.InternalServerError, match=rf"{name}\.pth cannot be used") as refused:
+            client.chat.completions.create(model=name, messages=user("你好"))
+        assert str(folder) not in str(refused.value) and "/" not in refused.value.body["message"]
+        assert f"{name}.pth" in "".join(capsys.readouterr())
+    assert {model.id for model in client.models.list()} == {"SFT", "distill", "pretrain"}
+    save(tiny(), folder / "other.pth")
+    assert "other" in {model.id for model in client.models.list()}
+    for name in ("junk", "cut", "other"):
+        (folder / f"{name}.pth").unlink()

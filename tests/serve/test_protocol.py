@@ -1,5 +1,9 @@
 """Requests and errors in OpenAI's shape; log-probabilities."""
 
+import codecs
+import gzip
+import json
+
 import httpx
 import openai
 import pytest
@@ -8,6 +12,7 @@ from live_server import greedy_answer, user
 
 from dataset import SFTDataset
 from engine.reasoning import format_reasoning
+from engine.serve.protocol import APIError, ChatCompletionRequest, parse_body
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,14 @@ from engine.reasoning import format_reasoning
         ({"messages": user("长" * 200)}, 400, r"takes \d+ tokens of a context of 128"),
         ({"messages": user("长" * 9000)}, 413, "20000 bytes"),
         ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"tools": [{"type": "function"}]}, 400, "this server has no tools; leave it out"),
+        ({"service_tier": "priority"}, 400, "this server has no service_tier"),
+        ({"verbosity": "low"}, 400, "this server has no verbosity"),
+        ({"stream_options": {"chunks": 2}}, 400, r"this server has no stream_options\.chunks"),
+        ({"messages": [{"role": "user", "content": "1", "weight": 0}]}, 400, r"no messages\.0\.weight"),
+        ({"messages": [{"role": "user"}]}, 400, r"messages\.0: a message of role user needs content"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "needs content"),
+        ({"messages": [{"role": "system", "content": []}]}, 400, "role system needs content"),
         ({"messages": [{"role": "tool", "content": "1", "tool_call_id": "1"}]}, 400, "role"),
     ],
 )
@@ -43,20 +56,62 @@ def test_wrong_request_is_refused_in_openais_shape(client, options, status, mess
     assert caught.value.body.keys() == {"message", "type", "param", "code"}
 
 
-NEUTRAL_FIELDS = {
-    **dict.fromkeys(["n", "stream", "logprobs", "tools", "logit_bias", "temperature", "stop", "response_format"]),
-    "tool_choice": "none",
-    "functions": [],
-    "messages": [{"role": "user", "content": "你好", "name": None, "refusal": None, "tool_calls": []}],
+PART = {"type": "text", "text": "你好", "cache_control": {"type": "ephemeral"}}
+MESSAGE = {
+    "role": "user",
+    "content": [PART],
+    "name": "a",
+    "refusal": None,
+    "tool_calls": [],
+    "id": "m1",
+    "createdAt": 3,
 }
+NEUTRAL_FIELDS = [
+    dict.fromkeys(["n", "stream", "logprobs", "tools", "logit_bias", "temperature", "stop", "response_format"]),
+    {"tools": [], "functions": [], "logit_bias": {}, "tool_choice": "none", "response_format": {"type": "text"}},
+    {"messages": [{**MESSAGE, "annotations": [], "audio": None}], "options": {}, "chat_template_kwargs": {}},
+    {"parallel_tool_calls": False, "service_tier": "auto", "verbosity": "medium", "store": True, "user": 5},
+    {"prompt_cache_key": "x", "safety_identifier": "x", "metadata": {"a": "b"}, "chat_id": "1"},
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": False}, "top_k": -1},
+]
 
 
-@pytest.mark.parametrize("extra", [{}, {"tools": [], "logit_bias": {}, "response_format": {"type": "text"}}])
-def test_null_and_neutral_fields_change_nothing(address, extra):
+@pytest.mark.parametrize("fields", NEUTRAL_FIELDS)
+def test_null_and_neutral_fields_change_nothing(address, fields):
     needed = {"model": "SFT", "temperature": 0, "max_tokens": 5}
-    answer = httpx.post(f"{address}/v1/chat/completions", json=NEUTRAL_FIELDS | needed | extra)
-    assert answer.status_code == 200
+    answer = httpx.post(f"{address}/v1/chat/completions", json={"messages": [MESSAGE]} | fields | needed)
+    assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == greedy_answer("你好", 5)
+
+
+def test_minus_1_is_no_limit():
+    for name in ("max_tokens", "max_completion_tokens", "top_k"):
+        params = parse_body(ChatCompletionRequest, json.dumps({"messages": user("a"), name: -1}).encode())
+        assert getattr(params, name) is None
+        with pytest.raises(APIError, match=name):
+            parse_body(ChatCompletionRequest, json.dumps({"messages": user("a"), name: -2}).encode()).sampling(0)
+
+
+@pytest.mark.parametrize(
+    "headers, body, status, message",
+    [
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"{}"), 415, "compressed (Content-Encoding: gzip)"),
+        ({"Content-Encoding": "br"}, b"{}", 415, "Content-Encoding: br"),
+        ({"Content-Type": "text/plain"}, b"{}", 415, "say so: Content-Type: application/json"),
+        ({"Content-Type": ""}, b"{}", 415, "say so: Content-Type: application/json"),
+        ({"Content-Type": "application/json; charset=GBK"}, b"{}", 415, "the body is in gbk: send JSON in UTF-8"),
+        ({}, '{"messages": "你'.encode("gbk"), 400, "the body is not UTF-8 (byte 14)"),
+        ({}, b"{'messages': []}", 400, "body: Invalid JSON"),
+        ({"Content-Type": 'Application/JSON; Charset="utf-8"', "Content-Encoding": "identity"}, b"", 200, ""),
+        ({"Content-Type": "application/problem+json"}, codecs.BOM_UTF8, 200, ""),
+    ],
+)
+def test_body_that_is_not_json_in_utf8_is_refused_with_the_word(address, headers, body, status, message):
+    if status == 200:
+        body += json.dumps({"messages": user("你好"), "max_tokens": 1}).encode()
+    headers = {"Content-Type": "application/json"} | headers
+    answer = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == status and (not message or message in answer.json()["error"]["message"])
 
 
 def test_reasoning_content_in_a_request_becomes_tags(client):
