@@ -9,17 +9,19 @@ import hmac
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from engine.console import warn
 from engine.serve.engine_thread import EngineThread
+from engine.serve.hosts import HostGuard
 from engine.serve.models import LoadedModel, Models
 from engine.serve.protocol import (
     AnyRequest,
@@ -58,6 +60,8 @@ class Api:
     page: Callable[[bool], str]  # returns the HTML of the page to chat, or of the one that asks for the key
     max_body_bytes: int
     timeout: float  # seconds from the arrival of a request to the end of its answer
+    hosts: Sequence[str] | None = None  # names that are answered, and this machine's own; None: all names
+    origins: Sequence[str] = ()  # sites whose pages may ask from a browser
 
     def app(self) -> FastAPI:
         """Return the application."""
@@ -79,6 +83,10 @@ class Api:
         app.include_router(keyed)
         app.exception_handler(APIError)(lambda _, error: JSONResponse(error.body, error.status, error.headers))
         app.exception_handler(HTTPException)(refuse_address)
+        if self.hosts is not None:
+            app.add_middleware(HostGuard, allowed=self.hosts)
+        if self.origins:
+            app.add_middleware(CORSMiddleware, allow_origins=self.origins, allow_methods=["*"], allow_headers=["*"])
         return app
 
     async def check_key(self, http: Request) -> None:
@@ -177,7 +185,9 @@ class Api:
         response = ResponseBuilder(params, loaded, prompts, name, deadline)
         self.engine_thread.submit(response.choices)
         if params.stream:
-            return StreamingResponse(response.events(http), media_type="text/event-stream")
+            # Proxies must hand each event on at once: nginx collects them otherwise, and others keep them.
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(response.events(http), headers=headers, media_type="text/event-stream")
         return JSONResponse(await response.json_body(http))
 
     def _model_json(self, name: str, created: int) -> dict:

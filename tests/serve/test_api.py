@@ -79,6 +79,20 @@ def test_head_is_get_without_its_body_and_options_name_the_methods(address):
     assert httpx.options(f"{address}/v1/completions").headers["allow"] == "POST"
 
 
+def test_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text(" in a file\r\n")
+
+    def key(*flags):
+        return serve.read_api_key(serve.parse_args(list(flags)).serve)
+
+    assert key() is None and key("--api_key_file", str(tmp_path / "key")) == "in a file"
+    monkeypatch.setenv("SELFLLM_API_KEY", "of the environment")
+    assert key() == "of the environment" and key("--api_key", "typed") == "typed"
+    monkeypatch.setenv("SELFLLM_API_KEY", "")
+    with pytest.raises(ValueError, match="SELFLLM_API_KEY is empty"):
+        key()
+
+
 def test_client_that_leaves_while_sending_is_no_server_error(api):
     class Http:
         headers: ClassVar = {"content-type": "application/json"}
@@ -117,6 +131,10 @@ def test_missing_fastapi_is_answered_with_the_command(monkeypatch):
 
 FLAGS = {
     "--api_key K": lambda api: api.key,
+    "--api_key_file key": lambda api: api.key,
+    "--allow_origin http://a:3000": lambda api: api.origins,
+    "--allow_host llm.example": lambda api: api.hosts,
+    "--host ::": lambda api: api.hosts,
     "--slots 3": lambda api: api.models.num_slots,
     "--max_queue 5": lambda api: api.engine_thread.max_requests,
     "--request_timeout 2": lambda api: api.timeout,
@@ -133,6 +151,7 @@ FLAGS = {
 def test_every_server_flag_changes_something(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.compile", as_written)
+    (tmp_path / "key").write_text("in a file\n")
     for path in ("results/SFT.pth", "results/distill.pth", "other/x.pth", "other/SFT.pth"):
         save(tiny(), tmp_path / path)
     default = serve.make_api(serve.parse_args(["--device", "cpu"]))
@@ -141,7 +160,6 @@ def test_every_server_flag_changes_something(tmp_path, monkeypatch):
         assert setting(api) != setting(default), flags
     others = {action.option_strings[-1] for action in actions_of(serve)} - {flags.split()[0] for flags in FLAGS}
     assert others == {
-        "--host",
         "--port",
         "--grace",
         "--long",
@@ -156,6 +174,11 @@ def test_every_server_flag_changes_something(tmp_path, monkeypatch):
     "flags, reason",
     [
         ("--api_key=", "--api_key is empty"),
+        ("--api_key_file /dev/null", "--api_key_file /dev/null is empty"),
+        (f"--api_key_file {__file__}", r"test_api.py has \d+ lines; a key is one line"),
+        ("--api_key a --api_key_file b", "--api_key and --api_key_file are both given"),
+        ("--allow_origin localhost:3000", "--allow_origin localhost:3000: browsers send http://HOST:PORT"),
+        ("--allow_origin http://a/", "without a path"),
         ("--port 65536", "--port 65536 must be at most 65535"),
     ],
 )

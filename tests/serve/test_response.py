@@ -109,6 +109,7 @@ def test_events_are_lines_of_json(address):
     body = {"messages": user("你好"), "max_tokens": 3, "stream": True}
     with httpx.stream("POST", f"{address}/v1/chat/completions", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["x-accel-buffering"] == "no" and answer.headers["cache-control"] == "no-cache"
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
     assert json.loads(lines[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
