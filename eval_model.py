@@ -11,7 +11,6 @@ export.py writes a checkpoint for other programs.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class Talk(Flags):
         None, "answer each of these texts (one that begins with -: --prompt=-1+2)", nargs="+", type=str
     )
     prompt_file: str | None = flag(
-        None, "answer every line of a file and print JSON lines", metavar="FILE", path="file"
+        None, "answer every line of a file (-: stdin) and print JSON lines", metavar="FILE", path="file"
     )
     history_cnt: int = flag(4, "earlier question-answer pairs that the model sees (0: none)", ge=0)
     system: str | None = flag(None, 'system message (default: the one used in training; "": none)')
@@ -130,9 +129,6 @@ def answer(args: Args, tokenizer: Tokenizer) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     mode, args = parse_args(argv)
-    for stream in (sys.stdin, sys.stdout):  # invalid bytes, a console without Chinese
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if mode == "--report":
         folder = Path(args.checkpoint.save_dir)
         path = Path(args.report.report or folder / "report.html")
@@ -147,4 +143,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, output_is_result=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.console import guard_streams
+from engine.console import OutputError, guard_streams
 from engine.machine import runtime, stopping
 
 # Text in a RuntimeError of torch, which has no classes for these -> advice.
@@ -18,9 +18,15 @@ ADVICE = {
 }
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 Ctrl-C."""
-    guard_streams()
+def run(main: Callable[[], int | None], output_is_result: bool = False) -> None:
+    """Run main() and exit with its code: 0 done, 2 a mistake, 75 stopped early and saved, 130 Ctrl-C.
+
+    Args:
+        main: The script's main().
+        output_is_result: What it prints is what it is run for. A stdout that cannot be written ends it with code 2, or
+            with 0 where the reader of a pipe wants no more.
+    """
+    guard_streams(output_is_result)
     if sys.version_info < (3, 11):  # noqa: UP036 (pip installs everything on 3.10 without a complaint)
         sys.exit(f"error: this needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
     stopping.exit_on_signals(*stopping.STOP_SIGNALS)
@@ -29,6 +35,11 @@ def run(main: Callable[[], int | None]) -> None:
         code = main()
         runtime.finish()
         sys.exit(code)
+    except OutputError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            sys.exit(0)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

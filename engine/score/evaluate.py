@@ -276,17 +276,17 @@ def run(args: Args, tokenizer: Tokenizer) -> None:
     for file, items in files.items():
         rows = trained_rows.read(path, results[file.name]["weights"])
         results[file.name]["trained_rows"] = rows and rows.overlap(read_hashes(file, items))
-    print0(table.format_scores(results))
+    tables = [table.format_scores(results)]
     if baseline:
         _, before, earlier = _score_checkpoint(Path(baseline), files, args, rt, tokenizer)
         changes = {name: compare(records[name], earlier[name]) for name in records}
-        print0(table.format_comparison(changes, baseline))
+        tables.append(table.format_comparison(changes, baseline))
         for name, change in changes.items():
             source = {key: before[name][key] for key in ("weights", "records")}
             results[name]["baseline"] = {"checkpoint": baseline, "metrics": change} | source
     write_json(target, read_scores(target) | results)  # by file name
-    print0(f"wrote {target}")
-    print0(table.format_markdown(path.stem, results))
+    for text in (*tables, f"wrote {target}", table.format_markdown(path.stem, results)):
+        print0(text)  # after the file: stdout may be full or closed
 
 
 def _score_checkpoint(
