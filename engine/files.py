@@ -37,7 +37,7 @@ def hash_file(path: Path) -> str:
 def check_absent(*paths: Path) -> None:
     """Refuse to overwrite; ValueError names the first path that exists."""
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):  # a link to a file that is not there would be replaced
             raise ValueError(f"{path} already exists; choose another name, nothing is overwritten")
 
 
@@ -141,6 +141,25 @@ def read_log(path: Path) -> list[dict]:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    """Append a line of JSON for each row; a last line without a line break gets one. A failed write leaves no part."""
+    data = b"".join(to_json(row) for row in rows)
+    size = path.stat().st_size if path.is_file() else 0
+    if size:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                data = b"\n" + data
+    try:
+        with open(path, "ab", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
+    except OSError:
+        if path.is_file():
+            os.truncate(path, size)
+        raise
 
 
 def resolve_download_path(path: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import math
 import ntpath
 import os
+import resource
 
 import pytest
 
@@ -108,3 +109,35 @@ def test_files_and_lines_of_a_run_have_its_whole_name(name, tmp_path, capsys):
         names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"{name}.metrics.jsonl", f"{name}.pth", f"{name}.json", f"{name}.lock", f"{name}.lock.held"}
     assert f"{name} step 2 of 4: loss 1.000" in capsys.readouterr().err
+
+
+def test_appended_rows_begin_a_line_of_their_own(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for before in (None, b"", b'{"a": 1}\n', b'{"a": 1}'):
+        if before is not None:
+            file.write_bytes(before)
+        files.append_rows(file, [{"text": "你"}, {"text": "\udcff"}])
+        assert [json.loads(line) for line in file.read_bytes().splitlines()][-2:] == [
+            {"text": "你"},
+            {"text": "\udcff"},
+        ]
+        assert file.read_bytes().count(b"\n") == 2 + bool(before)
+
+
+def test_failed_append_leaves_no_part_of_a_row(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"x" * 100)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        with pytest.raises(OSError):
+            files.append_rows(file, [{"text": "y" * 2000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert file.read_bytes() == b"x" * 100
+
+
+def test_link_to_nothing_is_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="link already exists"):
+        files.check_absent(tmp_path / "link")

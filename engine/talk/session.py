@@ -1,16 +1,18 @@
 """A chat's memory and its commands: lines that begin with /."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
+from engine.files import append_rows
 from engine.generate.sampling import Sampling
 from engine.talk.chat_model import Answers, ChatModel
 
 HELP = '''/reset forgets the chat; /system TEXT sets another system message (alone: the usual one)
 /params shows the settings, /params NAME VALUE changes one; /save FILE appends the chat to a JSONL file as a row
-""" begins and ends a question of several lines; Ctrl-C stops an answer; /exit (or Ctrl-D) ends, /help shows this'''
+""" begins a question of several lines, and ends it on a line of its own; /exit (or Ctrl-D) ends, /help shows this
+Ctrl-C stops an answer, or clears what is typed; twice, it ends'''
 
 
 class ChatSession:
@@ -89,6 +91,5 @@ class ChatSession:
             rows = [{"conversations": self.chat_model.build_messages(self.history)}]
         else:
             rows = [{"text": question + answer} for question, answer in self.history]
-        with open(os.path.expanduser(path), "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        append_rows(Path(os.path.expanduser(path)), rows)
         return f"{len(self.history)} pairs added to {path}"
