@@ -94,7 +94,7 @@ def ask(results, capsys, monkeypatch):
 
     def run(*argv, typed=""):
         keys = typed if isinstance(typed, bytes) else typed.encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(keys), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(keys), "utf-8", "surrogateescape"))
         fixed = ["--save_dir", str(results), "--device", "cpu", "--weight_dtype", "float32", "--max_new_tokens", "12"]
         eval_model.main([*fixed, *map(str, argv)])
         out, run.warned = capsys.readouterr()

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dataset import PretrainDataset, SFTDataset
-from engine.console import warn
+from engine.console import printable, warn
 from engine.flags import Flags, flag
 from engine.generate.detokenizer import TextStream
 from engine.generate.engine import GenerationEngine, Request
@@ -149,8 +149,15 @@ class ChatModel(NamedTuple):
 
 
 def as_text(argument: str) -> str:
-    """Replace a shell's broken bytes, which a tokenizer does not accept."""
-    return argument.encode("utf-8", "replace").decode()
+    """Return a text whose bytes a shell or a terminal of another encoding has escaped.
+
+    Raises:
+        ValueError: They are not UTF-8, which a tokenizer does not accept.
+    """
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError as error:
+        raise ValueError(f"the text is not UTF-8 ({printable(str(error))}); pass it in UTF-8") from None
 
 
 def drop_oldest_turn(messages: list[dict]) -> list[dict]:

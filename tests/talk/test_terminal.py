@@ -1,6 +1,12 @@
 """A checkpoint answers in a terminal: every mode, prompts, files, and a chat until its input ends."""
 
+import io
 import json
+import os
+import pty
+import select
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +14,7 @@ from factories import TOKENIZER, greedy
 
 import eval_model
 from dataset import SFTDataset
+from engine.console import OutputError, ResultStream
 from engine.talk import chat_model, terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,9 +114,157 @@ def test_quoted_line_is_no_command(ask):
     assert ask("--temperature", 0, "--prompt=/exit") in out
 
 
-def test_quoted_lines_are_one_question(ask):
-    answer = ask("--temperature", 0, "--prompt", "你好\n/exit\n  再见")
-    assert answer in ask("--temperature", 0, typed='"""你好\n/exit\n  再见"""\n')
+class EchoModel:
+    """A chat model without weights that remembers its questions and answers "!"."""
+
+    chats, context = True, 128
+
+    def __init__(self, answer="!"):
+        self.answer = answer
+        self.questions = []
+        self.steps = 0
+
+    def make_prompt(self, question, history=()):
+        self.questions.append(question)
+        return chat_model.Prompt([1])
+
+    def make_request(self, ids, turn=0):
+        return SimpleNamespace(prompt=ids, ids=[2], written="", finish_reason=None)
+
+    def generate(self, requests):
+        for request in requests:
+            self.steps += 1
+            request.written, request.finish_reason = self.answer, "stop"
+            yield
+
+
+def type_in(monkeypatch, typed: bytes):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    "typed, questions",
+    [
+        ("  从前  \n\n   \n", ["  从前  "]),
+        ('"""/exit"""\n', ["/exit"]),
+        ('"""\n  a\n\nx = """\n/exit\n"""\nb\n', ['  a\n\nx = """\n/exit', "b"]),
+        ('"""first\n    """\nlast \n"""\n', ['first\n    """\nlast ']),
+        ('"""\nthe input ends\nhere', ["the input ends\nhere"]),
+        ('a\n"""', ["a"]),
+        ("tab\tand\x00 nul\n", ["tab\tand\x00 nul"]),
+    ],
+)
+def test_questions_of_a_chat_are_asked_as_typed(monkeypatch, typed, questions):
+    type_in(monkeypatch, typed.encode())
+    asked = EchoModel()
+    terminal.chat(asked, 4, True)
+    assert asked.questions == questions
+
+
+def test_open_block_at_the_end_of_the_input_is_said(monkeypatch, capsys):
+    type_in(monkeypatch, b'"""\na')
+    terminal.chat(EchoModel(), 4, True)
+    assert "the input ended before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, questions",
+    [
+        ("从前  \r\n  从前\n   \n\nend", ["从前  ", "  从前", "   ", "end"]),
+        ("\ufeffa\rb\r\n", ["a\rb"]),
+        ("\x00\n", ["\x00"]),
+    ],
+)
+def test_lines_of_a_prompt_file_lose_only_their_break(monkeypatch, capsys, tmp_path, content, questions):
+    (tmp_path / "lines").write_bytes(content.encode())
+    type_in(monkeypatch, content.encode())
+    for path in (tmp_path / "lines", terminal.Path("-")):
+        asked = EchoModel()
+        terminal.answer_file(asked, path)
+        assert asked.questions == questions
+        assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == questions
+
+
+def test_file_without_a_prompt_is_refused_by_name(monkeypatch, tmp_path):
+    (tmp_path / "empty").write_text("\n\r\n")
+    type_in(monkeypatch, b"")
+    for path, name in ((tmp_path / "empty", "empty"), (terminal.Path("-"), "stdin")):
+        with pytest.raises(ValueError, match=f"{name}: no prompt in it"):
+            terminal.answer_file(EchoModel(), path)
+
+
+def test_text_that_is_not_utf8_is_read_as_such_or_refused():
+    assert chat_model.as_text("你好".encode().decode("ascii", "surrogateescape")) == "你好"
+    for text in ("\udcff", "\ud800"):
+        with pytest.raises(ValueError, match="the text is not UTF-8"):
+            terminal.answer_once(EchoModel(), [text], True)
+
+
+def test_answers_for_a_reader_that_is_gone_are_not_computed(monkeypatch, tmp_path):
+    (tmp_path / "lines").write_text("a\n" * 64)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", ResultStream(stream))
+        with pytest.raises(OutputError):
+            asked = EchoModel()
+            terminal.answer_file(asked, tmp_path / "lines")
+        monkeypatch.undo()
+    assert asked.steps == 1
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_control_characters_reach_a_pipe_and_no_terminal(monkeypatch, capsys, tmp_path, is_terminal):
+    answer = "<think>\x1b]0;title\x07</think>\x9b2J\r🏝"
+    escaped = "\\u001b]0;title\\u0007</think>\\u009b2J\\u000d🏝"
+    (tmp_path / "lines").write_text("a")
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: is_terminal)
+    for stream in (True, False):
+        terminal.answer_once(EchoModel(answer), ["a"], stream)
+        out = capsys.readouterr().out.replace(terminal.DIM, "").replace(terminal.NORMAL, "")
+        assert out == (f"<think>{escaped}\n" if is_terminal else f"{answer}\n")
+    terminal.answer_once(EchoModel(answer), ["a", "b"], True)
+    assert ("\x1b" in capsys.readouterr().out) != is_terminal
+    terminal.answer_file(EchoModel(answer), tmp_path / "lines")
+    out = capsys.readouterr().out
+    assert json.loads(out)["answer"] == answer and ("\x9b" in out) != is_terminal
+
+
+def test_ctrl_c_clears_a_line_or_a_block_and_ends_at_the_second(tmp_path):
+    """Typed into a terminal, for readline knows what a line held when Ctrl-C came."""
+    asked = tmp_path / "asked"
+    pid, terminal_end = pty.fork()
+    if not pid:
+        with open(0, closefd=False) as sys.stdin, open(1, "w", closefd=False) as sys.stdout:
+            model = EchoModel()
+            terminal.chat(model, 4, True)
+        asked.write_text(json.dumps(model.questions))
+        os._exit(0)
+    screen, deadline = b"", time.monotonic() + 20
+    for awaited, keys in [
+        ("> ", "half"),
+        ("half", "\x03"),
+        ("> ", "half again"),
+        ("again", "\x03"),
+        ("> ", '"""\r'),
+        ("... ", "line\r"),
+        ("... ", "\x03"),
+        ("> ", "hello\r"),
+        ("!\r\n", ""),
+        ("> ", "\x03"),
+        ("> ", "more"),
+        ("more", "\x03"),
+        ("> ", "\x03"),
+        ("bye", ""),
+    ]:
+        while awaited.encode() not in screen:
+            assert select.select([terminal_end], [], [], deadline - time.monotonic())[0], screen
+            screen += os.read(terminal_end, 4096)
+        screen = screen.partition(awaited.encode())[2]
+        os.write(terminal_end, keys.encode())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal_end)
+    assert json.loads(asked.read_text()) == ["hello"]
 
 
 def test_stopped_thought_leaves_the_terminal_bright(monkeypatch, capsys):
