@@ -32,6 +32,19 @@ def test_answer_has_usage_and_finish_reason(client):
     assert chunks[-2].choices[0].finish_reason == "length"
 
 
+def test_usage_counts_a_prompt_once_whatever_n_is(client):
+    """A prompt is computed once for all of its choices; of two prompts both are counted."""
+    prompt = len(SFTDataset(TOKENIZER).prompt(user("你好")))
+    options = {"temperature": 0, "max_tokens": 2}
+    for n in (1, 3):
+        usage = client.chat.completions.create(model="SFT", messages=user("你好"), n=n, **options).usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (prompt, 2 * n)
+    texts, n = ["从前", "从前有一条船"], 2
+    tokens = sum(1 + len(TOKENIZER.encode(text, add_special_tokens=False).ids) for text in texts)
+    usage = client.completions.create(model="pretrain", prompt=texts, n=n, **options).usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (tokens, 2 * n * len(texts))
+
+
 def test_text_is_continued_up_to_the_stop_string(client):
     prompt = [1, *TOKENIZER.encode("从前", add_special_tokens=False).ids]
     (ids,) = complete(tiny(2), [prompt], max_new_tokens=30, end_id=EOS, temperature=0)
