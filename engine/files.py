@@ -8,24 +8,74 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then rename it: no reader sees a part, and a crash leaves the old file."""
+    """Let `write` fill a temporary file, then rename it: no reader sees a part, and a crash leaves the old file.
+
+    Args:
+        path: The file; its folder is created.
+        write: Called with the temporary file.
+    Raises:
+        OSError: Names `path` and the reason why it cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{uuid4().hex[:8]}")  # process numbers may be equal on two machines
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
+        raise write_error(path, error, temporary) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def all_or_none(*paths: Path) -> Iterator[None]:
+    """Remove new files, or all files of a folder that is new or empty, if the block that writes them fails."""
+    folders = [path for path in paths if path.is_dir()]
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            files = path.iterdir() if path.is_dir() else [path]
+            for file in files:
+                with suppress(OSError):
+                    file.unlink()
+            if path not in folders:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
+def write_error(path: Path, error: BaseException, part: Path | None = None) -> OSError:
+    """Return the error that `path` cannot be written, with the system's reason.
+
+    Args:
+        path: What the user asked for.
+        error: Raised by a writer. Those in C lose the reason; writing more to the same file then asks for it.
+        part: The file that it was writing, if there is only one.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not getattr(cause, "errno", None):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None and part:
+        try:
+            with open(part, "ab", buffering=0) as file:
+                for _ in range(2):  # a first write may fit in part
+                    file.write(bytes(1 << 16))
+        except OSError as refused:
+            cause = refused
+    return OSError(f"cannot write {path}: {getattr(cause, 'strerror', None) or first_line(error)}")
 
 
 def hash_file(path: Path) -> str:

@@ -39,7 +39,6 @@ class TrainedRows:
             with open(temporary, "wb") as file:
                 np.save(file, self.hashes)
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, write)
 
     def overlap(self, hashes: np.ndarray) -> dict:

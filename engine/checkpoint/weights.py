@@ -82,7 +82,6 @@ def save_weights(path: Path, weights: dict[str, Tensor], meta: dict) -> None:
         weights: The state dict.
         meta: Content of the .json.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: torch.save(weights, temporary))
     write_json(path.with_suffix(".json"), {"weights": weights_hash(weights), **meta})
 

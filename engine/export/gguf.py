@@ -19,7 +19,7 @@ from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
 from engine.checkpoint.weights import full_state_dict
 from engine.export.hugging_face import check_float16_range
 from engine.export.names import NAMES, TO_GGUF, translate
-from engine.files import atomic_write, check_absent
+from engine.files import all_or_none, atomic_write, check_absent
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, check_parameters_known, rope_frequencies
 
@@ -177,12 +177,14 @@ def to_gguf(model: SpongeBob, tokenizer_dir: str | Path, target: str | Path, dty
             writer.add_tensor(translate(name, TO_GGUF), convert(name, weight, gguf_type), raw_dtype=raw_dtype)
 
     def write(path: Path) -> None:
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        try:
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(target, write)
     text = modelfile(target.name, config, meta.get("stage") != "pretrain")
-    atomic_write(modelfile_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with all_or_none(target, modelfile_path):
+        atomic_write(target, write)
+        atomic_write(modelfile_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

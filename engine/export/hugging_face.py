@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -14,7 +16,7 @@ from engine.checkpoint.weights import full_state_dict
 from engine.console import print0
 from engine.corpus.bpe import tokenizer_config
 from engine.export.names import FROM_HF, NAMES, TO_HF, translate
-from engine.files import write_json
+from engine.files import all_or_none, write_error, write_json
 from engine.tokenizer import BOS, EOS, UNK, load_tokenizer
 from model import SpongeBob, check_parameters_known
 
@@ -100,6 +102,7 @@ def to_hf(
         meta: Content of the .json, whose metrics the model card lists.
     Raises:
         ValueError: `folder` is not empty, or Llama or `dtype` cannot represent the model.
+        OSError: It cannot be written; no file of it stays.
     """
     if dtype == "q8_0":
         raise ValueError("--dtype q8_0 is only for --format gguf; hf has float32, bfloat16 and float16")
@@ -121,22 +124,31 @@ def to_hf(
             check_float16_range(name, weight)
     llama.to(getattr(torch, dtype))  # pyright: ignore[reportArgumentType] (transformers wraps it)
     llama.generation_config = GenerationConfig(**token_ids)
-    llama.save_pretrained(folder)
-    _add_fields_of_transformers_4(folder / "config.json")
-    # A text begins as in training. A chat needs no <s>: its template writes it.
-    begin = [(BOS, token_ids["bos_token_id"])]
+    try:
+        with all_or_none(folder):
+            llama.save_pretrained(folder)
+            _add_fields_of_transformers_4(folder / "config.json")
+            _save_tokenizer(tokenizer, folder, model.config.max_seq_len)
+            card = model_card(folder.resolve().name, model, dtype, meta or {})
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            for path in folder.iterdir():
+                path.chmod(0o644)  # safetensors are written with mode 600
+    except (OSError, SafetensorError) as error:
+        raise write_error(folder, error) from error
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:
+    """Write the files of a tokenizer that begins a text as in training. A chat needs no <s>: its template writes it."""
+    begin = [(BOS, tokenizer.token_to_id(BOS))]
     tokenizer.post_processor = TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", begin)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # save() loses an OSError
     config = tokenizer_config(
-        model.config.max_seq_len,
+        max_seq_len,
         add_bos_token=True,
         padding_side="left",  # answers are appended on the right
         model_input_names=["input_ids", "attention_mask"],  # else 4 adds token_type_ids, which Llama refuses
     )
     write_json(folder / "tokenizer_config.json", config)
-    (folder / "README.md").write_text(model_card(folder.resolve().name, model, dtype, meta or {}), encoding="utf-8")
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors are written with mode 600
 
 
 CARD = """---

@@ -14,7 +14,7 @@ from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import config_dict, full_state_dict, load_weights, read_tensors, save_weights
 from engine.console import print0
 from engine.export.hugging_face import from_hf_state_dict
-from engine.files import check_absent, first_line, read_json
+from engine.files import all_or_none, check_absent, first_line, read_json
 from engine.tokenizer import fingerprint, load_tokenizer
 from model import SpongeBob
 
@@ -49,7 +49,8 @@ def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
         raise ValueError(f"--import_hf {folder}: {hint}")
     if target.suffix != ".pth":
         raise ValueError(f"{target}: name a file that ends in .pth")
-    check_absent(target, target.with_suffix(".json"))
+    files = target, target.with_suffix(".json")
+    check_absent(*files)
     weights, config = read(folder, max_seq_len)
     model = SpongeBob(config)
     load_weights(model, weights, folder)
@@ -57,7 +58,8 @@ def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
     if (folder / "tokenizer.json").is_file():
         meta["tokenizer"] = fingerprint(load_tokenizer(folder))
         print0(f"{folder}: its tokenizer is {meta['tokenizer']}; if yours differs, pass --tokenizer_dir {folder}")
-    save_weights(target, full_state_dict(model), meta)
+    with all_or_none(*files):
+        save_weights(target, full_state_dict(model), meta)
 
 
 def _config(file: Path, shape: dict) -> LLMConfig:

@@ -199,5 +199,4 @@ def write_page(
         data["models"].append(about)
         contents.append(content)
     page = assemble(data, contents).encode("utf-8", "backslashreplace")
-    target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, lambda temporary: temporary.write_bytes(page))

@@ -141,7 +141,6 @@ CONSOLE_KEYS = (
 def continue_log(earlier: Path, path: Path, step: int) -> list[dict]:
     """Write the rows of `earlier` up to `step` to the log `path` and return them; step 0 starts an empty log."""
     rows = rows_until(earlier, step) if step else []
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: temporary.write_bytes(b"".join(map(to_json, rows))))
     return rows
 

@@ -175,7 +175,6 @@ def write(folder: Path, path: Path) -> str:
         group_section(scores),
         resource_section(stages),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = page(f"{TITLE}{folder}", body).encode(errors="backslashreplace")
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
     write_json(folder / "report.json", data)

@@ -66,7 +66,6 @@ def score_items(
         All records, in the order of the file.
     """
     records = read_records(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, lambda temporary: temporary.write_bytes(b"".join(map(to_json, records.values()))))
     with tqdm(total=len(items), desc=target.stem, unit="answer", leave=False, disable=None) as bar:
         for item_type, scorer in _scorers(model, tokenizer, items, settings, batch).items():
