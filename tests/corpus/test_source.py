@@ -37,7 +37,7 @@ ROWS = b'{"text": "a boat"}\n' * 3
     [
         b"<!DOCTYPE html><html>Please log in</html>",
         ROWS[:-8],
-        gzip.compress(ROWS)[:-9],
+        gzip.compress(ROWS, mtime=0)[:-9],
         b"no row\n",
         b"",
         b"\x00" * 99,
@@ -63,7 +63,7 @@ def test_damaged_download_is_fetched_again_by_the_same_command(content, tmp_path
     assert "pretrain.jsonl: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [ROWS, ROWS[:-1], gzip.compress(ROWS), b"broken\n" + ROWS])
+@pytest.mark.parametrize("content", [ROWS, ROWS[:-1], gzip.compress(ROWS, mtime=0), b"broken\n" + ROWS])
 def test_file_that_can_be_read_is_not_fetched_again(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pretrain.jsonl").write_bytes(content)
