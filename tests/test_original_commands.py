@@ -106,7 +106,7 @@ def test_published_weights_talk_under_the_originals_names(published, capsys):
     for mode in (["0"], ["1"], ["1", "--long"], ["2"]):
         eval_model.main(["--model_mode", *mode, *TALK, "--temperature", "0"])
         output, warned = capsys.readouterr()
-        assert "no .json next to it" in output and "does not say which tokenizer" in warned
+        assert "no .json next to it" in warned and "does not say which tokenizer" in warned
         answers.append(output.splitlines()[-1])
     assert len(set(answers)) == 4  # SFT_1024.pth is the long model, and no other file was taken for one
 
@@ -122,3 +122,16 @@ def test_published_weights_are_distilled_from_and_not_overwritten(published, fol
     assert json.loads((folder / f"results/{name}.json").read_text("utf-8"))["parent"].endswith(f"{parent}.pth")
     for key, tensor in weights(f"results/{name}.pth").items():
         assert torch.allclose(tensor, published[parent].state_dict()[key].half().float(), atol=1e-6), key
+
+
+def test_notes_on_published_weights_are_no_lines_of_the_answers(tmp_path, capsys):
+    model = tiny(n_heads=8, vocab_size=6500)
+    weights = {"model": {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}}
+    torch.save(weights, tmp_path / "SFT_1024.pth")
+    (tmp_path / "questions.txt").write_text("你好\n再见", "utf-8")
+    argv = [*TALK[:-2], "--long", "--save_dir", str(tmp_path), "--prompt_file", str(tmp_path / "questions.txt")]
+    eval_model.main(argv)
+    output, warned = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in output.splitlines()] == ["你好", "再见"]
+    notes = ("taken out of", "removed from the names", "no .json next", "the original scripts' name", "never sampled")
+    assert all(note in warned for note in notes)

@@ -1,6 +1,6 @@
 """Clean the state dicts that people share: remove wrappers, prefixes and buffers, check dtypes.
 
-Whatever is removed is printed; whatever would be silently wrong is refused.
+Whatever is removed is said on stderr; whatever would be silently wrong is refused.
 """
 
 import os
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from Config import LLMConfig
-from engine.console import print0, printable
+from engine.console import printable, warn
 from engine.corpus.file_types import HEADER_BYTES, detect_file_type
 from engine.files import first_line
 from model import rope_frequencies
@@ -34,7 +34,7 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
     """
     wrapper = next((name for name in WRAPPER_KEYS if _holds_tensors(content.get(name))), None)
     if wrapper and not _holds_tensors(content):
-        print0(f'{path}: the weights are taken out of "{wrapper}"')
+        warn(f'{path}: the weights are taken out of "{wrapper}"')
         content = content[wrapper]
     for name, value in content.items():
         if not isinstance(value, Tensor) or not isinstance(name, str):
@@ -48,7 +48,7 @@ def plain_weights(content: dict, path: Path) -> tuple[dict[str, Tensor], dict[st
         weights = _rename(weights, {name: name.removeprefix(prefix) for name in weights}, path)
         stripped.append(prefix)
     if stripped:
-        print0(f"{path}: {', '.join(stripped)} removed from the names of its weights")
+        warn(f"{path}: {', '.join(stripped)} removed from the names of its weights")
     buffers = {name: tensor for name, tensor in weights.items() if BUFFER_RE.fullmatch(name)}
     weights = {name: tensor for name, tensor in weights.items() if name not in buffers}
     _check_numbers(weights, path)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from Config import LLMConfig, scale_rope
 from engine.checkpoint.clean_state_dict import check_buffers, explain_unreadable, plain_weights
-from engine.console import print0, printable, warn
+from engine.console import printable, warn
 from engine.files import atomic_write, first_line, read_json, write_json
 from engine.machine.parallel import full_tensor
 from engine.options import ORIGINAL_NAMES, ROAD, Checkpoint
@@ -126,7 +126,7 @@ def read_meta(path: Path) -> dict:
 
 
 def infer_config(weights: dict[str, Tensor], path: Path, n_heads: int | None, rope_theta: float | None) -> dict:
-    """Read width, depth, vocabulary, hidden size and key-value heads off the tensors, and print what is assumed.
+    """Read width, depth, vocabulary, hidden size and key-value heads off the tensors, and say what is assumed.
 
     Args:
         weights: A state dict with Meta's names.
@@ -149,7 +149,7 @@ def infer_config(weights: dict[str, Tensor], path: Path, n_heads: int | None, ro
     heads_note = "given" if n_heads else "assumed (--n_heads)"
     theta_note = "given" if rope_theta else "assumed (--rope_theta)"
     n_heads, rope_theta = n_heads or 8, rope_theta or 1e6
-    print0(
+    warn(
         f"{path}: no .json next to it, the shape is read off the tensors; {n_heads} heads are {heads_note} and "
         f"RoPE theta {rope_theta:g} is {theta_note}"
     )
@@ -253,7 +253,7 @@ def load_model(
                 f"--max_seq_len is {config.max_seq_len}"
             )
         config.rope_parameters = scale_rope(config.rope_parameters, rope_scaling, trained_len)
-        print0(f"{path}: RoPE scaled by {rope_scaling:g}, rows {trained_len} -> {config.max_seq_len}")
+        warn(f"{path}: RoPE scaled by {rope_scaling:g}, rows {trained_len} -> {config.max_seq_len}")
     model = SpongeBob(config)
     load_weights(model, weights, path)
     digest = weights_hash(model.state_dict())
@@ -292,7 +292,7 @@ def open_checkpoint(
         made_by = ROAD.get(path.stem, "an earlier stage, or a published checkpoint")
         raise ValueError(f"{path}: no such checkpoint. Make it with: {made_by} (or name another with {flag})")
     if path.stem in ORIGINAL_NAMES.values():
-        print0(f"{path}: the original scripts' name, taken as this stage's model")
+        warn(f"{path}: the original scripts' name, taken as this stage's model")
     model, meta = load_model(path, **shape)
     check_tokenizer(path, meta, tokenizer, tokenizer_dir)
     vocab_size = model.config.vocab_size
@@ -301,7 +301,7 @@ def open_checkpoint(
         raise ValueError(f"{path}: {vocab_size} tokens, but {tokenizer_dir} has {model.num_known_tokens}")
     if vocab_size > model.num_known_tokens:
         known = f"{tokenizer_dir} has {model.num_known_tokens}"
-        print0(f"{path}: {vocab_size} tokens, {known}: the others are never sampled")
+        warn(f"{path}: {vocab_size} tokens, {known}: the others are never sampled")
     return model, meta
 
 

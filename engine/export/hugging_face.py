@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from Config import LLMConfig
 from engine.checkpoint.weights import full_state_dict
-from engine.console import print0
+from engine.console import warn
 from engine.corpus.bpe import tokenizer_config
 from engine.export.names import FROM_HF, NAMES, TO_HF, translate
 from engine.files import all_or_none, write_error, write_json
@@ -111,7 +111,7 @@ def to_hf(
         raise ValueError(f"{folder} exists and is not an empty folder; choose another name, nothing is overwritten")
     tokenizer = load_tokenizer(tokenizer_dir)
     if across := sum("Ċ" in token[:-1] for token in tokenizer.get_vocab()):  # a line break in byte-level BPE
-        print0(
+        warn(
             f"note: {across} tokens of {tokenizer_dir} reach across a line break. A message that begins with one is "
             "encoded differently by other programs: they encode the role's line together with it"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from Config import LLMConfig
 from engine.checkpoint.clean_state_dict import check_buffers, plain_weights
 from engine.checkpoint.weights import config_dict, full_state_dict, load_weights, read_tensors, save_weights
-from engine.console import print0
+from engine.console import warn
 from engine.export.hugging_face import from_hf_state_dict
 from engine.files import all_or_none, check_absent, first_line, read_json
 from engine.tokenizer import fingerprint, load_tokenizer
@@ -57,7 +57,7 @@ def import_folder(folder: Path, target: Path, max_seq_len: int | None) -> None:
     meta: dict[str, Any] = {"parent": None, "imported": folder.name, "config": config_dict(config)}
     if (folder / "tokenizer.json").is_file():
         meta["tokenizer"] = fingerprint(load_tokenizer(folder))
-        print0(f"{folder}: its tokenizer is {meta['tokenizer']}; if yours differs, pass --tokenizer_dir {folder}")
+        warn(f"{folder}: its tokenizer is {meta['tokenizer']}; if yours differs, pass --tokenizer_dir {folder}")
     with all_or_none(*files):
         save_weights(target, full_state_dict(model), meta)
 

@@ -69,12 +69,12 @@ def saved(content, path, config=True, **options):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("config", [True, False], ids=["with .json", "shape off the tensors"])
-def test_every_form_gives_the_same_weights_and_prints_what_is_removed(form, config, weights, tmp_path, capsys):
+def test_every_form_gives_the_same_weights_and_says_what_is_removed(form, config, weights, tmp_path, capsys):
     path = saved(FORMS[form](weights), tmp_path / "w.pth", config)
     model, _ = load_model(path, n_heads=None if config else 4)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     wrapped, named = "taken out of" in said, "removed from the names" in said
     assert wrapped == (form in ("wrapped", "Lightning", "wrapped DDP"))
     assert named == any(word in form for word in ("compiled", "DDP", "Lightning", "called model"))

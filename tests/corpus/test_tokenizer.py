@@ -186,7 +186,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(tokenizer, tmp_path, capsys)
     model = tiny(vocab_size=6400 + 3000)
     save_weights(tmp_path / "m.pth", model.state_dict(), {"config": {**shape(model.config)}, "stage": "pretrain"})
     opened, _ = open_checkpoint(tmp_path / "m.pth", tokenizer, "t")
-    assert "9400 tokens, t has 6400: the others are never sampled" in capsys.readouterr().out
+    assert "9400 tokens, t has 6400: the others are never sampled" in capsys.readouterr().err
     prompts = [[1, 50 + number] for number in range(8)]
     for temperature in (0, 1.0):
         answers = complete(opened.eval(), prompts, max_new_tokens=12, end_id=2, temperature=temperature)

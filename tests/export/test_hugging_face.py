@@ -125,4 +125,4 @@ def test_an_export_reports_tokens_that_reach_across_line_breaks(tmp_path, capsys
     model = SpongeBob(LLMConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=size + 1))
     for name, is_reported in (("own", False), ("other", True)):
         to_hf(model, tmp_path / name, tmp_path / f"{name}-hf")
-        assert ("1 tokens of" in capsys.readouterr().out) == is_reported
+        assert ("1 tokens of" in capsys.readouterr().err) == is_reported

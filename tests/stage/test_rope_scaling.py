@@ -27,7 +27,7 @@ def rope_of(path):
 def test_a_factor_and_the_first_length_go_from_stage_to_stage(folder, capsys):
     pretrain.main([*SHAPE, *SHORTER])
     SFT.main([*SHORTER, "--max_seq_len", "128", "--rope_scaling", "2"])
-    assert "RoPE scaled by 2, rows 64 -> 128" in capsys.readouterr().out
+    assert "RoPE scaled by 2, rows 64 -> 128" in capsys.readouterr().err
     wanted = {
         "rope_type": "llama3",
         "rope_theta": 1e6,
