@@ -44,12 +44,14 @@ def read_files(paths: Sequence[str | Path], limit: int) -> dict[Path, list]:
     """Read the items of all files, before a row of them is scored.
 
     Args:
-        paths: JSONL files; their names must differ.
+        paths: JSONL files; their names must differ. A file that is named again is scored once.
         limit: As in `read_items`.
     Raises:
         ValueError: Two files have the same name, or a file is not JSONL or has too many bad rows.
     """
-    files = jsonl.source_files(paths)
+    files = {path.resolve(): path for path in jsonl.source_files(paths)}.values()
+    if repeated := len(paths) - len(files):
+        warn(f"--score: {repeated} of {len(paths)} files are named before and scored once")
     if len({path.name for path in files}) < len(files):
         raise ValueError("--score: two files have one name, by which their metrics are stored; rename one of them")
     return {path: read_items(path, limit) for path in files}

@@ -141,6 +141,13 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         read_files(paths, 0)
 
 
+def test_a_file_that_is_named_twice_is_scored_once_and_that_is_said(tmp_path, capsys):
+    path = write_rows(tmp_path / "rows.jsonl", [chat("甲", "乙")])
+    (tmp_path / "sub").mkdir()
+    assert len(read_files([str(path), path, tmp_path / "sub/../rows.jsonl"], 0)) == 1
+    assert "2 of 3 files are named before and scored once" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
