@@ -33,13 +33,20 @@ class TrainedRows:
         return {"digest": digest, "is_complete": self.is_complete}
 
     def save(self, path: Path) -> None:
-        """Write the hashes as .npy, whole or not at all."""
+        """Write the hashes as .npy, whole or not at all.
+
+        Raises:
+            OSError: Names the file, the reason and the flag that chooses another folder.
+        """
 
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:
                 np.save(file, self.hashes)
 
-        atomic_write(path, write)
+        try:
+            atomic_write(path, write)
+        except OSError as error:
+            raise OSError(f"{error}; make room or choose another folder by --save_dir") from None
 
     def overlap(self, hashes: np.ndarray) -> dict:
         """Count the rows, (n,) uint64 hashes, that are among them: {"trained_on", "of", "is_complete"}."""

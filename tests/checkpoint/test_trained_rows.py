@@ -1,6 +1,7 @@
 """A checkpoint knows the rows that it and its parents were trained on, and those of no other weights."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -56,3 +57,14 @@ def test_scored_questions_are_no_rows_of_training(tmp_path, limit, expected):
     question = {"question": "q", "choices": ["a", "b"], "answer": 0}
     path = write_rows(tmp_path / "rows.jsonl", [question, {"text": "a"}, {}, {"text": "b"}, *[question] * 3])
     assert len(read_hashes(path, read_items(path, limit))) == expected
+
+
+def test_rows_on_a_full_disk_name_file_reason_and_flag(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*/SFT\.rows\.npy: File too large; .* by --save_dir"):
+            TrainedRows(some_rows(*range(1000)), is_complete=True).save(tmp_path / "SFT.rows.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
