@@ -268,6 +268,8 @@ def complete(
     Raises:
         ValueError: A prompt is empty or too long, a setting is out of range, or logits are not finite.
     """
+    if not prompts:
+        return []
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     max_seq_len = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     end_ids = () if end_id is None else (end_id,)

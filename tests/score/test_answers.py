@@ -57,6 +57,11 @@ def test_each_turn_is_answered_after_the_rows_own_history(tmp_path, script):
     assert any("答</s>" in prompt for prompt in prompts if "丙" in prompt)
 
 
+def test_file_of_prompts_that_all_fill_the_context_has_no_metric(tmp_path):
+    result, records = evaluate_file(tiny(), write_rows(tmp_path / "rows.jsonl", [chat("龘" * 300, "五")]))
+    assert not result["metrics"] and result["missing"]["answer_loss"] == 1 and len(records) == 1
+
+
 def test_answer_loss_is_the_cross_entropy_of_trained_tokens(tmp_path):
     model, rows = tiny(), [chat("你好", "您好，林小满。"), chat("一", "二", "三", "四五六")]
     result, records = evaluate_file(model, write_rows(tmp_path / "rows.jsonl", rows))
