@@ -70,9 +70,8 @@ def format_scores(results: dict[str, dict]) -> str:
         lines.append(f"  {'':42}{'value':>9}  {'95 % interval':^19}{'chance':>9}{'n':>8}")
         for name, metric in result["metrics"].items():
             numbers = f"{format_number(metric['value']):>9}  {format_interval(metric):^19}"
-            lines.append(
-                f"  {label(name):42}{numbers}{format_number(metric['chance_level']):>9}{format_count(metric):>8}"
-            )
+            numbers += f"{format_number(metric['chance_level']):>9} {format_count(metric):>7}"
+            lines.append(f"  {label(name):42}{numbers}")
         for name, count in result.get("missing", {}).items():
             lines.append(f"  {label(name):42}no metric, {count} rows skipped: {WHY_SKIPPED}")
         if partial := [label(name) for name, metric in result["metrics"].items() if metric.get("skipped")]:
@@ -80,7 +79,7 @@ def format_scores(results: dict[str, dict]) -> str:
         for group in (key for key in result if key.startswith("by_") and key != "by_position"):
             for value, metrics in result[group].items():
                 values = ", ".join(f"{name} {format_number(metric['value'])}" for name, metric in metrics.items())
-                lines.append(f"  {group.replace('_', ' ')} {printable(value)}: {values}")
+                lines.append(f"  {group.replace('_', ' ')} {printable(value)}: {values or 'no metric'}")
         for name, curve in result.get("by_position", {}).items():
             if len(curve) > 1:
                 points = ", ".join(f"{position}..: {value:.3f}" for position, value in curve.items())

@@ -11,6 +11,13 @@ def test_format_scores_names_skipped_rows_and_missing_metrics():
     assert "3 of 4" in text and "accuracy by letter, 5-shot" in text and "no metric, 4 rows skipped" in text
 
 
+def test_format_scores_separates_chance_and_count_and_names_empty_groups():
+    metric = METRIC | {"chance_level": 0.25, "n": 300, "skipped": 1200}
+    result = {"rows": 1500, "seconds": 1.0, "metrics": {"f1": metric}, "by_turn": {"1": {"f1": metric}, "2": {}}}
+    text = table.format_scores({"a.jsonl": result})
+    assert "0.2500 300 of 1500\n" in text and text.endswith("by turn 2: no metric")
+
+
 def test_format_overlap_says_what_is_not_known():
     assert table.format_overlap({"trained_on": 3, "of": 9, "is_complete": True}) == "3 of 9"
     partial = table.format_overlap({"trained_on": 3, "of": 9, "is_complete": False})
