@@ -161,10 +161,16 @@ def pin(tensor):
 
 @contextlib.contextmanager
 def tensors() -> Iterator:
-    """Make all tensors fake, also those on "cuda"."""
+    """Make all tensors fake, also those on "cuda"; NumPy is given zeros of the same shape."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._python_dispatch import _disable_current_modes
 
+    def zeros(tensor: FakeTensor):
+        with _disable_current_modes():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype).numpy()
+
+    FakeTensor.numpy = zeros
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.autograd.set_multithreading_enabled(False):
         yield mode
 

@@ -7,7 +7,7 @@ import types
 from functools import partial
 from unittest import mock
 
-from benchmarks import fake_cuda
+from benchmarks import fake_cuda, gpu
 
 fake_cuda.load_guard()
 
@@ -19,7 +19,7 @@ from dataset import LOSS, NO_LOSS, TAG, PretrainDataset  # noqa: E402
 from engine import loop, optim, packing  # noqa: E402
 from engine.corpus.token_cache import open_or_build  # noqa: E402
 from engine.flags import ROOT  # noqa: E402
-from engine.generate import engine, sampling  # noqa: E402
+from engine.generate import engine  # noqa: E402
 from engine.generate.fast_decoder import Decoder  # noqa: E402
 from engine.loss import TokenLoss, count_tokens  # noqa: E402
 from engine.machine import parallel, runtime  # noqa: E402
@@ -191,7 +191,6 @@ def whole_run(rows: packing.PackedRows, cache, sizes) -> dict:
         result = {"waits": list(seen.waits), "contract": contract(seen.calls)}
         result["lengths"] = [[min(lengths), max(lengths)] for lengths in tables]
         seen.waits.clear()
-        sampling.argmax_tokens = partial(torch.argmax, dim=-1)  # NumPy has no fake numbers
         slots = engine.GenerationEngine(Decoder(run.model.eval()), num_slots=2, max_seq_len=32)
         requests = [slots.add(engine.Request([5, 6, 7], 8)) for _ in range(2)]
         while slots.busy:
@@ -278,6 +277,8 @@ def main() -> dict:
         # The numbers of documents that micro-batches of an epoch have, in two rows of 128.
         epoch = Batches(cache, rows, COST, batch_size=32, rows_per_step=32, seed=0)
         counts = sorted({len(epoch.step(step)[0].cu_seqlens) - 1 for step in range(epoch.steps_per_epoch)})
+    with fake_cuda.tensors():
+        seen["dry run"] = gpu.compared(gpu.cached_and_full, 0, dry=True)
     fake_ranks()
     seen["graphs"] = graphs([[0], *([0, *range(256 - n, 255)] for n in counts)])
     return seen

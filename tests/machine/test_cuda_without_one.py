@@ -73,6 +73,11 @@ def test_decoding_waits_once_per_step_for_all_its_requests(seen):
 
 
 @needs_fake_gpu
+def test_dry_run_of_the_gpu_report_decodes(seen):
+    assert seen["dry run"].startswith("ran")
+
+
+@needs_fake_gpu
 def test_each_gpu_gets_the_attention_it_has(seen):
     """With a mask, keys and values have as many heads as queries: no fused kernel would share them."""
     assert seen["cards"] == {
