@@ -91,7 +91,9 @@ class Flags:
         for flag_field in flag_fields(type(self)):
             value = getattr(self, flag_field.name)
             if value and (kind := flag_field.metadata["path"]):
-                object.__setattr__(self, flag_field.name, _expand_and_check(f"--{flag_field.name}", value, kind))
+                kwargs = flag_field.metadata["argparse"]
+                name = kwargs["metavar"] if "called" in kwargs else f"--{flag_field.name}"
+                object.__setattr__(self, flag_field.name, _expand_and_check(name, value, kind))
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             ge, gt, le = (flag_field.metadata[bound] for bound in ("ge", "gt", "le"))
@@ -133,7 +135,8 @@ def check_path(flag: str, path: Path, kind: str) -> None:
     folders = [*([path] if kind == "folder" else []), *path.parents]
     obstacle = next((folder for folder in folders if os.path.lexists(folder)), Path())
     if not obstacle.is_dir():
-        raise ValueError(f"{flag} {path}: {obstacle} is not a folder; pass the path of a {kind}")
+        wanted = kind if kind in ("file", "folder") else "file or a folder"
+        raise ValueError(f"{flag} {path}: {obstacle} is not a folder; pass the path of a {wanted}")
     is_data_folder = kind == "data" and ((path / "meta.json").is_file() or resolve_download_path(path) != path)
     if kind in ("file", "data") and path.is_dir() and not is_data_folder:
         raise ValueError(f"{flag} {path}: a folder; pass the path of a file")

@@ -506,8 +506,10 @@ def test_path_is_expanded_and_of_the_kind_that_is_meant(group, field, tmp_path, 
     assert value_for("~/none") == str(tmp_path / "none")
     kind = field.metadata["path"]
     wrong = {"folder": ["~/file", "~/link"], "any": []}.get(kind, ["~/folder"])
+    name = "TARGET" if field.name == "target" else f"--{field.name}"
+    kinds = "(file|folder|file or a folder)"
     for text in [*wrong, "~/file/inside"]:
-        with pytest.raises(ValueError, match=f"^(--{field.name}|TARGET) {tmp_path}/.*: .*a folder; pass the path of"):
+        with pytest.raises(ValueError, match=f"^{name} {tmp_path}/.*: .*a folder; pass the path of a {kinds}$"):
             value_for(text)
 
 
