@@ -149,11 +149,17 @@ def resource_section(stages: list[dict]) -> str:
     return f"<h2>Time and machine</h2>\n{table(head, rows)}\n<h2>Settings</h2>\n{settings}"
 
 
+def is_report(path: Path) -> bool:
+    """Return whether a file begins as the page does; it may be large."""
+    with open(path, "rb") as file:
+        return f"<title>{TITLE}".encode() in file.read(200)
+
+
 def check_replaceable(data: dict, folder: Path, path: Path) -> None:
     """Raise ValueError if the page, or report.json, would replace a file of another kind."""
     if any(stage["name"] == "report" for stage in data["stages"]):
         raise ValueError(f"{folder / 'report.json'} belongs to a checkpoint of that name: rename it first")
-    if path.exists() and f"<title>{TITLE}".encode() not in path.read_bytes()[:200]:
+    if path.exists() and not (path.is_file() and is_report(path)):
         raise ValueError(f"--report {path}: a file that is no report is there; name another, or remove it")
 
 

@@ -1,6 +1,8 @@
 """A stage is compared with its parent on all rows taught so far, and never shown with metrics of other weights."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from factories import save, write_rows
@@ -209,6 +211,10 @@ def test_report_replaces_no_file_of_another_kind(tmp_path):
     (tmp_path / "page.html").write_text("mine")
     with pytest.raises(ValueError, match="page.html: a file that is no report is there"):
         report.write(tmp_path, tmp_path / "page.html")
+    os.truncate(tmp_path / "page.html", 2**42)  # its beginning tells what it is
+    for path in (tmp_path / "page.html", Path("/dev/full")):  # which never ends
+        with pytest.raises(ValueError, match=f"{path}: a file that is no report is there"):
+            report.write(tmp_path, path)
     report.write(tmp_path, tmp_path / "new.html")
     report.write(tmp_path, tmp_path / "new.html")
     save_stage(tmp_path, "report", 0)
