@@ -7,6 +7,8 @@
 It needs two more packages: pip install -e .[serve]. docs/serve.md shows how clients talk to it.
 """
 
+import asyncio
+import contextlib
 import gc
 import importlib.util
 import os
@@ -139,6 +141,9 @@ def parse_args(argv: list[str] | None) -> Args:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    with contextlib.suppress(RuntimeError):  # none is running
+        asyncio.get_running_loop()
+        raise ValueError("an event loop runs here, as in a notebook's cell: start the server with !python serve.py")
     if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"serve.py needs {' and '.join(missing)}: pip install -e .[serve]")
     from engine.serve.connections import Server

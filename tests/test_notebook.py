@@ -9,7 +9,8 @@ from types import ModuleType
 
 import matplotlib
 import pytest
-from factories import write_corpus
+from factories import save, write_corpus
+from tiny_model import tiny
 
 import pretrain
 from engine.machine.stopping import StopRequest
@@ -65,6 +66,12 @@ def test_main_without_flags_in_a_notebook_asks_for_a_list(cell):
     for script in ("pretrain", "SFT", "distill", "train_tokenizer", "eval_model", "export", "serve"):
         with pytest.raises(ValueError, match=r'a notebook has no command line: call main\(\["--flag", "value"\]\)'):
             cell(f"import {script}\n{script}.main()")
+
+
+def test_serving_in_a_running_event_loop_is_refused_with_the_way(cell, tmp_path):
+    save(tiny(seed=0), tmp_path / "SFT.pth", stage="SFT")
+    with pytest.raises(ValueError, match=r"an event loop runs here.*!python serve\.py"):
+        cell(f"import serve\nserve.main(['--save_dir', {str(tmp_path)!r}, '--port', '0', '--device', 'cpu'])")
 
 
 def test_a_file_that_percent_run_starts_has_a_command_line(cell, monkeypatch):
