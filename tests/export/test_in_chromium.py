@@ -191,7 +191,7 @@ class Script(BaseHTTPRequestHandler):
             self.write({"error": {"message": "took too long"}})
         elif ending == "network":
             time.sleep(0.5)  # what came before is shown by now
-        elif ending == "end":
+        elif ending in ("end", "proxy"):
             self.send({"content": "句。"})
             self.send({}, finish_reason="stop")
             self.write({"choices": [], "usage": {"completion_tokens": 9}})
@@ -201,7 +201,10 @@ class Script(BaseHTTPRequestHandler):
         self.write({"choices": [{"delta": delta, "finish_reason": finish_reason}]})
 
     def write(self, chunk):
-        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        event = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+        if self.server.ending == "proxy":
+            event = b": alive\nevent: message\n" + event.replace(b": ", b":", 1).replace(b"\n", b"\r\n")
+        self.wfile.write(event)
 
     def reply(self, status, kind, content):
         self.send_response(status)
@@ -318,6 +321,12 @@ def test_a_served_page_is_usable_after_every_error(served, server, ending):
     send(served, "什么？")
     check_usable_after(served, words, is_said, lambda: setattr(server, "ending", "end"))
     assert "半句。" in text(served, ".assistant > div")
+
+
+def test_a_served_page_reads_events_as_proxies_write_them(served, server):
+    server.ending = "proxy"
+    send(served, "什么？")
+    assert text(served, ".assistant > div") == "半句。" and "想想看" in text(served, ".assistant details")
 
 
 def test_an_offline_page_is_usable_after_an_error(offline):

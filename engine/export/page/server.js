@@ -52,11 +52,11 @@ async function* deltas(path, body) {
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   const next = () => reader.read().catch(() => { throw Error(say("cutOff")); });
   for (let read = await next(); !read.done; read = await next()) {
-    const events = (rest + read.value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      if (!event.startsWith("data: ") || event === "data: [DONE]") continue;
-      const chunk = parse(event.slice("data: ".length));
+    const lines = (rest + read.value).split(/\r?\n/); // an event is a line: a proxy may add comments and line ends
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:") || line.endsWith("[DONE]")) continue;
+      const chunk = parse(line.slice("data:".length));
       if (!chunk.choices) throw Error(chunk.error?.message ?? say("cutOff"));
       const [{ delta, text, finish_reason } = {}] = chunk.choices;
       yield { ...delta, text, finish: finish_reason, usage: chunk.usage };
