@@ -301,7 +301,7 @@ FAIL_ONCE = """worker.postMessage = (question) => {
 
 def check_usable_after(tab: Browser, words: str, is_said: bool, again) -> None:
     """Ask with an ending that fails, then repeat it and send another question with `again` in between."""
-    assert words in text(tab, "#status")
+    assert words in text(tab, "#status") and "Error" not in text(tab, "#status")
     disabled = tab.run("['send', 'stop', 'retry', 'clear'].filter((id) => document.getElementById(id).disabled)")
     assert disabled == ["stop"]
     assert tab.run("document.querySelector('#question').value") == "什么？"

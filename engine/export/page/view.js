@@ -58,7 +58,7 @@ function ask(question, onPart) {
 }
 
 function fail(error) {
-  const { tooLong, error: words = error } = error;
+  const { tooLong, error: words = error.message } = error;
   $("status").textContent = tooLong ? say("tooLong", tooLong) : say("failed", { error: words });
 }
 
