@@ -15,7 +15,7 @@ from dataset import CHAT_TEMPLATE, PretrainDataset
 from engine.console import print0
 from engine.corpus.held_out import describe_repeated, read_row
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, parse_line, read_lines
-from engine.files import to_json
+from engine.files import atomic_write, to_json
 from engine.reasoning import TAGS
 from engine.schemas import BadRow
 from engine.tokenizer import BOS, EOS, UNK
@@ -162,9 +162,12 @@ def tokenizer_config(max_seq_len: int, **settings: object) -> dict:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the two files from which transformers' AutoTokenizer and this project load the same tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_bytes(to_json(tokenizer_config(32768), indent=2))
+    contents = {  # save() raises no OSError on a full disk
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": to_json(tokenizer_config(32768), indent=2),
+    }
+    for name, content in contents.items():
+        atomic_write(folder / name, partial(Path.write_bytes, data=content))
 
 
 def compression_report(tokenizer: Tokenizer, texts: list[str]) -> str:

@@ -1,10 +1,11 @@
 """The tokenizer recipe: what it writes loads everywhere, loses nothing, and learns from what it may."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
-from factories import write_rows
+from factories import TOKENIZER_DIR, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -181,3 +182,19 @@ def test_pieces_join_to_the_text_and_none_is_longer_than_512(runs):
     pieces = bpe.PIECE_RE.findall(text)
     assert "".join(pieces) == text and all(len(piece) <= 512 for piece in pieces)
     assert all(not set(piece[:-1]) & set("。.\n") for piece in pieces)
+
+
+def test_a_tokenizer_on_a_full_disk_leaves_the_old_one_and_says_why(tmp_path):
+    old = bpe.train_bpe(["the sea is blue"], 270, tag_tokens=False)
+    bpe.save_tokenizer(old, tmp_path / "new")
+    written = (tmp_path / "new/tokenizer.json").read_bytes()
+    old.save(str(tmp_path / "theirs.json"))
+    assert written == (tmp_path / "theirs.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*/new/tokenizer\.json: File too large"):
+            bpe.save_tokenizer(load_tokenizer(TOKENIZER_DIR), tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "new/tokenizer.json").read_bytes() == written
