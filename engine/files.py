@@ -194,7 +194,11 @@ def read_log(path: Path) -> list[dict]:
 
 
 def append_rows(path: Path, rows: list[dict]) -> None:
-    """Append a line of JSON for each row; a last line without a line break gets one. A failed write leaves no part."""
+    """Append a line of JSON for each row; a last line without a line break gets one. A failed write leaves no part.
+
+    Raises:
+        OSError: Names `path` and the reason why it cannot be written.
+    """
     data = b"".join(to_json(row) for row in rows)
     size = path.stat().st_size if path.is_file() else 0
     if size:
@@ -206,10 +210,10 @@ def append_rows(path: Path, rows: list[dict]) -> None:
         with open(path, "ab", buffering=0) as file:
             while data:
                 data = data[file.write(data) :]
-    except OSError:
+    except OSError as error:
         if path.is_file():
             os.truncate(path, size)
-        raise
+        raise write_error(path, error) from error
 
 
 def resolve_download_path(path: Path) -> Path:

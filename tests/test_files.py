@@ -130,7 +130,7 @@ def test_failed_append_leaves_no_part_of_a_row(tmp_path):
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=f"cannot write {file}: File too large"):
             files.append_rows(file, [{"text": "y" * 2000}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
