@@ -18,6 +18,7 @@ from engine.tokenizer import byte_characters
 BYTES = {character: byte for byte, character in byte_characters().items()}
 NEUTRAL = {  # values by which a client asks for nothing: of fields that this server does not have, and -1 as "no limit"
     "tool_choice": ["none", "auto"],
+    "function_call": ["none", "auto"],
     "response_format": [{"type": "text"}],
     "modalities": [["text"]],
     "echo": [False],

@@ -71,6 +71,7 @@ NEUTRAL_FIELDS = [
     {"tools": [], "functions": [], "logit_bias": {}, "tool_choice": "none", "response_format": {"type": "text"}},
     {"messages": [{**MESSAGE, "annotations": [], "audio": None}], "options": {}, "chat_template_kwargs": {}},
     {"parallel_tool_calls": False, "service_tier": "auto", "verbosity": "medium", "store": True, "user": 5},
+    {"functions": [], "function_call": "auto"},
     {"prompt_cache_key": "x", "safety_identifier": "x", "metadata": {"a": "b"}, "chat_id": "1"},
     {"stream_options": {"include_usage": True, "continuous_usage_stats": False}, "top_k": -1},
 ]
