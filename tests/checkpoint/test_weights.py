@@ -23,7 +23,7 @@ def test_published_weights_with_8_key_value_heads_load_without_flags(ask, tmp_pa
         del tensors["output.weight"]
     torch.save(tensors, tmp_path / "SFT.pth")
     out = ask("--save_dir", tmp_path, "--temperature", 0, "--prompt", "你好")
-    assert "8 heads are assumed (--n_heads) and RoPE theta 1e+06 is assumed" in out
+    assert "8 heads are assumed (--n_heads) and RoPE theta 1e+06 is assumed" in ask.warned
     assert "does not say which tokenizer" in ask.warned
     ids = SFTDataset(TOKENIZER).prompt([{"role": "user", "content": "你好"}])
     assert out.endswith(TOKENIZER.decode(greedy(model, ids), skip_special_tokens=False) + "\n")
