@@ -38,6 +38,7 @@ VERDICT_WORDS = VERDICT_KEYS | frozenset(  # these names may also hold a text, w
     "ratings grade stars vote votes upvotes thumb thumbs thumbs_up feedback preference preferred chosen verified "
     "approved acceptable desirable valid good helpful".split()
 )
+CLASS_KEYS = ("label", "labels", "class", "tag")  # these may hold any word, as "physics" or a class "no"
 ZERO_KEYS = ("label", "correct", "is_correct")
 BAD_WORDS = frozenset(
     "bad false wrong incorrect rejected reject undesirable unacceptable poor failed down thumbs_down "
@@ -132,8 +133,9 @@ def first_present(fields: dict, keys: Iterable[str], where: str) -> tuple[str | 
 def unread_fields(fields: dict, read: Iterable[str]) -> set[str]:
     """Return a note for each field that may hold something to learn and is not understood."""
     unread = fields.keys() - METADATA_KEYS.union(VERDICT_KEYS, read)
-    held = {name: fields[name] for name in unread if fields[name] not in (None, "", [], {})}
-    return {f"field {name}" for name, value in held.items() if not verdict_of(name, value)}
+    return {
+        f"field {key}" for key in unread if fields[key] not in (None, "", [], {}) and not verdict_of(key, fields[key])
+    }
 
 
 def is_called_bad(fields: dict, notes: set[str]) -> bool:
@@ -145,6 +147,7 @@ def is_called_bad(fields: dict, notes: set[str]) -> bool:
 
 def verdict_of(name: str, value: object) -> str | None:
     """Return what a field says of an answer: "bad_answer", "good", or "number" where that is not plain; None: nothing.
+
 
     Several values call it bad if each of them does.
     """
@@ -164,12 +167,14 @@ def _scalar_verdict(name: str, last_word: str, value: object) -> str | None:
         return "bad_answer" if value == (last_word in BAD_WORDS) else "good"
     if isinstance(value, str) and last_word in {*BAD_WORDS, "chosen", "preferred"}:
         return None  # an answer itself, as in {"chosen": "Right.", "rejected": "Wrong"}
-    if isinstance(value, str) and value.strip().lower() in BAD_WORDS:
+    if isinstance(value, str) and value.strip().lower() in BAD_WORDS.union(
+        () if last_word in CLASS_KEYS else ("no", "否")
+    ):
         return "bad_answer"
     try:
         number = float(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, OverflowError):
-        return None
+        return "number" if name in VERDICT_KEYS.difference(CLASS_KEYS) and value else None
     return "bad_answer" if number < 0 and "reward" in name.lower() else "number"
 
 

@@ -305,7 +305,7 @@ def _warnings(path: str, counts: RowCounts) -> Iterator[str]:
     if counts.empty or counts.dropped:
         yield f"left out {counts.empty + counts.dropped} rows of {counts.rows}: {_dropped(counts)}"
     for field_name, rows in counts.notes_of("number").items():
-        what = "holds a number or several values, which do not say that an answer is bad: learned"
+        what = "holds a number or several values, or other words, which do not say that an answer is bad: learned"
         yield f"field {printable(field_name)} of {rows} rows {what}"
     for field_name, rows in counts.notes_of("field").items():
         yield f"field {printable(field_name)} of {rows} rows is not used"

@@ -259,7 +259,8 @@ WRONG = {"role": "assistant", "content": "WRONG"}
     "verdict",
     [{"label": False}, {"correct": "Incorrect"}, {"quality": "bad"}, {"kto_tag": " rejected"}, {"reward": -0.1}]
     + [{"is_verified": False}, {"thumbs_up": False}, {"thumbs": "down"}, {"humanRating": "poor"}, {"rejected": True}]
-    + [{"label": "False"}, {"reward_score": "-1.5"}, {"labels": ["wrong", False]}, {"rewards": {"a": -1, "b": -2}}],
+    + [{"label": "False"}, {"reward_score": "-1.5"}, {"labels": ["wrong", False]}, {"rewards": {"a": -1, "b": -2}}]
+    + [{"correct": "No"}, {"accepted": "否"}],
 )
 def test_an_answer_that_its_row_or_turn_calls_bad_is_not_learned(build, tokenizer, verdict, capsys):
     (name,) = verdict
@@ -308,9 +309,11 @@ def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, caps
         ({"score": -0.5}, "score of 1 rows holds a number"),
         ({"labels": [True, False]}, "labels of 1 rows holds a number or several values"),
         ({"scores": {"style": 0, "facts": 3}}, "scores of 1 rows holds a number"),
+        ({"verdict": "off the point"}, "verdict of 1 rows holds a number or several values, or other words"),
         ({"chosen": "WRONG"}, "chosen of 1 rows is not used"),
         ({"rejected": "wrong"}, "rejected of 1 rows is not used"),
         ({"follow_up": False}, "follow_up of 1 rows is not used"),
+        ({"label": "no", "tag": "No"}, ""),
         ({"rejected": False, "is_correct": True, "label": "physics", "tags": ["bad"], "class": None}, ""),
     ],
 )
