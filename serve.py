@@ -81,7 +81,7 @@ def read_api_key(args: Serve) -> str | None:
     source, key = "--api_key", args.api_key
     if args.api_key_file is not None:
         source = f"--api_key_file {args.api_key_file}"
-        key = args.api_key_file.read_text(encoding="utf-8", errors="surrogateescape").strip()
+        key = args.api_key_file.read_text(encoding="utf-8-sig", errors="surrogateescape").strip()
     elif key is None and KEY_VARIABLE in os.environ:
         source, key = KEY_VARIABLE, os.environ[KEY_VARIABLE].strip()
     if key is not None and len(key.splitlines()) != 1:

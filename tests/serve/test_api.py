@@ -86,6 +86,8 @@ def test_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         return serve.read_api_key(serve.parse_args(list(flags)).serve)
 
     assert key() is None and key("--api_key_file", str(tmp_path / "key")) == "in a file"
+    (tmp_path / "key").write_bytes("\ufeffin a file\r\n".encode())  # as Windows' editor may save it
+    assert key("--api_key_file", str(tmp_path / "key")) == "in a file"
     monkeypatch.setenv("SELFLLM_API_KEY", "of the environment")
     assert key() == "of the environment" and key("--api_key", "typed") == "typed"
     monkeypatch.setenv("SELFLLM_API_KEY", "")
