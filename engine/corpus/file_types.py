@@ -130,6 +130,7 @@ WRAPPED = re.compile(
 )
 # Of a single row, which is bad: (pattern, name, program).
 ONE_ROW_SIGNATURES = [
+    (rb'\s*\[\s*"', "a JSON array", JSON_ARRAY),
     (rb'\s*\{\s*"[^"]+"\s*:\s*\{\s*"0"\s*:', "a table by columns", JSON_COLUMNS),
     (rb'\s*\{\s*"\w*\d"\s*:\s*\{\s*"', "an object of objects", JSON_BY_NAME),
 ]

@@ -186,6 +186,7 @@ CONTENTS = {
     "CSV in UTF-16": columns(",").decode().encode("utf-16"),
     "array": json.dumps(OBJECTS).encode(),
     "array of texts": json.dumps(TEXTS, indent=1).encode(),
+    "array of texts in one line": json.dumps(TEXTS).encode(),
     "indented rows": "\n".join(json.dumps(row, indent=2) for row in OBJECTS).encode(),
     "indented rows with commas": ",\n".join(json.dumps(row, indent=2) for row in OBJECTS[:1]).encode(),
     "object of a list": json.dumps({"version": "1.0", "data": OBJECTS}).encode(),
