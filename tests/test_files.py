@@ -40,7 +40,13 @@ def test_temp_files_of_two_machines_have_different_names(tmp_path):
 
 
 def test_temp_files_of_a_killed_run_are_removed_and_no_others(tmp_path):
-    own = ["a.pth.tmp-1234", "a.json.tmp-0f", "a.metrics.jsonl.tmp-0f", "a.state/00000003.tmp/run.pt"]
+    own = [
+        "a.pth.tmp-1234",
+        "a.json.tmp-0f",
+        "a.metrics.jsonl.tmp-0f",
+        "a.rows.npy.tmp-0f",
+        "a.state/00000003.tmp/run.pt",
+    ]
     others = ["a.b.pth.tmp-1", "b.pth.tmp-1", "a.pth", "a.pth.tmp", "a.state/00000002/run.pt", "aXpth.tmp-1", "A.txt"]
     for name in own + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

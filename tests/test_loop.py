@@ -22,13 +22,17 @@ from factories import (
     same,
     weights,
 )
+from tiny_model import tiny
 from trace_recipe import trace
 
 import model as model_module
 import pretrain
 from dataset import TAG
 from engine import loop, optim, packing
+from engine.loss import Counts
+from engine.machine import runtime
 from engine.machine.stopping import StopRequest
+from engine.options import Output, Training
 from engine.stage import prepare
 
 # In bf16 Newton-Schulz is off by up to 0.03 (test_optim), which the rate and Muon's 0.2 sqrt(m) turn into a step.
@@ -202,6 +206,28 @@ def test_log_row_is_of_the_steps_since_the_row_before(folder, monkeypatch):
     for row, first in zip(log[1:], (0, 2, 4), strict=True):
         losses = sum(result.sums[1].item() for result in results[first : row["step"]])
         assert row["loss"] == pytest.approx(losses / sum(tokens[first : row["step"]]), rel=1e-5)
+
+
+def test_time_of_validations_and_saves_is_no_time_of_training(monkeypatch):
+    now, log = [0.0], []
+    model = tiny()
+    rt, output = runtime.Runtime(torch.device("cpu"), torch.float32), Output(log_step=1, save_step=2, eval_step=2)
+    source = SimpleNamespace(steps_per_epoch=5, prefetchable=False)
+    rest = {"source": source, "tokenizer": None, "steps": 5, "rows_per_step": 1}
+    run = loop.Run(rt, model, model, [], lambda step: 0.1, **rest, training=Training(), output=output)
+    result = loop.StepResult(torch.ones(4), torch.tensor(1.0), torch.tensor(True), skipped=False)
+
+    def spend(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop, "prefetch", lambda make, steps, _: [([], Counts(loss_tokens=1), 0.0) for _ in steps])
+    monkeypatch.setattr(loop, "train_step", lambda *_: spend(1, result))
+    monkeypatch.setattr(loop, "validate", lambda *_: spend(50, {"val_loss": 1.0}))
+    tracker = SimpleNamespace(log=log.append, show=lambda *_: None)
+    loop.train(run, loop.Progress(), tracker, lambda *_: spend(700), StopRequest())
+    assert [row["seconds"] for row in log[1:]] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("prefetchable", [False, True])

@@ -104,6 +104,11 @@ def test_wsd_is_flat_and_then_falls_in_a_straight_line():
     assert [lr(step) for step in range(30, 50)] == pytest.approx([1 - step / 20 for step in range(20)])
 
 
+def test_wsd_reaches_its_peak_however_long_the_warmup_is():
+    lr = optim.schedule("wsd", max_lr=1.0, steps=10, warmup=9)
+    assert [lr(step) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+
+
 def test_default_warmup_is_a_tenth_of_the_steps_and_at_most_100():
     assert [optim.default_warmup_steps(steps) for steps in (9, 10, 999, 1001, 9999, 10**6)] == [0, 1, 99, 100, 100, 100]
 

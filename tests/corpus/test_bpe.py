@@ -108,6 +108,12 @@ def test_every_file_is_drawn_from_in_proportion_and_within_max_bytes():
     assert [len(drawn) for drawn in everything] == [0, 500, 50, 0]
 
 
+def test_max_bytes_counts_none_of_the_rows_that_are_held_out():
+    files = [scanned([40] * 500, 1), scanned([40] * 500, 2)]
+    drawn = bpe.draw_rows(files, files[0].hashes[:400], 20_000)
+    assert 19_900 <= 40 * sum(map(len, drawn)) <= 20_000
+
+
 def test_the_rows_drawn_are_not_those_that_would_be_held_out():
     file = scanned([40] * 5000)
     drawn = bpe.draw_rows([file], NONE, 20_000)[0]

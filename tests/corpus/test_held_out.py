@@ -42,6 +42,7 @@ CHAT_SPELLINGS = {
     ),
     "Alpaca": lambda q, a: json.dumps({"output": a, "instruction": q, "input": ""}),
     "the default system message": lambda q, a: chat(("system", DEFAULT_SYSTEM), ("user", q), ("assistant", a)),
+    "a system message that says there is none": lambda q, a: chat(("system", " "), ("user", q), ("assistant", a)),
     "outer white space": lambda q, a: chat(("user", f"{q}\n"), ("assistant", f" {a} ")),
     "a list of parts": lambda q, a: chat(("user", [{"type": "text", "text": q}]), ("assistant", a)),
     "a turn that is only read": lambda q, a: chat(("user", q), ("assistant", a)).replace(

@@ -301,6 +301,14 @@ def test_a_0_is_a_verdict_only_in_a_file_of_0_and_1(build, tokenizer, name, caps
     assert len(build(quoted)) == 2
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_row_without_its_0_or_1_leaves_the_verdicts_of_the_others(build, tokenizer, missing):
+    labels = {"right": 1, "wrong": 0, "unknown": missing}
+    turns = [{"role": "assistant", "content": answer, "label": label} for answer, label in labels.items()]
+    cache = build([{"messages": [ASKED, turn]} for turn in turns])
+    assert trained_text(cache, tokenizer) == ["right</s>", "unknown</s>"]
+
+
 @pytest.mark.parametrize(
     "field, message",
     [

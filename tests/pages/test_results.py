@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_files_that_an_ancestor_was_scored_on_are_retained(folder):
     assert files["SFT_long"] == ({"longer.jsonl"}, {"facts.jsonl"})
     # SFT_long is no ancestor of distill: what it taught is nothing distill could forget
     assert files["distill"] == ({"longer.jsonl", "r1.jsonl"}, {"texts.jsonl", "facts.jsonl"})
+
+
+def test_a_file_is_retained_though_no_score_of_the_parent_is_there(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "results")
+    path = tmp_path / "results/SFT.scores.json"
+    path.write_text(json.dumps({"facts.jsonl": read_scores(folder, "SFT", "facts.jsonl")}))
+    assert stages(tmp_path / "results")["distill"]["retained"].keys() == {"facts.jsonl", "texts.jsonl"}
 
 
 def test_before_is_the_parents_metric_on_the_same_rows(folder):
