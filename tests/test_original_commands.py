@@ -5,6 +5,7 @@ weights are bare fp16 state dicts without a .json, and the long model is called 
 """
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -49,7 +50,10 @@ def service(monkeypatch):
             dir=f"{dir}/wandb/offline-run/files", id="1", offline=True, log=lambda *_, **__: None, finish=lambda: None
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None))
+    wandb = SimpleNamespace(init=init, Settings=lambda **_: None)
+    wandb.setup = lambda settings: SimpleNamespace(settings=SimpleNamespace(mode="online"))
+    wandb.login = lambda **_: "WANDB_API_KEY" in os.environ
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return modes
 
