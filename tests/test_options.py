@@ -56,7 +56,7 @@ def test_missing_files_alone_are_downloaded_and_by_one_process(tmp_path, monkeyp
     monkeypatch.setattr(source, "download", downloaded.append)
     data = pretrain.parse_args(["--download"]).data
     source.files_of(data)
-    Path("pretrain.jsonl").write_text("{}\n")
+    Path("pretrain.jsonl").write_text('{"text": "a boat"}\n')
     assert source.files_of(data) == [Path("pretrain.jsonl")] and downloaded == ["pretrain.jsonl"]
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(ValueError, match="--download: not by several processes.*modelscope download"):

@@ -50,9 +50,13 @@ def service(monkeypatch):
             dir=f"{dir}/wandb/offline-run/files", id="1", offline=True, log=lambda *_, **__: None, finish=lambda: None
         )
 
-    wandb = SimpleNamespace(init=init, Settings=lambda **_: None)
-    wandb.setup = lambda settings: SimpleNamespace(settings=SimpleNamespace(mode="online"))
-    wandb.login = lambda **_: "WANDB_API_KEY" in os.environ
+    known = SimpleNamespace(settings=SimpleNamespace(mode="online"))
+    wandb = SimpleNamespace(
+        init=init,
+        Settings=lambda **_: None,
+        setup=lambda settings: known,
+        login=lambda **_: "WANDB_API_KEY" in os.environ,
+    )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return modes
