@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from factories import TOKENIZER, greedy
+from forked import FORKS
 
 import eval_model
 from dataset import SFTDataset
@@ -230,17 +231,24 @@ def test_control_characters_reach_a_pipe_and_no_terminal(monkeypatch, capsys, tm
     assert json.loads(out)["answer"] == answer and ("\x9b" in out) != is_terminal
 
 
+def chat_on_a_terminal(name, asked):
+    """Chat on the terminal of that name, as the process that it sends Ctrl-C to; leave the questions in `asked`."""
+    os.setsid()
+    for descriptor in range(3):
+        os.dup2(os.open(name, os.O_RDWR), descriptor)
+    model = EchoModel()
+    with open(0, closefd=False) as sys.stdin, open(1, "w", closefd=False) as sys.stdout:
+        terminal.chat(model, 4, True)
+    asked.write_text(json.dumps(model.questions))
+
+
 def test_ctrl_c_clears_a_line_or_a_block_and_ends_at_the_second(tmp_path):
     """Typed into a terminal, for readline knows what a line held when Ctrl-C came."""
     asked = tmp_path / "asked"
-    pid, terminal_end = pty.fork()
-    if not pid:
-        with open(0, closefd=False) as sys.stdin, open(1, "w", closefd=False) as sys.stdout:
-            model = EchoModel()
-            terminal.chat(model, 4, True)
-        asked.write_text(json.dumps(model.questions))
-        os._exit(0)
-    screen, deadline = b"", time.monotonic() + 20
+    terminal_end, process_end = pty.openpty()
+    process = FORKS.Process(target=chat_on_a_terminal, args=(os.ttyname(process_end), asked))
+    process.start()
+    screen, deadline = b"", time.monotonic() + 60
     for awaited, keys in [
         ("> ", "half"),
         ("half", "\x03"),
@@ -262,8 +270,10 @@ def test_ctrl_c_clears_a_line_or_a_block_and_ends_at_the_second(tmp_path):
             screen += os.read(terminal_end, 4096)
         screen = screen.partition(awaited.encode())[2]
         os.write(terminal_end, keys.encode())
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    process.join(20)
+    assert process.exitcode == 0
     os.close(terminal_end)
+    os.close(process_end)
     assert json.loads(asked.read_text()) == ["hello"]
 
 
