@@ -345,10 +345,10 @@ def read_turns(turns: list, notes: set[str]) -> list[dict]:
             messages.append(message)
     if not any(message["content"].strip() for message in messages):
         raise EmptyRow("no turn has words")
-    return _drop_empty_pairs(messages, notes)
+    return drop_empty_pairs(messages, notes)
 
 
-def _drop_empty_pairs(messages: list[dict], notes: set[str]) -> list[dict]:
+def drop_empty_pairs(messages: list[dict], notes: set[str]) -> list[dict]:
     """Return the messages without the questions and answers of which a turn has no words.
 
     Raises:
