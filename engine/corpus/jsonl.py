@@ -4,6 +4,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,24 +191,40 @@ class RowCounts:
             read: (row, notes) -> content; raises BadRow.
             zero_fields: Of the file, as `find_zero_fields` returns them.
         """
+        with suppress(BadRow):
+            return self.count(number, lambda notes: read(parse_row(line, zero_fields), notes))
+        return None
+
+    def count(self, number: int, read: Callable[[set[str]], Any]) -> Any:
+        """Count a row, and return what `read` makes of it.
+
+        Args:
+            number: Number of the row in its file.
+            read: Adds to a set of notes, and returns the content of the row.
+        Raises:
+            BadRow: As `read` does: the row is left out.
+        """
         self.rows += 1
         notes: set[str] = set()
         try:
-            content = read(parse_row(line, zero_fields), notes)
+            content = read(notes)
         except EmptyRow:
             self.empty += 1
-            return None
+            raise
         except DroppedRow:
             self.dropped += 1
-            content = None
-            notes = {note for note in notes if note.startswith(WITHHELD)}
+            self._note(number, {note for note in notes if note.startswith(WITHHELD)})
+            raise
         except BadRow as error:
             self.bad += 1
             self.examples = [*self.examples, f"{number}: {error}"][:5]
-            return None
+            raise
+        self._note(number, notes)
+        return content
+
+    def _note(self, number: int, notes: set[str]) -> None:
         for note in notes:
             self.notes.setdefault(note, [0, number])[0] += 1
-        return content
 
     def add(self, later: "RowCounts") -> None:
         """Add the counts of a later part of the file."""
