@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
@@ -99,12 +100,15 @@ INVISIBLE_RE = re.compile(
 
 
 def remove_invisible(text: str) -> str:
-    """Remove control and invisible characters; every line break becomes a line feed.
+    """Remove control and invisible characters outside of code; every line break becomes a line feed, in code too.
 
     Tabs stay, U+FFFD and private characters too, and what emoji and the scripts of Persian, Hindi or Thai need.
     """
-    if not UNSEEN_RE.search(text):
-        return text
+    return _remove_unseen(text.replace("\r\n", "\n").replace("\r", "\n")) if UNSEEN_RE.search(text) else text
+
+
+@outside_code
+def _remove_unseen(text: str) -> str:
     text = LATEX_RE.sub(lambda match: "\\b" if match[0] == "\b" else "\\f", text)
     return INVISIBLE_RE.sub("", BREAK_RE.sub("\n", text))
 
@@ -118,18 +122,24 @@ def show_invisible(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- lines
 
 MIN_LINE_BYTES = 75  # 25 Chinese characters: verses and refrains are shorter
+MIN_REPEATS = 4  # fewer may be meant, as in a law or a recipe, unless one follows directly on the other
 
 
 def drop_repeated_lines(text: str) -> str:
-    """Remove a long line that is in the text before."""
+    """Remove all but the first of equal long lines, where there are four or more, or where one follows on another."""
+    counts = Counter(line.strip() for line in text.split("\n"))
+    if all(count == 1 or len(words.encode()) < MIN_LINE_BYTES for words, count in counts.items()):
+        return text
     seen: set[str] = set()
-    lines = []
+    previous, lines = "", []
     for line in text.split("\n"):
         words = line.strip()
-        if words not in seen:
+        is_repeat = words in seen and (counts[words] >= MIN_REPEATS or words == previous)
+        if not is_repeat:
             lines.append(line)
         if len(words.encode()) >= MIN_LINE_BYTES:
             seen.add(words)
+        previous = words or previous
     return "\n".join(lines)
 
 
@@ -161,7 +171,10 @@ def drop_short(text: str) -> str:
     return "" if len(text.encode()) < MIN_TEXT_BYTES else text
 
 
+MATH_RE = re.compile(r"\$[^$]{1,600}\$")
+
+
 def drop_symbols(text: str) -> str:
-    """Return "" for a text of which fewer than half of the characters are letters or digits, code not counted."""
-    words = re.sub(r"\s+", "", CODE_RE.sub("", text))
+    """Return "" for a text of which less than half is letters or digits, code and formulas not counted."""
+    words = re.sub(r"\s+", "", MATH_RE.sub("", CODE_RE.sub("", text)))
     return "" if 2 * len(re.sub(r"\W+", "", words)) < len(words) else text

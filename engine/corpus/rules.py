@@ -175,8 +175,8 @@ RULES = (
     Rule(
         "repeated_lines",
         False,
-        "a line of 75 bytes or more that is in the text before is removed; refrains are shorter",
-        (f"{LONG_LINE}\nTulips\n{LONG_LINE}", f"{LONG_LINE}\nTulips"),
+        "of equal lines of 75 bytes or more one stays, where four are in a text, or two follow each other",
+        (f"{LONG_LINE}\n{LONG_LINE}\nTulips", f"{LONG_LINE}\nTulips"),
         prose(edits.drop_repeated_lines),
     ),
     Rule(
@@ -192,7 +192,7 @@ RULES = (
     Rule(
         "too_many_symbols",
         False,
-        "fewer than half of the characters are letters or digits",
+        "fewer than half of the characters are letters or digits, outside of code and formulas",
         ("+----+----+\n| 12 | 34 |\n+----+----+\n", None),
         whole(edits.drop_symbols),
     ),

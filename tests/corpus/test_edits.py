@@ -61,6 +61,8 @@ CODE = "Print it:\n\n```python\nprint('cafÃ© e\u0301 ann@example.org')\n```\n\
 
 
 def test_code_stays_and_prose_around_it_is_edited():
+    windows = "\ufeffa\r\n\r\n```\r\n\u200b\r\n```\r\n"
+    assert clean(windows, {"invisible"}).content == "a\n\n```\n\u200b\n```\n"
     content = clean(CODE, EVERY).content
     assert content == CODE.replace("\n\ncafÃ© e\u0301", "\n\ncafé é")
     indented = "    The cafÃ© of a paragraph that is indented.\n"
@@ -73,7 +75,10 @@ def test_refrains_and_code_are_no_repeats():
     song = "All you need is love,\nlove is all you need.\n" * 3
     code = f"```\n{long}\n{long}\n```"
     assert clean(song + code, {"repeated_lines"}).edits == {}
-    assert clean(f"{long}\na\n{long} \n\nb", {"repeated_lines"}).content == f"{long}\na\n\nb"
+    law = f"{long}\nArticle 1\n" * 3
+    assert clean(law, {"repeated_lines"}).content == law
+    assert clean(law + long, {"repeated_lines"}).content == f"{long}\n" + "Article 1\n" * 2 + "Article 1"
+    assert clean(f"{long}\n\n{long} \nb", {"repeated_lines"}).content == f"{long}\n\nb"
 
 
 REFUSALS = [
@@ -89,3 +94,9 @@ def test_refusals_go_with_their_question(answer):
     assert clean(chat("Q", answer, "1+1?", "2"), {"refusals"}).content == chat("1+1?", "2")
     assert clean(answer, {"refusals"}).dropped_by == "refusals"
     assert clean(chat(answer, "An answer that is one."), {"refusals"}).edits == {}
+
+
+def test_formulas_and_code_are_no_symbols():
+    for text in ("${{x}^{2}}+{{y}^{2}}={{z}^{2}}$，求 x。", "```\n{}[]()<>;;;;\n```\nThat is it."):
+        assert clean(text, {"too_many_symbols"}).edits == {}
+    assert clean("=-=-=-=-=-= o =-=-=-=-=-=", {"too_many_symbols"}).dropped_by == "too_many_symbols"
