@@ -29,9 +29,10 @@ API_KEY_SIGNS = (
     "sk- AKIA ASIA ecret SECRET ghp_ gho_ ghu_ ghs_ ghr_ _pat_ glpat xox slack AIza ya29 GOCSPX hf_ k_live_ k_test_ "
     "LTAI AKID eyJ earer BEARER"
 ).split()
-PRIVATE_KEY_RE = re.compile(
-    r"-----BEGIN (?P<kind>[A-Z ]*)PRIVATE KEY-----(?:.*?-----END (?P=kind)PRIVATE KEY-----|[\sA-Za-z0-9+/=]*)",
-    re.DOTALL,
+PRIVATE_KEY_RE = re.compile(  # whole, or cut off; a program that only names the two lines has no key between them
+    r"-----BEGIN (?P<kind>[A-Z ]*)PRIVATE KEY-----"
+    r"(?:[\s\w+/=:,\\-]{64,}?-----END (?P=kind)PRIVATE KEY-----|(?:(?:\s|\\n)*[A-Za-z0-9+/]{40,}={0,2})+)",
+    re.ASCII,
 )
 
 CN_ID_RE = re.compile(r"(?<![\dA-Za-z])[1-9]\d{5}(?:19|20)\d{2}[01]\d[0-3]\d{4}[\dXx](?![\dA-Za-z])", re.ASCII)

@@ -19,10 +19,13 @@ def test_api_keys_are_replaced_wherever_they_are(key):
 
 
 def test_private_keys_and_tokens_of_a_header_are_replaced():
-    body = "MIIEpAIBAAKCAQEA7\n" * 3
+    body = f"{'MIIEpAIBAAKCAQEA' * 4}\n" * 3
     whole = f"-----BEGIN RSA PRIVATE KEY-----\n{body}-----END RSA PRIVATE KEY-----"
     assert masked(f"a\n{whole}\nb") == "a\n[PRIVATE_KEY]\nb"
-    assert masked(whole[:60]) == "[PRIVATE_KEY]"
+    assert masked(f"{whole[:161]}\nA story.") == "[PRIVATE_KEY]\nA story."
+    assert masked(whole.replace("\n", r"\n")) == "[PRIVATE_KEY]"
+    program = 'START = "-----BEGIN PRIVATE KEY-----"\nread_lines(key, START)\nEND = "-----END PRIVATE KEY-----"'
+    assert masked(program) == program
     assert masked("curl -H 'Authorization: Bearer a1b2c3d4e5f6g7h8i9j0'") == "curl -H 'Authorization: Bearer [API_KEY]'"
     assert masked("aws_secret_access_key = " + "wJa/8" * 8) == "aws_secret_access_key = [API_KEY]"
 
