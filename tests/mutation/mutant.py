@@ -46,7 +46,7 @@ def all_mutants() -> list[Mutant]:
     return [Mutant(**mutant) for mutant in mutants]
 
 
-def of_day(mutants: list[Mutant], day: int, count: int = 10) -> list[Mutant]:
+def of_day(mutants: list[Mutant], day: int, count: int = 12) -> list[Mutant]:
     """Select `count` of them, others each day of the month; all are selected within len(mutants) / count days."""
     first = (day - 1) * count
     return [mutants[number % len(mutants)] for number in range(first, first + count)]

@@ -127,7 +127,7 @@ def run_mutants(mutants: Sequence[Mutant], jobs: int, limit: float) -> Iterator[
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only mutants whose names or files contain one of these")
-    parser.add_argument("--day", nargs="?", type=int, const=date.today().day, help="ten mutants; default: today's")
+    parser.add_argument("--day", nargs="?", type=int, const=date.today().day, help="twelve mutants; default: today's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: one a core)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a mutant must be killed")
     parser.add_argument("--say", action="store_true", help="also print the message of the failed test")
