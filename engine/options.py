@@ -45,6 +45,14 @@ class Data(Flags):
         bound_by="data",
         path="data",
     )
+    data_epochs: list[float] | None = flag(
+        None,
+        "times that an epoch reads each file, as 8 0.3, or all of them; files are then packed apart, and a fraction "
+        "reads other rows in each epoch; default: once, packed together",
+        nargs="+",
+        type=float,
+        gt=0,
+    )
     download: bool = free_flag(
         False, f"fetch the stage's file from ModelScope ({DATASET}), if it is missing or damaged"
     )
@@ -67,11 +75,26 @@ class Data(Flags):
     data_file: str = ""  # the stage's own
     uses_sample: bool = False  # the bundled sample, as neither --data_path nor the stage's file is there
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers, files = len(self.data_epochs or [0]), len(self.paths)
+        if numbers not in (1, files):
+            raise ValueError(
+                f"--data_epochs has {numbers} numbers for {files} files: give one for each, or one for all"
+            )
+        if self.data_epochs and self.holds_cache:
+            raise ValueError(f"--data_epochs: {self.paths[0]} is a finished cache; give the JSONL files instead")
+
     @property
     def paths(self) -> list[Path]:
         """The files that are read."""
         default = [(SAMPLE if self.uses_sample else Path()) / self.data_file]
         return [resolve_download_path(Path(path)) for path in self.data_path or default]
+
+    @property
+    def holds_cache(self) -> bool:
+        """True if a finished token cache is read."""
+        return [(path / "meta.json").is_file() for path in self.paths] == [True]
 
     @property
     def on_sample(self) -> bool:
@@ -316,14 +339,13 @@ def parse_args(
 
 def _check_flags_used(args: Args) -> None:
     """Refuse a typed flag that this run would not read."""
-    cached = [(path / "meta.json").is_file() for path in args.data.paths] == [True]
     unused = [
         ("download", args.data.data_path, "--data_path names what is read"),
         ("epochs", args.training.max_steps, "--max_steps is the length"),
         ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
         ("bf16_gradients", args.performance.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", args.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
-        ("cache_dir num_workers", cached, "--data_path is a finished cache"),
+        ("cache_dir num_workers", args.data.holds_cache, "--data_path is a finished cache"),
     ]
     for names, is_unused, reason in unused:
         typed = args.explicit & set(names.split())

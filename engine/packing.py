@@ -15,7 +15,7 @@ Shapes: P segments, R packed rows, B rows of a micro-batch, T positions of a row
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -103,6 +103,7 @@ class PackedRows:
         bounds: First index into `order` of each row, (R + 1,) int64.
         row_len: Positions of a row.
         max_seq_len: Longest segment in tokens.
+        parts: First row of each part that was packed alone, and the number of rows, (parts + 1,) int64.
     """
 
     segments: Segments
@@ -110,6 +111,7 @@ class PackedRows:
     bounds: np.ndarray
     row_len: int
     max_seq_len: int
+    parts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -129,8 +131,15 @@ class PackedRows:
         """Share of positions that hold a real token."""
         return self.positions / max(1, len(self) * self.row_len)
 
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Real tokens in each row, (R,) int64."""
+        return np.add.reduceat(self.segments.lengths[self.order], self.bounds[:-1])
 
-def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = None) -> PackedRows:
+
+def pack(
+    segments: Segments, row_len: int, seed: int, max_seq_len: int | None = None, borders: Sequence[int] = ()
+) -> PackedRows:
     """Pack segments into rows by best-fit decreasing (arXiv:2404.10830).
 
     Each segment, longest first, is placed where it leaves the least space.
@@ -140,13 +149,37 @@ def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = 
         row_len: Length of a row in tokens.
         seed: Shuffles segments of equal length, so that neighbors in a row are random.
         max_seq_len: Longest segment in tokens (default: `row_len`).
+        borders: Indices of tokens in the cache that no row crosses: segments before and after are packed apart.
     """
+    part = np.searchsorted(borders, segments.starts, side="right")  # (P,)
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(segments.lengths))
-    longest_first = shuffled[np.argsort(-segments.lengths[shuffled], kind="stable")]  # equal lengths meet at random
+    # By part, longest first; equal lengths meet at random.
+    in_order = shuffled[np.lexsort((-segments.lengths[shuffled], part[shuffled]))]
+    ends = np.bincount(part, minlength=len(borders) + 1).cumsum()
+    row_of, parts = [], [0]
+    for lengths in np.split(segments.lengths[in_order], ends[:-1]):
+        rows = best_fit(lengths, row_len)
+        row_of.append(rows + parts[-1])
+        parts.append(parts[-1] + rows.max(initial=-1) + 1)
+    row_of = np.concatenate(row_of)
+    by_row = np.argsort(row_of, kind="stable")
+    bounds = np.searchsorted(row_of[by_row], np.arange(parts[-1] + 1))
+    return PackedRows(segments, in_order[by_row], bounds, row_len, max_seq_len or row_len, np.array(parts))
+
+
+def best_fit(lengths: np.ndarray, row_len: int) -> np.ndarray:
+    """Place each length, in order, in the row where it leaves the least space, or in a new one.
+
+    Args:
+        lengths: Tokens of each segment, (n,) int64.
+        row_len: Length of a row in tokens.
+    Returns:
+        The row of each, (n,) int64.
+    """
     rows_by_space: list[list[int]] = [[] for _ in range(row_len + 1)]
     open_spaces = 0  # bit s is set if some row has s positions left
-    row_of, num_rows = np.empty(len(longest_first), np.int64), 0
-    for i, length in enumerate(segments.lengths[longest_first].tolist()):
+    row_of, num_rows = np.empty(len(lengths), np.int64), 0
+    for i, length in enumerate(lengths.tolist()):
         fitting = open_spaces >> length  # the rows with at least `length` positions left
         if fitting:
             lowest_bit = (fitting & -fitting).bit_length() - 1
@@ -160,12 +193,17 @@ def pack(segments: Segments, row_len: int, seed: int, max_seq_len: int | None = 
         row_of[i] = row
         rows_by_space[space - length].append(row)
         open_spaces |= 1 << (space - length)
-    by_row = np.argsort(row_of, kind="stable")
-    bounds = np.searchsorted(row_of[by_row], np.arange(num_rows + 1))
-    return PackedRows(segments, longest_first[by_row], bounds, row_len, max_seq_len or row_len)
+    return row_of
 
 
-def pack_dense(segments: Segments, max_seq_len: int, max_join: int, seed: int, fill_ratio: float = 0.98) -> PackedRows:
+def pack_dense(
+    segments: Segments,
+    max_seq_len: int,
+    max_join: int,
+    seed: int,
+    fill_ratio: float = 0.98,
+    borders: Sequence[int] = (),
+) -> PackedRows:
     """Pack into rows of `max_seq_len`, or of k times that length, k the smallest that fills them well enough.
 
     Two conversations of 513 to 1,024 tokens never share a row of 1,024, which leaves a quarter of it empty; a row of
@@ -177,13 +215,14 @@ def pack_dense(segments: Segments, max_seq_len: int, max_join: int, seed: int, f
         max_join: Rows of a micro-batch; k divides it, which then has k times fewer rows and as many positions.
         seed: As in `pack`.
         fill_ratio: Share of real tokens that is good enough.
+        borders: As in `pack`.
     """
-    rows = pack(segments, max_seq_len, seed)
+    rows = pack(segments, max_seq_len, seed, borders=borders)
     for join_factor in range(2, max_join + 1):
         if rows.fill_ratio >= fill_ratio:
             break
         if max_join % join_factor == 0:
-            rows = pack(segments, join_factor * max_seq_len, seed, max_seq_len)
+            rows = pack(segments, join_factor * max_seq_len, seed, max_seq_len, borders)
     return rows
 
 
@@ -251,11 +290,19 @@ class Sources:
     trained_hashes: Callable[[], np.ndarray] | None = None
 
 
+def rows_per_epoch(rows: PackedRows, epochs: Sequence[float]) -> np.ndarray:
+    """Return how many rows of each part an epoch reads that reads it so often, (parts,) int64."""
+    return np.rint(np.diff(rows.parts) * np.asarray(epochs)).astype(np.int64)
+
+
 class Batches:
     """The Source of packed rows. No state: a resumed run and any number of ranks read the same rows in the same step.
 
     Each epoch is a permutation drawn from (seed, epoch); a step takes the next `rows_per_step` of it, the last step of
     an epoch the rest. Micro-batch i gives rank r the rows (i * world_size + r) * batch_size and following.
+
+    An epoch reads each part of the rows as often as `epochs` says. The part is a circle, in an order drawn from the
+    seed, and an epoch begins where the one before it ended: no row is read again before all others of the part were.
 
     Args:
         cache: The token cache.
@@ -265,6 +312,7 @@ class Batches:
         rows_per_step: The same of a step, over all ranks.
         seed: None: file order.
         rank, world_size: Number of this process, number of processes.
+        epochs: How often an epoch reads each part of the rows, or all of them.
     Raises:
         ValueError: No rows, rows that do not divide, or a loss weight for empty positions.
     """
@@ -282,8 +330,10 @@ class Batches:
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        epochs: Sequence[float] = (1.0,),
     ):
-        if len(rows) == 0:
+        self.rows_per_epoch = rows_per_epoch(rows, epochs)
+        if not self.rows_per_epoch.any():
             raise ValueError("no rows: all held out or cut away; more data, less --val_fraction or more --max_seq_len")
         if rows_per_step % (batch_size * world_size):
             raise ValueError(f"{rows_per_step} rows a step do not divide into {world_size} ranks x {batch_size} rows")
@@ -300,17 +350,32 @@ class Batches:
         self.joined_batch_size = batch_size // rows.join_factor
         self.joined_rows_per_step = rows_per_step // rows.join_factor
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = math.ceil(len(rows) / self.joined_rows_per_step)
-        self.num_tokens = np.add.reduceat(rows.segments.lengths[rows.order], rows.bounds[:-1])  # (R,) real ones in each
-        self._epoch, self._permutation = None, np.arange(len(rows))
+        self.steps_per_epoch = math.ceil(self.rows_per_epoch.sum() / self.joined_rows_per_step)
+        self.num_tokens = rows.num_tokens
+        # The place of each row in its circle. Other random numbers than the order of an epoch and of packing has.
+        self._places = []
+        for part, size in enumerate(np.diff(rows.parts)):
+            generator = np.random.Generator(np.random.Philox(key=[seed or 0, part]).jumped())
+            self._places.append(generator.permutation(size))
+        self._epoch, self._numbers = None, np.arange(0)
 
     def row_numbers(self, step: int) -> np.ndarray:
         """Return the rows of a step, of all ranks, in order: (rows_per_step,) int64, fewer at the end of an epoch."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        if self._epoch != epoch and self.seed is not None:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._epoch, self._permutation = epoch, generator.permutation(np.arange(len(self.rows)))
-        return self._permutation[step * self.joined_rows_per_step : (step + 1) * self.joined_rows_per_step]
+        if self._epoch != epoch:
+            self._epoch, self._numbers = epoch, self._rows_of(epoch)
+        return self._numbers[step * self.joined_rows_per_step : (step + 1) * self.joined_rows_per_step]
+
+    def _rows_of(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch in order, those that it reads more than once several times, (n,) int64."""
+        times = []
+        for place, count in zip(self._places, self.rows_per_epoch, strict=True):
+            before, after = ((number * count - place - 1) // len(place) for number in (epoch, epoch + 1))
+            times.append(after - before)
+        numbers = np.repeat(np.arange(len(self.rows)), np.concatenate(times))
+        if self.seed is None:
+            return numbers
+        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(numbers)
 
     def positions(self, step: int) -> int:
         """Count the real tokens that this rank reads in a step: ids cannot tell, since 0 may be an ordinary one."""

@@ -68,6 +68,7 @@ class Case(NamedTuple):
 
 TRAINING = {
     "--data_path": Case("other.jsonl", "weights"),
+    "--data_epochs": Case("2 0.5", "weights", given="--data_path other.jsonl many.jsonl"),
     "--download": Case("", "error", given="--data_path other.jsonl"),
     "--strict_data": Case("", "error", given="--data_path broken.jsonl"),
     "--allow_dropped": Case("", "error", given="--data_path mostly_empty.jsonl"),

@@ -31,11 +31,13 @@ def made(lengths) -> TokenCache:
     return cache_of(np.arange(sum(lengths)) + 1, classes, lengths)
 
 
-def batches_of(cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, table=None, **split) -> Batches:
+def batches_of(
+    cache, row_len=ROW_LEN, batch_size=2, rows_per_step=4, seed=0, table=None, borders=(), **split
+) -> Batches:
     segments = split_documents(cache, np.arange(len(cache)), row_len)
     return Batches(
         cache,
-        pack(segments, row_len, 0),
+        pack(segments, row_len, 0, borders=borders),
         table or loss_weights(),
         batch_size=batch_size,
         rows_per_step=rows_per_step,
@@ -96,6 +98,22 @@ def test_every_label_comes_once_an_epoch_and_is_the_next_token(row_len, lengths,
         assert not batch.inputs[~real].any() and not batch.labels[~real].any()
     firsts = cache.ids[cache.offsets[:-1]].tolist()  # no label is the first token of a document
     assert sorted(found) == sorted(set(cache.ids.tolist()) - set(firsts))
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.lists(st.integers(2, 40), max_size=20), min_size=1, max_size=4), st.integers(1, 20))
+def test_files_that_are_packed_apart_share_no_row(files, row_len):
+    cache = made(list(chain.from_iterable(files)) or [2])
+    segments = split_documents(cache, np.arange(len(cache)), row_len)
+    borders = np.cumsum([sum(lengths) for lengths in files])[:-1]
+    rows = pack(segments, row_len, 3, borders=borders)
+    file_of = np.searchsorted(borders, segments.starts, "right")
+    for file, (begin, end) in enumerate(zip(rows.parts[:-1], rows.parts[1:], strict=True)):
+        numbers = rows.order[rows.bounds[begin] : rows.bounds[end]]
+        assert sorted(numbers) == np.flatnonzero(file_of == file).tolist()
+        alone = pack(Segments(segments.starts[numbers], segments.lengths[numbers]), row_len, 5)
+        assert end - begin == len(alone)  # as dense as without the others
+    assert rows.num_tokens.sum() == segments.lengths.sum() and (len(rows) == 0 or rows.num_tokens.max() <= row_len)
 
 
 def test_only_the_documents_asked_for_are_packed(corpus):
@@ -230,7 +248,8 @@ def test_cu_seqlens_hold_the_start_of_each_document_then_the_size(corpus):
 
 
 def test_batches_are_a_function_of_seed_epoch_and_step_alone(corpus):
-    first, again = batches_of(corpus, seed=5), batches_of(corpus, seed=5)
+    files = {"epochs": [2.5, 0.3], "borders": corpus.offsets[[40]]}
+    first, again = batches_of(corpus, seed=5, **files), batches_of(corpus, seed=5, **files)
     steps = range(2 * first.steps_per_epoch + 1)
     in_order = {step: first.step(step) for step in steps}
     assert all(same(again.step(step), in_order[step]) for step in (*reversed(steps), 3))
@@ -246,11 +265,50 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_epoch_and_seed(corpus):
     assert row_order(unseeded, 0) == row_order(unseeded, 1) == everything
 
 
-def test_two_ranks_read_the_rows_of_one(corpus):
-    alone = batches_of(corpus, batch_size=2, rows_per_step=8)
-    ranks = [batches_of(corpus, batch_size=2, rows_per_step=8, rank=rank, world_size=2) for rank in (0, 1)]
-    assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch} and len(alone.rows) % 8
-    for step in range(alone.steps_per_epoch):
+def test_one_file_is_read_in_the_permutation_of_seed_and_epoch(corpus):
+    """Also with every whole number of times: the rows of an epoch are shuffled together."""
+    for times in (1, 3):
+        batches = batches_of(corpus, seed=5, epochs=[times])
+        for number in (0, 1, 4):
+            generator = np.random.Generator(np.random.Philox(key=[5, number]))
+            expected = generator.permutation(np.repeat(np.arange(len(batches.rows)), times)).tolist()
+            assert row_order(batches, number) == expected
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.floats(0.05, 3), min_size=3, max_size=3), st.integers(0, 9))
+def test_an_epoch_reads_each_file_as_often_as_asked(epochs, seed):
+    cache = made(np.random.Generator(np.random.Philox(1)).integers(2, 41, 71).tolist())
+    batches = batches_of(cache, seed=seed, borders=cache.offsets[[20, 30]], epochs=epochs)
+    sizes, read = np.diff(batches.rows.parts), np.zeros(len(batches.rows), np.int64)
+    for number in range(5):
+        numbers = np.array(row_order(batches, number))
+        before, read = read, read + np.bincount(numbers, minlength=len(read))
+        for part, size in enumerate(sizes):
+            rows = slice(*batches.rows.parts[part : part + 2])
+            assert (read - before)[rows].sum() == round(size * epochs[part])
+            assert read[rows].max() - read[rows].min() <= 1  # none again before all others
+    tokens = [sum(batches.positions(step) for step in range(batches.steps_per_epoch))]
+    assert tokens == [batches.num_tokens[row_order(batches)].sum()]
+
+
+def test_a_fraction_draws_from_all_of_the_file_by_the_seed():
+    """Also where each document is a row, which packing leaves in an order of the seed, too."""
+    cache = made([ROW_LEN + 1] * 200)
+    for seed in (0, 5):
+        batches = batches_of(cache, seed=seed, epochs=[0.25])
+        begins = batches.rows.segments.starts[batches.rows.order[row_order(batches)]]
+        assert len(begins) == 50 and begins.max() > 180 * (ROW_LEN + 1) and (np.diff(np.sort(begins)) > 17).sum() > 20
+    assert set(row_order(batches)) != set(row_order(batches_of(cache, seed=6, epochs=[0.25])))
+
+
+@pytest.mark.parametrize("epochs", [[1], [2.4, 0.3]])
+def test_two_ranks_read_the_rows_of_one(corpus, epochs):
+    files = {"epochs": epochs, "borders": corpus.offsets[[40]][: len(epochs) - 1]}
+    alone = batches_of(corpus, batch_size=2, rows_per_step=8, **files)
+    ranks = [batches_of(corpus, batch_size=2, rows_per_step=8, rank=rank, world_size=2, **files) for rank in (0, 1)]
+    assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch} and alone.rows_per_epoch.sum() % 8
+    for step in range(2 * alone.steps_per_epoch):
         expected = alone.step(step)
         micro = list(chain.from_iterable(zip(*(source.step(step) for source in ranks), strict=True)))
         assert same(micro[: len(expected)], expected)

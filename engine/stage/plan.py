@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 
 from dataset import LOSS, TAG
@@ -15,7 +16,7 @@ from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
 from engine.machine import memory_estimate, parallel, rng
 from engine.machine.gpu_specs import gpu_tflops
-from engine.packing import Batch, PackedRows
+from engine.packing import Batch, PackedRows, rows_per_epoch
 
 
 def describe(run: Run) -> str:
@@ -112,6 +113,26 @@ def describe_rows(training: PackedRows, validation: PackedRows) -> str:
                 f"cut    {name}, longer than a row: {shortened:,} conversations lost their last turns, {unended:,} end "
                 f"inside an answer (they teach never to stop), {dropped:,} dropped (no answer begins in the row)"
             )
+    return "\n".join(lines)
+
+
+def describe_epochs(names: Sequence[str], rows: PackedRows, epochs: Sequence[float]) -> str:
+    """Describe how much of each file an epoch reads.
+
+    Args:
+        names: The files.
+        rows: Packed rows to train on, a part for each file.
+        epochs: How often an epoch reads each file, or all of them.
+    """
+    lines = []
+    sizes, counts = np.diff(rows.parts), rows_per_epoch(rows, epochs)
+    means = np.add.reduceat(rows.num_tokens, rows.parts[:-1]) / sizes  # tokens a row
+    total = (means * counts).sum()
+    for name, size, count, mean in zip(names, sizes, counts, means, strict=True):
+        lines.append(
+            f"epoch  {printable(name)}: {count:,} rows of its {size:,} ({mean / rows.row_len:.1%} of the positions are "
+            f"real tokens), about {mean * count:,.0f} tokens, {mean * count / total:.1%} of an epoch"
+        )
     return "\n".join(lines)
 
 

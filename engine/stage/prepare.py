@@ -1,7 +1,7 @@
 """The verbs of a recipe before it trains: load the parent, open the documents, pack them into rows."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from engine.flags import Args
 from engine.generate.sample_text import choose_prompt
 from engine.machine.runtime import Runtime
 from engine.options import Data, weights_of
-from engine.packing import Batches, PackedRows, Segments, Sources, pack_dense
+from engine.packing import Batches, PackedRows, Segments, Sources, pack_dense, rows_per_epoch
 from engine.packing import pack as pack_rows
-from engine.stage.plan import describe_files, describe_rows
+from engine.stage.plan import describe_epochs, describe_files, describe_rows
 from engine.stage.resume_key import DATA_FILES
 from model import SpongeBob, supports_varlen_attention
 
@@ -46,6 +46,7 @@ class Rows:
         held_out: Digest of their content hashes.
         trained_hashes: Returns the content hashes of the documents to train on, (n,) uint64.
     """
+        epochs: --data_epochs, if the files are packed apart.
 
     cache: TokenCache
     training: PackedRows
@@ -55,6 +56,7 @@ class Rows:
     held_out: str
     trained_hashes: Callable[[], np.ndarray]
 
+    epochs: list[float] | None = None
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
         files = self.cache.meta["sources"]
@@ -68,7 +70,9 @@ class Rows:
             describe_rows(self.training, self.validation),
         ]
         return Sources(
-            partial(Batches, self.cache, self.training, loss_weights),
+        if self.epochs:
+            lines.append(describe_epochs([file["name"] for file in files], self.training, self.epochs))
+            partial(Batches, self.cache, self.training, loss_weights, epochs=self.epochs or [1.0]),
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
             resume_key={
                 "data": data,
@@ -137,10 +141,27 @@ def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Ru
         documents: The token cache.
         fit: Makes documents fit a row: split_documents or truncate_conversations (packing.py).
         args: The user's flags.
+def _check_files(files: Sequence[dict], times: Sequence[int], num_rows: np.ndarray) -> None:
+    """Refuse files of which --data_epochs cannot be true.
+
+    Args:
+        files: Of the token cache's meta.
+        times: How often each is given.
+        num_rows: Packed rows of each that an epoch reads, (files,) int64.
+    """
+    for file, count, size in zip(files, times, num_rows, strict=True):
+        if count > 1:
+            raise ValueError(f"--data_epochs: {file['name']} is given {count} times; give it once, with its number")
+        if not size:
+            raise ValueError(
+                f"--data_epochs: no packed row of {file['name']} in an epoch; raise its number or leave it out"
+            )
+
+
         rt: Decides with the model whether rows may be joined.
         model: Its max_seq_len bounds --max_seq_len.
     Raises:
-        ValueError: --max_seq_len is more than the model's.
+        ValueError: --max_seq_len is more than the model's, or --data_epochs with a file that is given twice.
     """
     length, seed = args.data.max_seq_len, args.training.seed
     if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
@@ -148,13 +169,21 @@ def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Ru
     training, validation = documents.split(args.data.val_fraction)
     # A mask over a whole row costs the square of its length.
     can_join = supports_varlen_attention(rt.device, rt.dtype, model.config.head_dim)
-    rows = pack_dense(fit(documents, training, length), length, args.training.batch_size if can_join else 1, seed)
+    max_join = args.training.batch_size if can_join else 1
+    rows = pack_dense(fit(documents, training, length), length, max_join, seed, borders=borders)
+    if epochs:
+        _check_files(files, documents.times, rows_per_epoch(rows, epochs))
     return Rows(
+    epochs = args.data.data_epochs
         documents,
         rows,
         pack_rows(fit(documents, validation, length), rows.row_len, seed, length),
+    files = documents.meta["sources"]
+    ends = np.cumsum([file["documents"] for file in files])
+    borders = documents.offsets[ends[:-1]].tolist() if epochs else []
         choose_prompt(documents, validation, length),
         len(validation),
         hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
         lambda: documents.hashes[documents.split(args.data.val_fraction)[0]],
     )
+        epochs,
