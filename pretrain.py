@@ -1,8 +1,10 @@
-"""Recipe 1, pretraining: a fresh model reads texts and learns to predict the next token.
+"""Recipe 1, pretraining: a model, fresh or trained before, reads texts and learns to predict the next token.
 
     python pretrain.py                                   # ./pretrain.jsonl, or the bundled sample
     python pretrain.py --data_path mine.jsonl --dim 256 --n_layers 6 --batch_size 16
     torchrun --nproc_per_node=8 pretrain.py --compile
+    python pretrain.py --init_from results/pretrain.pth --name notes --data_path notes.jsonl pretrain.jsonl \\
+        --data_epochs 8 0.3                              # learns notes, and keeps what it knows
 
 Leaves results/pretrain.pth, which SFT.py starts from.
 """
@@ -10,13 +12,17 @@ Leaves results/pretrain.pth, which SFT.py starts from.
 from dataclasses import dataclass
 from functools import partial
 
+from tokenizers import Tokenizer
+
 from Config import PRESETS, LLMConfig, scale_rope
 from dataset import LOSS, NO_LOSS, TAG, BorderedDataset, PretrainDataset
 from engine import cli, options
+from engine.console import print0
 from engine.flags import Args, Flags, flag
 from engine.machine import runtime
 from engine.packing import split_documents
-from engine.stage.prepare import open_documents, pack
+from engine.stage.plan import describe_next
+from engine.stage.prepare import load_parent, open_documents, pack
 from engine.stage.train import train
 from engine.tokenizer import load_tokenizer
 from model import SpongeBob
@@ -54,6 +60,20 @@ class Shape(Flags):
 
 
 @dataclass(frozen=True)
+class InitFrom(Flags):
+    """start"""
+
+    init_from: str | None = flag(
+        None,
+        "checkpoint (.pth) that learns these texts, too, under a --name of its own; default: fresh weights",
+        bound_by="parent",
+        path="file",
+    )
+    n_heads: int | None = None  # as typed: only for a checkpoint without .json
+    rope_theta: float | None = None
+
+
+@dataclass(frozen=True)
 class Texts(Flags):
     """texts"""
 
@@ -63,9 +83,23 @@ class Texts(Flags):
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
-    return options.parse_args(
-        __doc__, argv, DEFAULTS, on_sample=SAMPLE_OVERRIDES, groups=[Shape, Texts], presets=PRESETS
+    args = options.parse_args(
+        __doc__, argv, DEFAULTS, on_sample=SAMPLE_OVERRIDES, groups=[Shape, InitFrom, Texts], presets=PRESETS
     )
+    if args.init_from.init_from and "name" not in args.explicit:
+        raise ValueError(
+            "--init_from: the model that it makes needs a --name, as pretrain.pth is that of fresh weights"
+        )
+    return args
+
+
+def make_model(args: Args, tokenizer: Tokenizer) -> SpongeBob:
+    """Make a model of random weights in the shape of the flags."""
+    shape = {name: value for name, value in vars(args.shape).items() if name != "preset"}
+    config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=args.data.max_seq_len)
+    if factor := args.data.rope_scaling:  # as if made for rows `factor` times shorter
+        config.rope_parameters = scale_rope(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
+    return SpongeBob(config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,12 +107,15 @@ def main(argv: list[str] | None = None) -> int:
     rt = runtime.start(args.performance, args.training.seed)  # device, dtype, seed, processes
     tokenizer = load_tokenizer(args.data.tokenizer_dir)
 
-    # 1. Start from fresh weights.
-    shape = {name: value for name, value in vars(args.shape).items() if name != "preset"}
-    config = LLMConfig(**shape, vocab_size=tokenizer.get_vocab_size(), max_seq_len=args.data.max_seq_len)
-    if factor := args.data.rope_scaling:  # as if made for rows `factor` times shorter
-        config.rope_parameters = scale_rope(config.rope_parameters, factor, max(1, round(config.max_seq_len / factor)))
-    model = SpongeBob(config)
+    # 1. Start from fresh weights, or from a model that is there.
+    if args.init_from.init_from:
+        model, parent = load_parent(args, tokenizer)
+        if parent.stage not in ("", "pretrain"):
+            print0(
+                f"note: {parent.path} is of stage {parent.stage}; with texts alone it forgets to answer, until SFT.py"
+            )
+    else:
+        model, parent = make_model(args, tokenizer), None
 
     # 2. What a line of the file means (dataset.py), and how documents fill rows of max_seq_len tokens
     #    (engine/packing.py). A longer one continues in another row; attention is
@@ -91,7 +128,10 @@ def main(argv: list[str] | None = None) -> int:
     loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
 
     # 4. Train (engine/loop.py); leaves results/pretrain.pth, .json, .state/, .metrics.jsonl, .png.
-    return train(model, rows.sources(loss_weights), args, rt, tokenizer, stage="pretrain", parent=None)
+    code = train(model, rows.sources(loss_weights), args, rt, tokenizer, stage="pretrain", parent=parent)
+    if parent and code == 0:
+        print0(describe_next(args))
+    return code
 
 
 if __name__ == "__main__":

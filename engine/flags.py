@@ -44,13 +44,7 @@ LAUNCHER_FLAGS = (
     "deepspeed",
     "deepspeed_config",
 )
-ABSENT_FLAGS = {f"--{name}": ("parallel", LAUNCH) for name in LAUNCHER_FLAGS} | {
-    "--init_from": (
-        "dim",
-        "pretraining begins with fresh weights; --resume continues a run, and SFT.py --init_from PATH trains a "
-        "checkpoint on conversations",
-    ),
-}
+ABSENT_FLAGS = {f"--{name}": ("parallel", LAUNCH) for name in LAUNCHER_FLAGS}
 
 
 def flag(

@@ -339,6 +339,7 @@ def parse_args(
 
 def _check_flags_used(args: Args) -> None:
     """Refuse a typed flag that this run would not read."""
+    continues = args.values().get("init_from")
     unused = [
         ("download", args.data.data_path, "--data_path names what is read"),
         ("epochs", args.training.max_steps, "--max_steps is the length"),
@@ -346,6 +347,7 @@ def _check_flags_used(args: Args) -> None:
         ("bf16_gradients", args.performance.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", args.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
         ("cache_dir num_workers", args.data.holds_cache, "--data_path is a finished cache"),
+        ("preset dim n_layers n_kv_heads hidden_dim dropout", continues, "the checkpoint of --init_from has its shape"),
     ]
     for names, is_unused, reason in unused:
         typed = args.explicit & set(names.split())

@@ -121,6 +121,7 @@ SHAPE = {
     "--rope_theta": Case("100", "weights"),
     "--dropout": Case("0.5", "weights"),
     "--preset": Case("1B", "weights"),  # its hidden_dim is not typed
+    "--init_from": Case("other.pth", "error"),  # the shape is typed
 }
 PARENT = {
     "--init_from": Case("other.pth", "weights"),
@@ -557,12 +558,6 @@ def test_flag_of_a_launcher_is_answered_with_the_one_to_use(name, typed):
         ValueError, match=rf"^{typed.partition('=')[0]}: a flag of a launcher.*torchrun --nproc_per_node"
     ):
         SCRIPTS[name].main([typed, "1"])
-
-
-def test_pretraining_from_a_checkpoint_is_answered_with_what_there_is():
-    with pytest.raises(ValueError, match="^--init_from: .*fresh weights; --resume .*SFT.py --init_from PATH"):
-        SCRIPTS["pretrain"].main(["--init_from", "x.pth"])
-    assert SCRIPTS["SFT"].parse_args(["--init_from", "x.pth"]).init_from.init_from == "x.pth"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,6 +1,7 @@
 """The plan of a run before its first step, and its summary: size, memory, disk, time, what was gained."""
 
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from dataset import LOSS, TAG
 from engine.console import printable
 from engine.corpus.jsonl import RowCounts
+from engine.flags import Args
 from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
 from engine.machine import memory_estimate, parallel, rng
@@ -134,6 +136,16 @@ def describe_epochs(names: Sequence[str], rows: PackedRows, epochs: Sequence[flo
             f"real tokens), about {mean * count:,.0f} tokens, {mean * count / total:.1%} of an epoch"
         )
     return "\n".join(lines)
+
+
+def describe_next(args: Args) -> str:
+    """Describe the commands that teach a model of texts to chat again, and chat with it."""
+    weights, name = args.output.weights, f"{args.output.name}_SFT"
+    folder = ["--save_dir", args.output.save_dir] if "save_dir" in args.explicit else []
+    tokenizer = ["--tokenizer_dir", str(args.data.tokenizer_dir)] if "tokenizer_dir" in args.explicit else []
+    train = ["python", "SFT.py", "--init_from", str(weights), "--name", name, *folder, *tokenizer]
+    chat = ["python", "eval_model.py", "--ckpt", str(weights.with_name(f"{name}.pth")), *tokenizer]
+    return f"next   {shlex.join(train)}\n       {shlex.join(chat)}"
 
 
 def memory_needed(num_parameters: int, shards: int = 1) -> int:

@@ -31,6 +31,7 @@ class Parent(NamedTuple):
 
     path: str
     weights: list[str]  # their digest, and those of the weights that they descend from
+    stage: str  # that made them; "": not known
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Rows:
         num_held_out: Held-out documents.
         held_out: Digest of their content hashes.
         trained_hashes: Returns the content hashes of the documents to train on, (n,) uint64.
-    """
         epochs: --data_epochs, if the files are packed apart.
+    """
 
     cache: TokenCache
     training: PackedRows
@@ -55,8 +56,8 @@ class Rows:
     num_held_out: int
     held_out: str
     trained_hashes: Callable[[], np.ndarray]
-
     epochs: list[float] | None = None
+
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
         files = self.cache.meta["sources"]
@@ -69,9 +70,9 @@ class Rows:
             describe_repeated(self.cache.row_hashes()),
             describe_rows(self.training, self.validation),
         ]
-        return Sources(
         if self.epochs:
             lines.append(describe_epochs([file["name"] for file in files], self.training, self.epochs))
+        return Sources(
             partial(Batches, self.cache, self.training, loss_weights, epochs=self.epochs or [1.0]),
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
             resume_key={
@@ -90,9 +91,15 @@ class Rows:
 
 
 def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, Parent]:
-    """Load the model of the stage before, with this stage's max_seq_len, and say which weights it has."""
+    """Load the model to start from, with this stage's max_seq_len, and say which weights it has.
+
+    Raises:
+        ValueError: It does not fit the flags, or has the place of what this run would write.
+    """
     start = args.init_from
     path = Path(start.init_from) if start.init_from else weights_of(args.output.save_dir, start.parent_stage)
+    if path.resolve() == args.output.weights.resolve():
+        raise ValueError(f"--init_from {path} is what --name {args.output.name} would replace: take another --name")
     model, meta = open_checkpoint(
         path,
         tokenizer,
@@ -105,7 +112,7 @@ def load_parent(args: Args, tokenizer: Tokenizer) -> tuple[SpongeBob, Parent]:
     )
     if meta.get("on_sample") and not args.data.on_sample:
         print0(f"note: {path} was trained on the bundled sample; for a real model run the earlier stages on real data")
-    return model, Parent(str(path), [meta["weights"], *meta.get("ancestors", [])])
+    return model, Parent(str(path), [meta["weights"], *meta.get("ancestors", [])], meta.get("stage", ""))
 
 
 def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt: Runtime) -> TokenCache:
@@ -134,13 +141,6 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
     return rt.main_process_first(open_cache)
 
 
-def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Runtime, model: SpongeBob) -> Rows:
-    """Split off the held-out documents and pack both parts into rows.
-
-    Args:
-        documents: The token cache.
-        fit: Makes documents fit a row: split_documents or truncate_conversations (packing.py).
-        args: The user's flags.
 def _check_files(files: Sequence[dict], times: Sequence[int], num_rows: np.ndarray) -> None:
     """Refuse files of which --data_epochs cannot be true.
 
@@ -158,15 +158,26 @@ def _check_files(files: Sequence[dict], times: Sequence[int], num_rows: np.ndarr
             )
 
 
+def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Runtime, model: SpongeBob) -> Rows:
+    """Split off the held-out documents and pack both parts into rows.
+
+    Args:
+        documents: The token cache.
+        fit: Makes documents fit a row: split_documents or truncate_conversations (packing.py).
+        args: The user's flags.
         rt: Decides with the model whether rows may be joined.
         model: Its max_seq_len bounds --max_seq_len.
     Raises:
         ValueError: --max_seq_len is more than the model's, or --data_epochs with a file that is given twice.
     """
     length, seed = args.data.max_seq_len, args.training.seed
+    epochs = args.data.data_epochs
     if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
         raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(args.data.val_fraction)
+    files = documents.meta["sources"]
+    ends = np.cumsum([file["documents"] for file in files])
+    borders = documents.offsets[ends[:-1]].tolist() if epochs else []
     # A mask over a whole row costs the square of its length.
     can_join = supports_varlen_attention(rt.device, rt.dtype, model.config.head_dim)
     max_join = args.training.batch_size if can_join else 1
@@ -174,16 +185,12 @@ def _check_files(files: Sequence[dict], times: Sequence[int], num_rows: np.ndarr
     if epochs:
         _check_files(files, documents.times, rows_per_epoch(rows, epochs))
     return Rows(
-    epochs = args.data.data_epochs
         documents,
         rows,
         pack_rows(fit(documents, validation, length), rows.row_len, seed, length),
-    files = documents.meta["sources"]
-    ends = np.cumsum([file["documents"] for file in files])
-    borders = documents.offsets[ends[:-1]].tolist() if epochs else []
         choose_prompt(documents, validation, length),
         len(validation),
         hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
         lambda: documents.hashes[documents.split(args.data.val_fraction)[0]],
-    )
         epochs,
+    )
