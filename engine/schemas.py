@@ -54,7 +54,7 @@ METADATA_KEYS = frozenset(  # say something about a row, and hold nothing to lea
 )
 
 # NaN is what pandas writes where a value is missing: it becomes null, and null is as absent as no field at all.
-decode_json = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name)).decode
+JSON_DECODER = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
 
 # Special tokens of this project and of known families. In a text they are ordinary characters, and trained on as such.
 SPECIAL_TOKEN_RE = re.compile(
@@ -107,7 +107,7 @@ def unquoted(value: object) -> Any:
     """Return the list or object that a string spells, as a table's column keeps it; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         with suppress(ValueError, RecursionError):
-            return decode_json(value)
+            return JSON_DECODER.decode(value)
     return value
 
 

@@ -110,7 +110,7 @@ def explain_unreadable(path: Path, error: Exception) -> str:
         return "a safetensors file; save its tensors by torch.save"
     file_type = detect_file_type(head)
     if file_type and not head.startswith((b"PK", b"\x80")):  # torch writes zip and pickle files
-        return f"{file_type[0]}, no checkpoint"
+        return f"{file_type.name}, no checkpoint"
     advice = "ask its author to save model.state_dict() instead"
     if pickled := re.search(r"(?:GLOBAL|global:?|class|type) ([\w]+(?:\.\w+)+)", str(error)):
         return f"it holds more than plain tensors: {pickled[1]}; {advice}"

@@ -3,16 +3,17 @@
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.console import printable, warn
 from engine.corpus.file_types import BOM, GZIP, HEADER_BYTES, describe_file
 from engine.reasoning import TAGS
-from engine.schemas import WITHHELD, ZERO_KEYS, BadRow, DroppedRow, EmptyRow, decode_json, schemas_of
+from engine.schemas import JSON_DECODER, WITHHELD, ZERO_KEYS, BadRow, DroppedRow, EmptyRow, schemas_of
 
 READ_BLOCK_BYTES = 4 << 20  # read at a time; a tokenizing process gets one block
 Readable = BinaryIO | gzip.GzipFile
@@ -50,20 +51,27 @@ def read_blocks(path: Path, advance: Callable[[int], object] = lambda count: Non
     """
     with open(path, "rb") as raw:
         stream = _unpack(raw, path)
-        number, position = 1, 0
-        rest: list[bytes] = []  # of a line that continues in the next block
-        while chunk := _read(stream, READ_BLOCK_BYTES, path):
+        position = 0
+        for number, block in join_lines(partial(_read, stream, path)):
             advance(raw.tell() - position)
             position = raw.tell()
-            end = chunk.rfind(b"\n") + 1
-            if end:
-                block = b"".join([*rest, chunk[:end]])
-                yield number, block
-                number += block.count(b"\n")
-                rest = []
-            rest.append(chunk[end:])
-        if last := b"".join(rest):
-            yield number, last
+            yield number, block
+
+
+def join_lines(read: Callable[[int], bytes], separator: bytes = b"\n") -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, whole lines) of what `read`, called with a number of bytes, returns."""
+    number = 1
+    rest: list[bytes] = []  # of a line that continues in the next block
+    while chunk := read(READ_BLOCK_BYTES):
+        end = chunk.rfind(separator) + 1
+        if end:
+            block = b"".join([*rest, chunk[:end]])
+            yield number, block
+            number += block.count(b"\n")
+            rest = []
+        rest.append(chunk[end:])
+    if last := b"".join(rest):
+        yield number, last
 
 
 def _unpack(raw: BinaryIO, path: Path, *, is_one_row: bool = False) -> Readable:
@@ -73,14 +81,14 @@ def _unpack(raw: BinaryIO, path: Path, *, is_one_row: bool = False) -> Readable:
     stream: Readable = raw
     if is_packed := head.startswith(GZIP):
         stream = gzip.GzipFile(fileobj=raw)
-        head = _read(stream, HEADER_BYTES, path)
+        head = _read(stream, path, HEADER_BYTES)
         stream.seek(0)
     if file_type := describe_file(path, head, is_packed=is_packed, is_one_row=is_one_row):
         raise ValueError(f"{path}: {file_type}")
     return stream
 
 
-def _read(stream: Readable, size: int, path: Path) -> bytes:
+def _read(stream: Readable, path: Path, size: int) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:  # a download that broke off
@@ -113,7 +121,7 @@ def parse_line(line: bytes) -> dict:
         BadRow: It is no JSON object in UTF-8.
     """
     try:
-        row = decode_json(line.decode("utf-8"))
+        row = JSON_DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -131,8 +139,13 @@ ZERO_FIELD_VALUES = {b"0", b"0.0", b'"0"', b"1", b"1.0", b'"1"', b"true", b"fals
 
 def find_zero_fields(path: Path) -> frozenset[str]:
     """Return the fields of ZERO_KEYS that hold nothing but 0 and 1 in a file, in its rows and turns alike."""
+    return zero_fields_of(read_blocks(path))
+
+
+def zero_fields_of(blocks: Iterable[tuple[int, bytes]]) -> frozenset[str]:
+    """Return the same of the lines of a file, as `read_blocks` yields them."""
     present, other = set(), set()
-    for _, block in read_blocks(path):
+    for _, block in blocks:
         if any(name.encode() in block for name in ZERO_KEYS):
             for name, value in ZERO_FIELD_RE.findall(block):
                 present.add(name.decode())
@@ -147,17 +160,21 @@ def parse_row(line: bytes, zero_fields: frozenset[str]) -> dict:
     Raises:
         BadRow: As in `parse_line`.
     """
-    row = parse_line(line)
-    return _zeros_as_false(row, zero_fields) if zero_fields and schemas_of(row) else row
+    return zeros_as_false(parse_line(line), zero_fields)
 
 
-def _zeros_as_false(fields: dict, names: frozenset[str]) -> dict:
+def zeros_as_false(row: dict, zero_fields: frozenset[str]) -> dict:
+    """Return a row in which a 0 of a chat's `zero_fields` is false, and a 1 true."""
+    return _replace_zeros(row, zero_fields) if zero_fields and schemas_of(row) else row
+
+
+def _replace_zeros(fields: dict, names: frozenset[str]) -> dict:
     result = {}
     for name, value in fields.items():
         if name in names and value in (0, 1, "0", "1"):
             value = value in (1, "1")
         elif isinstance(value, list):
-            value = [_zeros_as_false(turn, names) if isinstance(turn, dict) else turn for turn in value]
+            value = [_replace_zeros(turn, names) if isinstance(turn, dict) else turn for turn in value]
         result[name] = value
     return result
 

@@ -1,0 +1,308 @@
+"""The files that a user names, or that are in a folder: the type and the encoding of each, by its first bytes."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from engine.corpus.encodings import guess_encoding
+from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
+from engine.corpus.json_values import read_values
+from engine.corpus.jsonl import parse_line, split_lines
+from engine.schemas import SCHEMAS, BadRow
+
+MAX_DOCUMENT_BYTES = 64 << 20  # of a file that is one text
+PACKED = {GZIP: "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+LEFT_NAMES = [  # (pattern of a file's or folder's name, reason)
+    (r"\..*", "hidden"),
+    (r"node_modules|__pycache__", "a folder of programs"),
+    (r"dataset_infos?\.json|dataset_dict\.json|state\.json", "describes a data set"),
+    (r"cache-[0-9a-f]+.*\.arrow", "a cache of the datasets library"),
+]
+# Of names without .gz and the like. They say what a text is for; what its bytes say goes first.
+SUFFIXES = {
+    **dict.fromkeys(("md", "markdown"), "markdown"),
+    **dict.fromkeys(("html", "htm", "xhtml"), "html"),
+    **dict.fromkeys(("csv", "tsv"), "table"),
+    **dict.fromkeys(("json", "jsonl", "ndjson"), "jsonl"),
+}
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that is read."""
+
+    path: Path
+    name: str  # from the folder that the user named on, with "/": the same on every machine
+    type: str  # jsonl, json, python, text, markdown, html, table, parquet or arrow
+    packed: str = ""  # gzip, zstd, xz or bzip2
+    encoding: str = "utf-8"
+    split_text: str = (
+        "none"  # a text is one document; "line": each of its lines is; "paragraph": each of its paragraphs
+    )
+
+
+def find_files(
+    paths: Sequence[str | Path], *, encoding: str | None = None, split_text: str = "none"
+) -> tuple[list[InputFile], list[tuple[str, str]]]:
+    """Return the files that are read, and (name, reason) of those that are not; both by name, not as they are given.
+
+    Args:
+        paths: Files and folders.
+        encoding: Codec of the texts that are neither UTF-8 nor UTF-16; None guesses it.
+        split_text: As in InputFile.
+    Raises:
+        ValueError: A path is missing, there is nothing to read, or the encoding of a text is not sure.
+    """
+    if encoding is not None and not _is_codec(encoding):
+        raise ValueError(f"--encoding {encoding}: no such encoding; gb18030, big5, shift_jis, cp1252 are some")
+    files: list[InputFile] = []
+    left: list[tuple[str, str]] = []
+    for name, path in _unique_names(_walk(paths, left), left).items():
+        file = _inspect(path, name, encoding, split_text)
+        if isinstance(file, InputFile):
+            files.append(file)
+        else:
+            left.append((name, file))
+    left.sort()
+    if unknown := [file.name for file in files if not file.encoding]:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(
+            f"{', '.join(unknown[:5])}{more}: not UTF-8, and no other encoding is sure; name it by --encoding "
+            "(gb18030, big5, shift_jis, cp1252, ...), which holds for all texts that are not UTF-8"
+        )
+    if not files:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in left[:5])
+        raise ValueError(f"{', '.join(map(str, paths))}: nothing to read, and {len(left)} files are left out{reasons}")
+    return files, left
+
+
+def _is_codec(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------ folders
+
+
+def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[tuple[str, Path]]:
+    """Yield (name, file) of all files, and add to `left` what is not looked into.
+
+    A folder to which a link leads is entered once.
+    """
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            yield path.name, path
+        entered = set()
+        for folder, folders, names in os.walk(path, followlinks=True):
+            is_new = os.path.realpath(folder) not in entered
+            entered.add(os.path.realpath(folder))
+            inside = [Path(folder, name) for name in sorted((*folders, *names)) if is_new]
+            reasons = {entry: _reason_to_leave(entry) for entry in inside}
+            folders[:] = sorted(entry.name for entry, reason in reasons.items() if not reason and entry.is_dir())
+            for entry, reason in reasons.items():
+                name = entry.relative_to(path).as_posix()
+                if reason:
+                    left.append((name, reason))
+                elif not entry.is_dir():
+                    yield name, entry
+
+
+def _reason_to_leave(path: Path) -> str:
+    if (path / "prepared.json").is_file():
+        return "made by prepare_data.py"
+    return next((reason for pattern, reason in LEFT_NAMES if re.fullmatch(pattern, path.name, re.DOTALL)), "")
+
+
+def _unique_names(files: Iterator[tuple[str, Path]], left: list[tuple[str, str]]) -> dict[str, Path]:
+    """Return {name: file}, sorted. A file that is there twice is read once; equal names get more of their folders."""
+    by_place: dict[str, tuple[str, Path]] = {}
+    for name, path in sorted(files):
+        place = os.path.realpath(path)
+        if place not in by_place:
+            by_place[place] = (name, path)
+        elif name != by_place[place][0]:
+            left.append((name, f"the same file as {by_place[place][0]}"))
+    names = {path: name for name, path in by_place.values()}
+    while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
+        for path, name in names.items():
+            if name in repeated:
+                names[path] = "/".join(path.absolute().parts[-name.count("/") - 2 :])
+    return {name: path for path, name in sorted(names.items(), key=lambda item: item[1])}
+
+
+# -------------------------------------------------------------------------------------------------------- types
+
+
+def _inspect(path: Path, name: str, encoding: str | None, split_text: str) -> InputFile | str:
+    """Return a file with its type and encoding, "" where that is not known; or why it is not read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "a pipe or a device"
+        with open(path, "rb") as raw:
+            magic = raw.read(8)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    packed = next((packing for mark, packing in PACKED.items() if magic.startswith(mark)), "")
+    with open_unpacked(path, packed) as stream:
+        head = stream.read(HEADER_BYTES)
+        if not head.strip():
+            return "empty"
+        file_type = detect_file_type(head)
+        if file_type and file_type.type not in ("", "packed", "parquet", "arrow"):
+            file_type = None
+        if file_type is None:
+            guessed = guess_encoding(_read_past_ascii(stream, head))
+            if guessed not in ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+                guessed = encoding or guessed
+            text = head.decode(guessed or "latin-1", "replace").encode()
+            named = SUFFIXES.get(re.sub(r"\.(gz|zst|xz|bz2)$", "", name.lower()).rpartition(".")[2], "text")
+            kind = _text_type(text, named)
+            if kind == "html" and named in ("jsonl", "table"):
+                return "a web page (of an error or a login?); fetch the file again, or name it .html"
+            return InputFile(path, name, kind, packed, guessed, split_text)
+    if file_type.type in ("parquet", "arrow"):
+        return InputFile(path, name, file_type.type, packed)
+    remedy = file_type.remedy.replace("PATH", "FILE").replace("OUT", "ROWS.jsonl")
+    return f"{file_type.name}; {remedy[0].lower()}{remedy[1:]}"
+
+
+def _read_past_ascii(stream: BinaryIO, head: bytes) -> bytes:
+    """Return the first part of a text that is not ASCII alone: the rest says nothing about an encoding."""
+    num_bytes = 0
+    while head.isascii() and b"\0" not in head and num_bytes < MAX_DOCUMENT_BYTES:
+        num_bytes += len(head)
+        more = stream.read(HEADER_BYTES)
+        if not more:
+            break
+        head = more
+    return head
+
+
+def _text_type(head: bytes, named: str) -> str:
+    """Return the type of a text that begins so, in UTF-8; `named` is the type that its name says."""
+    file_type = detect_file_type(head)
+    if file_type is None and named != "jsonl" and not _is_mostly_rows(head):
+        return named
+    if file_type is None:
+        is_line = b"\n" not in head.strip()
+        is_json = is_line and (not _is_row(head.strip()) or detect_file_type(head, is_one_row=True))
+        return "json" if is_json else "jsonl"
+    if file_type.type == "json" and named != "jsonl" and not _begins_as_json(head.decode(errors="ignore")):
+        return named
+    if file_type.type == "table" and named not in ("table", "jsonl") and not _has_known_column(head):
+        return named
+    if file_type.type == "text" and named != "jsonl":
+        return named
+    return file_type.type
+
+
+def _is_mostly_rows(head: bytes) -> bool:
+    lines = [line for _, line in split_lines(1, head)][:20]
+    return 2 * sum(map(_is_row, lines)) >= len(lines)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return bool(parse_line(line))
+    except BadRow:
+        return False
+
+
+def _begins_as_json(text: str) -> bool:
+    try:
+        next(read_values(io.StringIO(text), ""), None)
+    except ValueError as error:
+        return "breaks off" in str(error)
+    return True
+
+
+def _has_known_column(head: bytes) -> bool:
+    names = re.split(r'[\t,;|"]+', head.partition(b"\n")[0].decode(errors="ignore").strip().lower())
+    return not {"text", *SCHEMAS}.isdisjoint(names)
+
+
+# ---------------------------------------------------------------------------------------------------- unpacking
+
+
+def import_for(package: str, path: Path, task: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        package: Its name.
+        path: The file for which it is needed.
+        task: What it does, for the message.
+    Raises:
+        ValueError: It is not installed.
+    """
+    name = package.partition(".")[0]
+    try:
+        return import_module(package)
+    except ImportError:
+        raise ValueError(f"{path}: {task} needs {name}: pip install {name}") from None
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a file; `advance` is called with the bytes of the file that were read since the last call."""
+
+    def __init__(self, path: Path, packed: str, advance: Callable[[int], object]):
+        self._path, self._packed = path, packed
+        self._advance = advance
+        self._raw = io.FileIO(path)
+        self._position = 0
+        self.num_bytes = 0  # unpacked
+        self._stream: Any = self._raw
+        if packed == "zstd":  # pyarrow reports a file that breaks off; zstandard's reader returns what there is
+            pyarrow = import_for("pyarrow", path, "unpacking zstd")
+            self._stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw), "zstd")
+        elif packed:
+            self._stream = {"gzip": gzip, "xz": lzma, "bzip2": bz2}[packed].open(self._raw)
+
+    def readable(self) -> bool:
+        """Return True: a reader of this class needs it."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return with how many bytes; ValueError where the file is damaged."""
+        try:
+            data = self._stream.read(len(buffer))
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if getattr(error, "errno", None):  # a disk's, a network's
+                raise
+            raise ValueError(f"{self._path}: damaged {self._packed} file ({error}); fetch it again") from None
+        self._advance(self._raw.tell() - self._position)
+        self._position = self._raw.tell()
+        self.num_bytes += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._raw.close()
+        super().close()
+
+
+def open_unpacked(path: Path, packed: str, advance: Callable[[int], object] = lambda count: None) -> io.BufferedReader:
+    """Open the content of a file.
+
+    Args:
+        path: The file.
+        packed: As in InputFile.
+        advance: Called with the bytes of the file (packed, if it is) that were read since the last call.
+    """
+    return io.BufferedReader(_Unpacked(path, packed, advance), 1 << 20)

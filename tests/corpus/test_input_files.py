@@ -1,0 +1,80 @@
+"""A folder is read with all that is in it: each file is known by its first bytes, and what is left is named."""
+
+import json
+
+import pytest
+
+from engine.corpus.input_files import find_files
+
+LINES = json.dumps({"text": "boats"}) + "\n"
+
+
+def write(path, content):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_a_folder_is_read_with_all_that_is_in_it_and_the_rest_is_named(tmp_path):
+    for name, content in {
+        "笔记/第一.md": "# 一",
+        "笔记/line\nbreak.txt": "two",
+        "rows.jsonl": LINES,
+        "picture.txt": b"\x89PNG\r\n\x1a\n",
+        "paper.md": b"%PDF-1.4",
+        "weights.bin": bytes(range(256)) * 9,
+        "empty.txt": " \n",
+        ".git/config": "x",
+        "sub/.hidden": "x",
+        "sub/node_modules/a.txt": "x",
+        "data/state.json": "{}",
+        "data/cache-0a1b.arrow": b"\xff\xff\xff\xff",
+        "prepared/prepared.json": "{}",
+        "prepared/pretrain.jsonl": LINES,
+        "saved.jsonl": "<html><body>Please log in</body></html>",
+    }.items():
+        write(tmp_path / name, content)
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "sub" / "again.md").symlink_to(tmp_path / "笔记" / "第一.md")
+    (tmp_path / "sub" / "broken").symlink_to(tmp_path / "nowhere")
+    files, left = find_files([tmp_path])
+    assert [(file.name, file.type) for file in files] == [
+        ("rows.jsonl", "jsonl"),
+        ("sub/again.md", "markdown"),
+        ("笔记/line\nbreak.txt", "text"),
+    ]
+    reasons = {name: reason.partition(";")[0] for name, reason in left}
+    assert reasons == {
+        ".git": "hidden",
+        "data/cache-0a1b.arrow": "a cache of the datasets library",
+        "data/state.json": "describes a data set",
+        "empty.txt": "empty",
+        "paper.md": "a PDF file",
+        "picture.txt": "an image",
+        "prepared": "made by prepare_data.py",
+        "saved.jsonl": "a web page (of an error or a login?)",
+        "sub/.hidden": "hidden",
+        "sub/broken": "cannot be read (No such file or directory)",
+        "sub/node_modules": "a folder of programs",
+        "weights.bin": "binary, perhaps token ids in uint16",
+        "笔记/第一.md": "the same file as sub/again.md",
+    }
+
+
+def test_names_and_order_are_those_of_the_content_not_of_the_arguments(tmp_path):
+    for folder in "xy":
+        write(tmp_path / folder / "in" / "a.txt", folder)
+        write(tmp_path / folder / "b.txt", folder)
+    paths = [tmp_path / "x", tmp_path / "y", tmp_path / "y" / "b.txt"]
+    assert find_files(paths) == find_files(paths[::-1]) == find_files([*paths, paths[0]])
+    assert [file.name for file in find_files(paths)[0]] == ["x/b.txt", "x/in/a.txt", "y/b.txt", "y/in/a.txt"]
+
+
+def test_nothing_to_read_is_an_error_with_reasons(tmp_path):
+    path = write(tmp_path / "paper.pdf", b"%PDF-1.4")
+    with pytest.raises(
+        ValueError, match=r"(?s)paper.pdf: nothing to read, and 1 files are left out\n  paper.pdf: a PDF"
+    ):
+        find_files([path])
+    with pytest.raises(ValueError, match="notes: no such file or folder"):
+        find_files([tmp_path / "notes"])
