@@ -32,11 +32,15 @@ def outside_code(edit: Callable[[str], str]) -> Callable[[str], str]:
 
 # ------------------------------------------------------------------------------------------------------ characters
 
-# What UTF-8 becomes in another encoding has two such characters in a row: a cheap search before ftfy's.
-SUSPECT_RE = re.compile(r"[\x80-\u04ff\u2200-\u22ff\u2500-\u259f][\xa0 \x80-\u04ff\u2000-\u22ff\u2310-\u25ff]")
-# "，", "。", quotation marks, "的" and "是" in UTF-8 that was read as GBK, which are hardly ever meant; and U+FFFD.
-READ_AS_GBK_RE = re.compile("[锛銆鈥鐨紝鏄\ufffd]")
-MIN_SIGNS, MIN_SHARE = 3, 0.01  # so many, and such a share of a text, call the whole text lost
+# UTF-8 in another encoding: a first byte, and one that continues it. A cheap search before ftfy's, which is slow.
+FIRST = "\x80-\x9f\xc2-\xf4Ă-űРСв├┬Γ√Σσµτφ‚"
+NEXT = "\x80-\xbfĄąĽľŁłŒœŚśŞşŠšŤťŹźŻżŽžŸƒˆˇ˘˛˜˝ЁЂЃЄЅІЇЈЉЊЋЌЎЏёђѓєѕіїјљњќўџҐґ–—‘’‚“”„†‡•…‰‹›€№™"
+SUSPECT_RE = re.compile(
+    f"[{FIRST}](?:[{NEXT}]|(?<=[\x80-\x9f])|(?<=[ÂÃ]) |(?<=[├┬Γ√Σσµτφ‚])[^\x00-\x7f\u0370-\u03ff\u1f00-\u1fff])"
+)
+# What Chinese and “ ” in UTF-8 are made of when it is read as GBK, a tenth of all; hardly ever meant. And U+FFFD.
+READ_AS_GBK_RE = re.compile("[锛紝銆鐨浠屽鍙鍏屾鎴屼鍒鏄杩傛勫垜鐢鍦鈥\ufffd]")
+MIN_LOST, MIN_LOST_SHARE = 3, 0.01  # so many of them, and such a share of its characters, call a text lost
 
 
 @cache
@@ -54,22 +58,24 @@ def load_ftfy() -> Callable[[str], str]:
 
 
 def mend_mojibake(text: str) -> str:
-    """Read UTF-8 again that was read as another encoding; "" where bytes were lost and most of the text with them."""
+    """Read UTF-8 again that was read as another encoding; "" where too many bytes of it are lost."""
     if text.isascii():
         return text
     if SUSPECT_RE.search(text):
         text = load_ftfy()(text)
-    if READ_AS_GBK_RE.search(text) and len(READ_AS_GBK_RE.findall(text)) >= max(MIN_SIGNS, MIN_SHARE * len(text)):
-        return _reread_gbk(text)
+    if READ_AS_GBK_RE.search(text):
+        text = "\n".join(map(_reread_gbk, text.split("\n")))
+        lost = len(READ_AS_GBK_RE.findall(text))
+        return "" if lost >= max(MIN_LOST, MIN_LOST_SHARE * len(text)) else text
     return text
 
 
-def _reread_gbk(text: str) -> str:
-    """Return what UTF-8 was before it was read as GBK; "" where not every byte of it is there."""
+def _reread_gbk(line: str) -> str:
+    """Return what a line in UTF-8 was before it was read as GBK, if every byte of it is there."""
     try:
-        return b"\x80".join(part.encode("gb18030") for part in text.split("€")).decode()
+        return b"\x80".join(part.encode("gb18030") for part in line.split("€")).decode()
     except UnicodeError:
-        return ""
+        return line
 
 
 def compose(text: str) -> str:
