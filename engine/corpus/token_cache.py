@@ -32,7 +32,7 @@ from tqdm import tqdm
 from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
 from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, read_blocks, source_files, split_lines
-from engine.corpus.tiktoken_backend import fastest, print_hint
+from engine.corpus.tiktoken_backend import print_hint, start_encoder
 from engine.corpus.worker_pool import map_in_order
 from engine.files import hash_file, to_json, write_json
 from engine.tokenizer import EOS, fingerprint
@@ -311,10 +311,7 @@ _dataset: Any = None  # one in each process, set by _start_worker
 
 def _start_worker(dataset_class: type, tokenizer_json: str, use_tiktoken: bool) -> None:
     global _dataset
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # not part of the JSON
-    _dataset = dataset_class(fastest(tokenizer) if use_tiktoken else tokenizer)
+    _dataset = dataset_class(start_encoder(tokenizer_json, use_tiktoken))
 
 
 def _encode_block(
