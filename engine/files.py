@@ -1,6 +1,7 @@
 """Atomic writes, JSON, names of files, and the first line of an error."""
 
 import argparse
+import ctypes
 import errno
 import glob
 import hashlib
@@ -8,6 +9,8 @@ import json
 import math
 import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +58,43 @@ def all_or_none(*paths: Path) -> Iterator[None]:
                 with suppress(OSError):
                     path.rmdir()
         raise
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` that takes its place when the block ends: a crash leaves the old one whole.
+
+    Linux exchanges the two in one step; elsewhere there is a moment without either.
+
+    Raises:
+        OSError: Names `path` and the reason why it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        sync_folder(temporary)
+        if not path.exists():
+            os.rename(temporary, path)
+        elif not _exchange(temporary, path):
+            os.rename(path, old := temporary.with_suffix(f"{temporary.suffix}.old"))
+            os.rename(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(path: Path, other: Path) -> bool:
+    """Exchange two files or folders in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+    return bool(rename) and rename(at_cwd, os.fsencode(path), at_cwd, os.fsencode(other), exchange) == 0
 
 
 def write_error(path: Path, error: BaseException, part: Path | None = None) -> OSError:
