@@ -6,12 +6,15 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from engine.console import print0
 from engine.corpus.file_types import GZIP
 from engine.corpus.jsonl import READ_BLOCK_BYTES, parse_line, read_blocks, split_lines
-from engine.files import resolve_download_path
+from engine.files import read_json, resolve_download_path
 from engine.options import DOWNLOAD, Data
 from engine.schemas import BadRow
+from engine.tokenizer import fingerprint
 
 
 def files_of(data: Data) -> list[Path]:
@@ -87,3 +90,16 @@ def download(name: str) -> None:
         ) from None
     if not Path(name).is_file():
         raise ValueError(f"{name} is not there after the download")
+
+
+def find_other_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
+    """Return a warning about a file that prepare_data.py cut by the tokens of another tokenizer; "" about any other."""
+    listing = path.parent / "prepared.json"
+    if not listing.is_file():
+        return ""
+    prepared = read_json(listing)
+    if "tokens" not in prepared.get("outputs", {}).get(path.name, {}):
+        return ""
+    if prepared.get("tokenizer") == fingerprint(tokenizer):
+        return ""
+    return f"{path} was cut by the tokens of another tokenizer: prepare_data.py --tokenizer_dir cuts it by this run's"

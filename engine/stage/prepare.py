@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from engine.checkpoint.weights import open_checkpoint
 from engine.console import print0
 from engine.corpus.held_out import describe_repeated
-from engine.corpus.source import files_of
+from engine.corpus.source import files_of, find_other_tokenizer
 from engine.corpus.token_cache import Dataset, TokenCache, open_or_build
 from engine.flags import Args
 from engine.generate.sample_text import choose_prompt
@@ -126,6 +126,10 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
         data: The user's flags.
         rt: Ranks.
     """
+
+    for path in data.paths:
+        if warning := find_other_tokenizer(path, tokenizer):
+            print0(warning)
 
     def open_cache() -> TokenCache:
         return open_or_build(
