@@ -113,7 +113,7 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
             is_new = os.path.realpath(folder) not in entered
             entered.add(os.path.realpath(folder))
             inside = [Path(folder, name) for name in sorted((*folders, *names)) if is_new]
-            reasons = {entry: _reason_to_leave(entry) for entry in inside}
+            reasons = {entry: _reason_to_leave(entry) for entry in inside if not _is_prepared(entry)}
             folders[:] = sorted(entry.name for entry, reason in reasons.items() if not reason and entry.is_dir())
             for entry, reason in reasons.items():
                 name = entry.relative_to(path).as_posix()
@@ -123,9 +123,12 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
                     yield name, entry
 
 
+def _is_prepared(path: Path) -> bool:
+    """Return whether prepare_data.py made a folder, or was killed in making it."""
+    return (path / "dropped.jsonl.gz").is_file()
+
+
 def _reason_to_leave(path: Path) -> str:
-    if (path / "prepared.json").is_file():
-        return "made by prepare_data.py"
     return next((reason for pattern, reason in LEFT_NAMES if re.fullmatch(pattern, path.name, re.DOTALL)), "")
 
 

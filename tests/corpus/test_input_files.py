@@ -29,7 +29,7 @@ def test_a_folder_is_read_with_all_that_is_in_it_and_the_rest_is_named(tmp_path)
         "sub/node_modules/a.txt": "x",
         "data/state.json": "{}",
         "data/cache-0a1b.arrow": b"\xff\xff\xff\xff",
-        "prepared/prepared.json": "{}",
+        "prepared/dropped.jsonl.gz": "",
         "prepared/pretrain.jsonl": LINES,
         "saved.jsonl": "<html><body>Please log in</body></html>",
     }.items():
@@ -51,7 +51,6 @@ def test_a_folder_is_read_with_all_that_is_in_it_and_the_rest_is_named(tmp_path)
         "empty.txt": "empty",
         "paper.md": "a PDF file",
         "picture.txt": "an image",
-        "prepared": "made by prepare_data.py",
         "saved.jsonl": "a web page (of an error or a login?)",
         "sub/.hidden": "hidden",
         "sub/broken": "cannot be read (No such file or directory)",
