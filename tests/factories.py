@@ -29,7 +29,11 @@ ROOT = Path(__file__).parents[1]
 
 # What may differ between the logs of two equal runs.
 WALL_CLOCK = ("seconds", "tokens_per_second", "data_wait_fraction", "mfu")
-REQUIRED = {"export": ["--format", "hf", "exported"], "train_tokenizer": ["--overwrite"]}  # by parse_args
+REQUIRED = {
+    "prepare_data": ["mine"],
+    "export": ["--format", "hf", "exported"],
+    "train_tokenizer": ["--overwrite"],
+}  # by parse_args
 CPU = Performance(device="cpu", dtype="float32")
 
 

@@ -28,6 +28,8 @@ from Config import LLMConfig
 from engine import cli, loss, options
 from engine.checkpoint.weights import config_dict, full_state_dict, save_weights
 from engine.corpus import bpe, worker_pool
+from engine.corpus.cleaned_rows import line_of
+from engine.corpus.rules import RULES
 from engine.flags import RENAMED_FLAGS, ROOT, Flags, flag_fields
 from engine.log import trackers
 from engine.machine import parallel
@@ -48,6 +50,7 @@ FLAGS = {
     "pretrain": f"{TRAINING_FLAGS} --dim 32 --n_layers 1 --n_heads 4 --n_kv_heads 2",
     "SFT": TRAINING_FLAGS,
     "distill": TRAINING_FLAGS,
+    "prepare_data": "--tokenizer_dir tokenizer --num_workers 1 dirty.jsonl",
     "train_tokenizer": "--save_dir learned --vocab_size 280",
     "eval_model": "--tokenizer_dir tokenizer --device cpu --max_new_tokens 8",  # a chat
     "export": "exported.html --tokenizer_dir tokenizer",
@@ -123,6 +126,7 @@ SHAPE = {
     "--preset": Case("1B", "weights"),  # its hidden_dim is not typed
     "--init_from": Case("other.pth", "error"),  # the shape is typed
 }
+OPT_IN = [rule.name for rule in RULES if rule.on is False]
 PARENT = {
     "--init_from": Case("other.pth", "weights"),
     "--n_heads": Case("4", "weights", given="--init_from bare.pth"),
@@ -135,6 +139,18 @@ CASES = {
     "pretrain": TRAINING | SHAPE,
     "SFT": TRAINING | PARENT,
     "distill": TRAINING | PARENT | {"--tag_weight": Case("1", "weights")},
+    "prepare_data": {
+        "--out": Case("mine", "files"),
+        "--overwrite": Case("", "error", earlier=""),
+        "--dry_run": Case("", "files"),
+        "--against": Case("against.jsonl", "prepared"),
+        "--encoding": Case("big5", "prepared", given="gb18030.txt"),
+        "--split_text": Case("line", "prepared", given="notes.txt"),
+        "--tokenizer_dir": Case("larger", "prepared"),
+        "--num_workers": Case("2", "workers"),
+        **{f"--no-{rule.name}": Case("", "prepared") for rule in RULES if rule.on},
+        **{f"--no-{name}": Case("", "prepared", given=f"--{name}") for name in OPT_IN},
+    },
     "train_tokenizer": {
         "--data_path": Case("other.jsonl", "vocabulary"),
         "--save_dir": Case("elsewhere", "files"),
@@ -209,6 +225,15 @@ def rows(count, word):
         yield json.dumps({"text": f"{word} {number} " + "the sea " * (number % 5), "conversations": conversations})
 
 
+def dirty_rows():
+    """Yield a row for each rule of prepare_data.py."""
+    for rule in RULES:
+        if rule.on is not None:
+            yield line_of(rule.example[0]).decode()
+    sea = "The sea was calm, and the snail went home before the tide came in over the sand of the long beach. " * 3
+    yield from (line_of(text).decode() for text in (sea, sea, sea.replace("calm", "rough", 1)))
+
+
 def model_of(seed):
     torch.manual_seed(seed)
     model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300))
@@ -233,6 +258,10 @@ def home(tmp_path_factory):
     (home / "broken.jsonl").write_text("\n".join([*rows(24, "snail"), "{broken"]))
     empty = json.dumps({"text": " ", "conversations": []})
     (home / "mostly_empty.jsonl").write_text("\n".join([*rows(24, "snail"), *[empty] * 25]))
+    (home / "dirty.jsonl").write_text("\n".join(dirty_rows()))
+    (home / "against.jsonl").write_text(next(iter(dirty_rows())))
+    (home / "notes.txt").write_text("The sea was calm.\nThe snail went home.")
+    (home / "gb18030.txt").write_text("\n".join(["灯塔在海边，海水很蓝。"] * 9 + ["船来了。"]), encoding="gb18030")
     learned = bpe.train_bpe(rows(50, "snail"), 300, tag_tokens=False)
     bpe.save_tokenizer(learned, home / "tokenizer")
     learned.add_tokens(["jellyfish"])
@@ -336,6 +365,8 @@ def outcome(name, runs, monkeypatch):
     for path in map(Path, files):
         if path.name == "tokenizer.json":
             outcome["vocabulary"] = path.read_bytes()
+        elif path.parent.name == "prepared" and path.suffix != ".html":
+            outcome["prepared"] = outcome.get("prepared", b"") + path.read_bytes()
         elif path.suffix == ".pth":
             weights = torch.load(path, weights_only=True)
             outcome["weights"] = {name: (tensor.shape, tensor.numpy().tobytes()) for name, tensor in weights.items()}
@@ -481,7 +512,9 @@ def groups_below(group):
 PATHS = {}
 for group, own_fields in groups_below(Flags):
     PATHS |= {f"{group.__name__}-{field.name}": (group, field) for field in own_fields if field.metadata["path"]}
-PATH_NAME = re.compile(r"data_path|score|resume|report|baseline|target|ckpt|init_from|import_hf|.*_(dir|file)")
+PATH_NAME = re.compile(
+    r"data_path|score|resume|report|baseline|target|paths|out|against|ckpt|init_from|import_hf|.*_(dir|file)"
+)
 
 
 def test_every_flag_that_names_a_path_has_the_kind_of_it():
@@ -497,18 +530,19 @@ def test_path_is_expanded_and_of_the_kind_that_is_meant(group, field, tmp_path, 
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     more = {"Export-target": {"format": "gguf"}, "TokenizerTraining-data_path": {"overwrite": True}}
-    more = more.get(f"{group.__name__}-{field.name}", {})
+    more = more.get(f"{group.__name__}-{field.name}", {"paths": ["x"]} if group.__name__ == "Preparation" else {})
 
     def value_for(text):
-        several = field.metadata["argparse"].get("nargs") == "+"
+        several = field.metadata["argparse"].get("nargs") in ("+", "*")
         path = Path(text) if isinstance(field.default, Path) else text
-        value = getattr(group(**more, **{field.name: [path] if several else path}), field.name)
+        value = getattr(group(**more | {field.name: [path] if several else path}), field.name)
         return str(value[0] if several else value)
 
     assert value_for("~/none") == str(tmp_path / "none")
     kind = field.metadata["path"]
     wrong = {"folder": ["~/file", "~/link"], "any": []}.get(kind, ["~/folder"])
-    name = "TARGET" if field.name == "target" else f"--{field.name}"
+    kwargs = field.metadata["argparse"]
+    name = kwargs["metavar"] if "called" in kwargs else f"--{field.name}"
     kinds = "(file|folder|file or a folder)"
     for text in [*wrong, "~/file/inside"]:
         with pytest.raises(ValueError, match=f"^{name} {tmp_path}/.*: .*a folder; pass the path of a {kinds}$"):

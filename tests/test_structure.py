@@ -32,7 +32,7 @@ ORDER = (
 ROOMS = ("corpus", "machine", "checkpoint", "generate", "log", "stage", "score", "talk", "serve", "export", "pages")
 SHARED = {"Config", "model", "dataset"}
 SCRIPTS = {name for name in FILES if "." not in name} - SHARED
-MOST_STATEMENTS = dict.fromkeys(("pretrain", "SFT", "distill", "train_tokenizer", "export"), 70)
+MOST_STATEMENTS = dict.fromkeys(("prepare_data", "pretrain", "SFT", "distill", "train_tokenizer", "export"), 70)
 LONGER_FUNCTIONS = {"engine.loop.train": 65}
 
 
@@ -157,6 +157,9 @@ TESTED_IN = {
     **dict.fromkeys(("pretrain", "SFT", "distill"), "test_flags stage/test_train"),
     **dict.fromkeys(("train_tokenizer", "eval_model", "export"), "test_flags"),
     "serve": "serve/test_api",
+    "engine.pages.prepared": "test_prepare_data",
+    **dict.fromkeys(("engine.corpus.cleaned_rows", "engine.corpus.dropped_rows"), "test_prepare_data"),
+    "engine.corpus.prepared": "test_prepare_data",
     "engine.stage.saver": "stage/test_train faults/test_disk",
 }
 
