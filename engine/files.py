@@ -62,7 +62,7 @@ def all_or_none(*paths: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its place when the block ends: a crash leaves the old one whole.
+    """Yield a new folder next to `path` that takes its place when the block ends: a crash leaves the old one whole.
 
     Linux exchanges the two in one step; elsewhere there is a moment without either.
 
@@ -80,7 +80,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
         if not path.exists():
             os.rename(temporary, path)
         elif not _exchange(temporary, path):
-            os.rename(path, old := temporary.with_suffix(f"{temporary.suffix}.old"))
+            old = path.with_name(f"{temporary.name}.old")
+            os.rename(path, old)
             os.rename(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)

@@ -32,7 +32,7 @@ def number_words(seed, count):
 
 @pytest.fixture
 def prepare(tmp_path, tokenizer, monkeypatch, capsys):
-    """prepare(*flags) -> prepared.json, of what stands in the folder `mine`."""
+    """prepare(*flags) -> prepared.json, of the files in the folder `mine`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare_data, "load_tokenizer", lambda _: tokenizer)
     (tmp_path / "mine").mkdir()

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ LANGUAGE_CHARACTERS = 400  # of a row that are looked at
 
 
 class Work(NamedTuple):
-    """What a process needs to clean any block."""
+    """Data that a process needs to clean any block."""
 
     files: Sequence[InputFile]
     on: Collection[str]  # names of rules
@@ -43,7 +44,7 @@ class Work(NamedTuple):
 
 
 class CleanedBlock(NamedTuple):
-    """What became of the rows of a block."""
+    """Rows of a block, clean or dropped."""
 
     file: int
     counts: RowCounts
@@ -199,8 +200,8 @@ def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+        parts = value.values() if isinstance(value, dict) else value
+        yield from chain.from_iterable(map(_strings, parts))
 
 
 def _find_boilerplate(files: Sequence[InputFile]) -> dict[str, Collection[int]]:
@@ -234,8 +235,10 @@ def _start_worker(work: Work) -> None:
 def _clean_block(file: int, block: Block) -> CleanedBlock:
     source = _work.files[file]
     boilerplate = _work.boilerplate.get(source_of(source), ())
-    counts, changed, examples = RowCounts(), Counter(), defaultdict(list)
-    numbers, contents, dropped = [], [], []
+    counts, changed = RowCounts(), Counter()
+    examples: dict[str, list[dict]] = defaultdict(list)
+    numbers, contents = [], []
+    dropped: list[tuple[int, str, Content | BadRow]] = []
     for number, row in parse_block(source, block):
         try:
             content = counts.count(number, partial(_read, row))

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ MOST_CLUSTERS, MOST_COPIES = 10, 5
 
 
 class DroppedRepeats(NamedTuple):
-    """Which rows repeat another one.
+    """Rows that repeat another one.
 
     Attributes:
         keep: Whether a row stays, (rows,) bool.
@@ -81,7 +82,7 @@ def drop_repeats(rows: CleanedRows, on: Collection[str], dropped: DroppedRows) -
     kept_row, is_exact = np.arange(len(rows)), np.zeros(len(rows), bool)
     for is_text in (0, 1):
         numbers = np.flatnonzero(rows.is_text == is_text)
-        text_of = lambda row, numbers=numbers: _text_of(rows, int(numbers[row]))
+        text_of = partial(_text_of, rows, numbers)
         repeats = find_repeats(rows.hashes[numbers], rows.bands[numbers], rows.lengths[numbers], text_of)
         kept_row[numbers] = numbers[repeats.kept_row]
         is_exact[numbers] = repeats.exact
@@ -107,8 +108,8 @@ def read_rows(rows: CleanedRows, numbers: np.ndarray) -> Iterator[tuple[int, Con
         yield row, content_of(line)
 
 
-def _text_of(rows: CleanedRows, row: int) -> str:
-    return row_text(content_of(next(rows.read_lines([row]))))
+def _text_of(rows: CleanedRows, numbers: np.ndarray, index: int) -> str:
+    return row_text(content_of(next(rows.read_lines([numbers[index]]))))
 
 
 def _largest_clusters(rows: CleanedRows, kept_row: np.ndarray) -> list[dict]:
@@ -208,7 +209,7 @@ class Lengths:
 
 
 class Written(NamedTuple):
-    """What stands in the files of the stages.
+    """Rows in the files of the stages.
 
     Attributes:
         outputs: {file: its rows, bytes, and characters of texts or tokens of conversations}.
@@ -295,35 +296,23 @@ def summarize(
         tokenizer: The tokenizer of the lengths.
     """
     num_kept = np.bincount(rows.file_of[written.kept], minlength=len(rows.files)).tolist()
-    files = [
-        {
-            "name": file.name,
-            "type": file.type,
-            "encoding": file.encoding,
-            "bytes": file.path.stat().st_size,
-            "rows": counts.rows,
-            "kept": kept,
-            "dropped": dict(sorted(dropped.counts[file.name].items())),
-            "notes": {note: number for note, (number, _) in sorted(counts.notes.items())},
-        }
-        for file, counts, kept in zip(rows.files, rows.counts, num_kept, strict=True)
-    ]
+    files = []
+    for file, counts, kept in zip(rows.files, rows.counts, num_kept, strict=True):
+        known = {"name": file.name, "type": file.type, "encoding": file.encoding, "bytes": file.path.stat().st_size}
+        of_rows = {"rows": counts.rows, "kept": kept, "dropped": dict(sorted(dropped.counts[file.name].items()))}
+        files.append(known | of_rows | {"notes": {note: rows for note, (rows, _) in sorted(counts.notes.items())}})
     num_dropped = sum(dropped.counts.values(), Counter())
+    rules = []
+    for rule in RULES:
+        found = {"changed": rows.changed[rule.name], "dropped": num_dropped[rule.name]}
+        examples = [*rows.examples[rule.name], *dropped.examples[rule.name]][:MAX_EXAMPLES]
+        rules.append({"name": rule.name, "on": rule.on is None or rule.name in on, **found, "examples": examples})
     return {
         "libraries": _versions(),
         "tokenizer": fingerprint(tokenizer),
         "files": files,
         "left": [list(file) for file in left],
-        "rules": [
-            {
-                "name": rule.name,
-                "on": rule.on is None or rule.name in on,
-                "changed": rows.changed[rule.name],
-                "dropped": num_dropped[rule.name],
-                "examples": [*rows.examples[rule.name], *dropped.examples[rule.name]][:MAX_EXAMPLES],
-            }
-            for rule in RULES
-        ],
+        "rules": rules,
         "outputs": written.outputs,
         "cut": written.num_cut,
         "lengths": written.lengths,
@@ -342,18 +331,24 @@ def describe(prepared: Mapping[str, Any]) -> str:
     num_rows, num_kept = (sum(file[name] for file in prepared["files"]) for name in ("rows", "kept"))
     lines = [f"kept {num_kept:,} of {num_rows:,} rows of {len(prepared['files']):,} files"]
     for what in ("changed", "dropped"):
-        counts = [f"{rule['name']} {rule[what]:,}" for rule in prepared["rules"] if rule[what]]
-        lines += [f"{what}: {', '.join(counts)}"] if counts else []
+        if counts := [f"{rule['name']} {rule[what]:,}" for rule in prepared["rules"] if rule[what]]:
+            lines.append(f"{what}: {', '.join(counts)}")
     if prepared["cut"]:
         lines.append(f"{prepared['cut']:,} conversations lost their last turns, which do not fit {LONG:,} tokens")
     return "\n".join(lines)
 
 
 def next_commands(prepared: Mapping[str, Any], out: Path, tokenizer_dir: Path) -> list[str]:
-    """Return the commands of the stages that read what was prepared."""
-    tokenizer = (
-        "" if tokenizer_dir == ROOT / "spongebob_tokenizer" else f" --tokenizer_dir {shlex.quote(str(tokenizer_dir))}"
-    )
+    """Return the commands of the stages that read what was prepared.
+
+    Args:
+        prepared: Content of prepared.json.
+        out: Folder of the files.
+        tokenizer_dir: The tokenizer that conversations were cut by.
+    """
+    tokenizer = ""
+    if tokenizer_dir != ROOT / "spongebob_tokenizer":
+        tokenizer = f" --tokenizer_dir {shlex.quote(str(tokenizer_dir))}"
     names = [name for name in COMMANDS if name in prepared["outputs"]]
     return [f"{COMMANDS[name]} --data_path {shlex.quote(str(out / name))}{tokenizer}" for name in names]
 
