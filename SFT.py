@@ -3,6 +3,9 @@
     python SFT.py              # results/pretrain.pth -> results/SFT.pth,      rows of 512 tokens
     python SFT.py --long       # results/SFT.pth      -> results/SFT_long.pth, rows of 1,024 tokens
 
+Texts next to the conversations (--data_path sft_512.jsonl notes.jsonl) are learned in every word, so that the model
+does not forget what pretraining told. They are validated apart: val_loss is of answers alone.
+
 distill.py starts from these weights.
 """
 
@@ -52,12 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; attention is
-    #    masked between conversations.
+    #    (engine/packing.py). One that is too long loses its last turns, a text next to them continues in another row;
+    #    attention is masked between documents.
     documents = open_documents(SFTDataset, tokenizer, args.data, rt)
     rows = pack(documents, truncate_conversations, args, rt, model)
 
-    # 3. Loss weight by label class: the assistant's tokens count the same, all others nothing.
+    # 3. Loss weight by label class: the tokens of answers, and of texts, count the same, all others nothing.
     loss_weights = {NO_LOSS: 0.0, LOSS: 1.0, TAG: 1.0}
 
     # 4. Train (engine/loop.py); leaves results/SFT.pth, .json, .state/, .metrics.jsonl, .png.

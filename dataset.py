@@ -5,11 +5,15 @@
     {"messages": ...}, ShareGPT's from and value  only the assistant's text and its </s> are trained on
     {"instruction", "input", "output"}            Alpaca's: the same, of one question and its answer
 
+Pretraining reads texts. SFT and distillation read conversations, and texts next to them, to replay what pretraining
+told: a text has the ids and classes of pretraining there, and a tag in it is ordinary text.
+
 The class of a token says what predicting *it* is: 0 not trained on, 1 trained on, 2 a token of a tag. The recipes say
 what each class weighs. Nothing here imports torch: tokenizing worker processes stay small.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +37,7 @@ from engine.schemas import (
 from engine.tokenizer import BOS, EOS
 
 # Part of the key of every token cache: raise it when rows would be encoded, or stored, differently than before.
-ENCODING_VERSION = 8
+ENCODING_VERSION = 9
 
 NO_LOSS = 0
 LOSS = 1
@@ -60,6 +64,18 @@ class Document(NamedTuple):
 
     ids: np.ndarray
     classes: np.ndarray
+
+
+def begins_in_text(classes: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return which documents, or parts of them, are of a text, (n,) bool: the first prediction of a text is learned.
+
+    A conversation begins with the name of a role, which is not.
+
+    Args:
+        classes: The classes of many documents, (tokens,) uint8.
+        starts: First token of each document or part, (n,) int64.
+    """
+    return classes[starts + 1] != NO_LOSS
 
 
 class PretrainDataset:
@@ -138,7 +154,8 @@ class BorderedDataset(PretrainDataset):
 class SFTDataset:
     """{"conversations": [{"role": ..., "content": ...}, ...]}: a chat of which the assistant's text is trained on.
 
-    Classes are set while the turns are encoded, so nothing has to be searched for afterwards:
+    A row {"text": ...} next to them becomes the document that PretrainDataset makes of it. The classes of a chat are
+    set while its turns are encoded, so nothing has to be searched for afterwards:
 
         <s> user \\n 你 好 </s> \\n <s> assistant \\n <think> 嗯 </think> 好 </s> \\n
          0    0   0  0  0   0    0   0     0      0    2 2 2   1    2 2 2   1    1   0
@@ -153,12 +170,23 @@ class SFTDataset:
 
     @classmethod
     def holds(cls, row: dict) -> bool:
-        """Return whether a row is a chat, in any schema of schemas.py."""
-        return bool(schemas_of(row))
+        """Return whether a row is a chat, in any schema of schemas.py: null is as absent as no field at all."""
+        return any(row[key] is not None for key in schemas_of(row))
 
     @classmethod
-    def read(cls, row: dict, notes: set[str] | None = None) -> list[dict]:
-        """Return the row's messages (schemas.read_chat), and add what is worth a report to `notes`.
+    def read(cls, row: dict, notes: set[str] | None = None) -> str | list[dict]:
+        """Return the row's messages, or its text where it is no chat; `notes` as in `read_messages`.
+
+        Raises:
+            BadRow: As in `read_messages` or PretrainDataset.
+        """
+        if not cls.holds(row) and PretrainDataset.field in row:
+            return PretrainDataset.read(row, notes)
+        return cls.read_messages(row, notes)
+
+    @classmethod
+    def read_messages(cls, row: dict, notes: set[str] | None = None) -> list[dict]:
+        """Return the messages of a chat (schemas.read_chat), and add what is worth a report to `notes`.
 
         As in PretrainDataset, and "tags none", "tags broken", "empty_turn", "bad_answer field" and "number field".
 
@@ -178,9 +206,9 @@ class SFTDataset:
         return messages
 
     @staticmethod
-    def parts(messages: list[dict]) -> list[list[dict]]:
-        """Return the documents that a chat holds: one."""
-        return [messages]
+    def parts(content: str | list[dict]) -> list[str | list[dict]]:
+        """Return the documents that a row holds: one."""
+        return [content]
 
     def template_parts(self, messages: list[dict], add_generation_prompt: bool = False) -> list[tuple[str | int, int]]:
         """Render the chat template as [(text to encode or id of a special token, loss class)].
@@ -203,9 +231,15 @@ class SFTDataset:
             template_parts += [(self.bos, NO_LOSS), ("assistant\n", NO_LOSS)]
         return template_parts
 
-    def encode(self, conversations: list[list[dict]]) -> list[Document]:
-        """Encode many conversations at once."""
-        return self._encode([self.template_parts(messages) for messages in conversations])
+    def encode(self, contents: Sequence[str | list[dict]]) -> list[Document]:
+        """Encode many conversations and texts at once."""
+        rendered = []
+        for content in contents:
+            if isinstance(content, str):
+                rendered.append([(self.bos, NO_LOSS), (content, LOSS), (self.eos, LOSS)])
+            else:
+                rendered.append(self.template_parts(content))
+        return self._encode(rendered)
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """Return the ids that the model continues to answer `messages`."""

@@ -5,6 +5,7 @@
 
 The same as SFT.py except for one thing. Each of <think> </think> <answer> </answer> takes four or five tokens,
 so the form is hard to learn. Each of those tokens therefore has --tag_weight times the loss weight of other tokens.
+In texts next to the conversations (see SFT.py) tags are text like any other.
 """
 
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     model, parent = load_parent(args, tokenizer)
 
     # 2. What a line of the file means (dataset.py), and how conversations fill rows of max_seq_len tokens
-    #    (engine/packing.py). One that is too long loses its last turns; attention is
-    #    masked between conversations.
+    #    (engine/packing.py). One that is too long loses its last turns, a text next to them continues in another row;
+    #    attention is masked between documents.
     documents = open_documents(SFTDataset, tokenizer, args.data, rt)
     rows = pack(documents, truncate_conversations, args, rt, model)
 

@@ -16,7 +16,15 @@ import numpy as np
 from dataset import BorderedDataset, PretrainDataset
 from engine import cli
 from engine.console import print0
-from engine.corpus.bpe import compression_report, draw_rows, read_texts, save_tokenizer, scan_corpus, train_bpe
+from engine.corpus.bpe import (
+    compression_report,
+    draw_rows,
+    read_texts,
+    row_hashes,
+    save_tokenizer,
+    scan_corpus,
+    train_bpe,
+)
 from engine.corpus.held_out import held_out_hashes, merge_same_files
 from engine.corpus.jsonl import source_files
 from engine.files import resolve_download_path
@@ -77,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     files, times = merge_same_files(files, [path.resolve() for path in files])
     dataset_class = BorderedDataset if args.split_on_special_tokens else PretrainDataset
     rows = scan_corpus(files, args.strict_data, dataset_class)
-    held_out = held_out_hashes([file.hashes for file in rows], args.val_fraction)
+    held_out = held_out_hashes(row_hashes(rows), args.val_fraction)
 
     # 2. Learn merges from random rows of them, of every file in proportion; one that is given twice is read twice.
     order = np.repeat(np.arange(len(files)), times).tolist()

@@ -45,6 +45,7 @@ class Run:
         rows_per_step: Rows of max_seq_len tokens in an optimizer step, over all ranks.
         training, output: The user's flags.
         validation: Source of held-out micro-batches; None: no validation.
+        text_validation: The same of texts next to conversations, whose loss is a figure of its own.
         prompt: Ids of the beginning of a held-out document, continued in the log.
         warmup: Steps of warm-up.
         compiling: Whether torch.compile is used, and why.
@@ -62,6 +63,7 @@ class Run:
     training: Training
     output: Output
     validation: Source | None = None
+    text_validation: Source | None = None
     prompt: list[int] = field(default_factory=list)
     warmup: int = 0
     compiling: CompileDecision = CompileDecision(False, "")
@@ -175,17 +177,37 @@ def load_step(run: Run, step: int) -> tuple[list[Batch], Counts]:
 def validate(run: Run, after: int = 0) -> dict:
     """Compute held-out loss per token and bits per byte of text, and continue the held-out prompt.
 
+    Texts next to conversations have metrics of their own: those of the answers are the same rows with and without them.
+
     Raises:
         ValueError: The loss is not finite; the message names the step `after` which it was computed.
     """
-    if run.validation is None:
-        return {}
+    metrics = {}
     run.loss.eval()
+    for name, source in (("val", run.validation), ("val_text", run.text_validation)):
+        if source is not None:
+            metrics |= {f"{name}_{key}": value for key, value in measure(run, source, after).items()}
+    if metrics:
+        metrics["sample"] = sample(run.model, run.runtime, run.tokenizer, run.prompt)
+    run.loss.train()
+    return metrics
+
+
+def measure(run: Run, source: Source, after: int) -> dict:
+    """Compute {"loss", "bits_per_byte"} of a source's rows, and "tag_loss" if they hold tags.
+
+    Args:
+        run: The run.
+        source: Held-out micro-batches.
+        after: Steps done, which the message names.
+    Raises:
+        ValueError: The loss is not finite.
+    """
     module = getattr(run.loss, "module", run.loss)  # DDP would wait for gradients
     sums = torch.zeros(len(LOSS_NAMES), device=run.runtime.device)
     counts = Counts()
-    for step in range(run.validation.steps_per_epoch):
-        for batch in run.validation.step(step):
+    for step in range(source.steps_per_epoch):
+        for batch in source.step(step):
             counts += count_tokens([batch], run.token_bytes)
             with run.runtime.autocast():
                 sums += module(*batch.to(run.runtime.device))
@@ -194,12 +216,10 @@ def validate(run: Run, after: int = 0) -> dict:
     if not math.isfinite(losses["plain"]):
         raise ValueError(nan_checks.NOT_FINITE_AFTER_STEP.format(after, "the held-out loss is"))
     counts, _ = counts.over_ranks(run.runtime)
-    metrics = {"val_loss": losses["plain"] / counts.loss_tokens}
-    metrics["val_bits_per_byte"] = losses["text"] / math.log(2) / counts.bytes
+    metrics = {"loss": losses["plain"] / counts.loss_tokens}
+    metrics["bits_per_byte"] = losses["text"] / math.log(2) / counts.bytes
     if counts.tags:
-        metrics["val_tag_loss"] = losses["tags"] / counts.tags
-    metrics["sample"] = sample(run.model, run.runtime, run.tokenizer, run.prompt)
-    run.loss.train()
+        metrics["tag_loss"] = losses["tags"] / counts.tags
     return metrics
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import NO_LOSS
+from dataset import NO_LOSS, begins_in_text
 
 
 class Documents(Protocol):
@@ -64,7 +64,7 @@ def split_documents(cache: Documents, documents: np.ndarray, row_len: int) -> Se
 
 
 def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int) -> Segments:
-    """Make one segment of each conversation, without the last turns of one that is too long.
+    """Make one segment of each conversation, without the last turns of one that is too long; split texts next to them.
 
     It has lost turns where one of its answers is gone: a question or a line break behind the last one teaches nothing.
     Only if no whole answer fits, its beginning is kept. The </s> of an answer is the one special token that is trained
@@ -78,6 +78,10 @@ def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int
     """
     truncated = [0, 0, 0]
     starts, lengths = cache.offsets[documents].copy(), np.diff(cache.offsets)[documents] - 1
+    is_split = lengths > row_len
+    is_split[is_split] = begins_in_text(cache.classes, starts[is_split])
+    parts = split_documents(cache, documents[is_split], row_len)
+    starts, lengths = starts[~is_split], lengths[~is_split]
     end_id = cache.meta["end_id"]
     for i in np.flatnonzero(lengths > row_len):
         labels = slice(starts[i] + 1, starts[i] + lengths[i] + 1)
@@ -90,7 +94,9 @@ def truncate_conversations(cache: Documents, documents: np.ndarray, row_len: int
         else:
             lengths[i], reason = 0, DROPPED
         truncated[reason] += bool(has_loss[lengths[i] :].any())
-    return Segments(starts[lengths > 0], lengths[lengths > 0], (truncated[0], truncated[1], truncated[2]))
+    starts = np.concatenate([starts[lengths > 0], parts.starts])
+    lengths = np.concatenate([lengths[lengths > 0], parts.lengths])
+    return Segments(starts, lengths, (truncated[0], truncated[1], truncated[2]))
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,7 @@ class Sources:
         make_training: Makes a Source of batch_size, rows_per_step, seed, rank and world_size, all by keyword: rows of a
             micro-batch, rows of a step over all processes, random seed, number of this process, number of processes.
         make_validation: The same for held-out data, read in file order (seed None); None: no validation.
+        make_text_validation: The same for held-out texts next to conversations; None: there are none.
         resume_key: What decides the batches, as plain values: a run is resumed only with an equal one.
         prompt: Ids of the beginning of a held-out document, continued in the log.
         description: Lines about the data, printed before the first step.
@@ -284,6 +291,7 @@ class Sources:
 
     make_training: Callable[..., Source]
     make_validation: Callable[..., Source] | None = None
+    make_text_validation: Callable[..., Source] | None = None
     resume_key: Mapping[str, Any] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     description: str = ""

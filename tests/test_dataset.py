@@ -215,4 +215,31 @@ def test_a_bad_conversation_says_what_is_wrong(turns, reason):
 
 def test_a_conversation_row_without_conversations_is_bad():
     with pytest.raises(BadRow, match='no field "conversations"'):
-        SFTDataset.read({"text": "a"})
+        SFTDataset.read({"content": "a"})
+
+
+# ------------------------------------------------------------------------------- texts next to conversations
+
+
+def test_text_beside_chats_is_learned_as_in_pretraining(tokenizer):
+    messages = chat("user: <think>?", "assistant: <think>嗯</think>好")
+    texts = [*TEXTS, "<think>嗯</think> is how a thought is written", "</s><s>user\n", "a"]
+    documents = SFTDataset(tokenizer).encode([*texts, messages])
+    expected = [*PretrainDataset(tokenizer).encode(texts), *SFTDataset(tokenizer).encode([messages])]
+    for document, other in zip(documents, expected, strict=True):
+        assert np.array_equal(document.ids, other.ids) and np.array_equal(document.classes, other.classes)
+        assert document.ids.dtype == np.uint16 and document.classes.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "row, content",
+    [
+        ({"text": "boat", "messages": None, "id": 3}, "boat"),
+        ({"text": "boat", "messages": chat("user: a", "assistant: b")}, chat("user: a", "assistant: b")),
+        ({"text": None, "instruction": "a", "output": "b"}, chat("user: a", "assistant: b")),
+    ],
+)
+def test_row_is_text_only_where_it_is_no_chat(row, content):
+    notes = set()
+    assert SFTDataset.read(row, notes) == content
+    assert ("schema text" in notes) == isinstance(content, str)

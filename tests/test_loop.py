@@ -283,3 +283,16 @@ def test_way_to_the_first_step_and_a_warm_step_stay_short(tmp_path):
     assert len(files) <= 38 and len(before) <= 270
     assert step_files >= {"loop.py", "loss.py", "model.py", "packing.py"}
     assert len(step_files) <= 9 and len(step) <= 48
+
+
+def test_texts_beside_conversations_are_validated_apart(folder):
+    run = a_run(folder, batch_size=4, rows_per_step=4)
+    chats = SimpleNamespace(steps_per_epoch=1, step=run.source.step)
+    texts = SimpleNamespace(steps_per_epoch=1, step=lambda step: run.source.step(1))
+    alone = loop.validate(replace(run, validation=chats, prompt=[1, 300, 301]))
+    both = loop.validate(replace(run, validation=chats, text_validation=texts, prompt=[1, 300, 301]))
+    assert alone.items() <= both.items()
+    nats, classes, _ = losses_by_hand(run, run.source.step(1))
+    assert both["val_text_loss"] == pytest.approx(nats[classes > 0].mean().item(), rel=1e-5)
+    assert both["val_text_loss"] != both["val_loss"] and "val_text_bits_per_byte" in both
+    assert loop.validate(run) == {}

@@ -10,7 +10,7 @@ from factories import loss_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import LOSS, NO_LOSS, TAG, SFTDataset
+from dataset import LOSS, NO_LOSS, TAG, PretrainDataset, SFTDataset, begins_in_text
 from engine.corpus.token_cache import TokenCache
 from engine.loss import count_tokens
 from engine.packing import Batches, Segments, pack, pack_dense, split_documents, truncate_conversations
@@ -353,3 +353,35 @@ def test_count_tokens_counts_real_trained_and_tag_tokens_and_bytes():
         6,
     )
     assert (counted + counted).positions == 12
+
+
+# ------------------------------------------------------------------------------- texts next to conversations
+
+
+def mix(tokenizer, contents) -> TokenCache:
+    documents = SFTDataset(tokenizer).encode(contents)
+    ids, classes = (np.concatenate(part) for part in zip(*documents, strict=True))
+    return cache_of(ids, classes, [len(document.ids) for document in documents])
+
+
+def test_long_text_is_split_and_the_chats_beside_it_stay_as_they_are(tokenizer):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 20}] * 3
+    texts = ["boat " * 90, "a boat", "ship " * 64]
+    alone, mixed = mix(tokenizer, [turns, turns[:2]]), mix(tokenizer, [turns, texts[0], turns[:2], *texts[1:]])
+    row_len = 112
+    expected = truncate_conversations(alone, np.arange(2), row_len)
+    segments = truncate_conversations(mixed, np.arange(5), row_len)
+    parts = [mixed.ids[start : start + length + 1] for start, length in zip(*segments[:2], strict=True)]
+    is_text = begins_in_text(mixed.classes, segments.starts)
+    chats = [alone.ids[start : start + length + 1] for start, length in zip(*expected[:2], strict=True)]
+    assert segments.truncated == expected.truncated == (1, 0, 0)
+    assert [ids.tolist() for ids, flag in zip(parts, is_text, strict=True) if not flag] == [
+        ids.tolist() for ids in chats
+    ]
+    whole = split_documents(mixed, np.array([1, 3, 4]), row_len)
+    assert max(whole.lengths) == row_len and len(whole.lengths) > 3
+    assert Counter(segments.starts[is_text].tolist()) == Counter(whole.starts.tolist())
+    assert sum(segments.lengths[is_text]) == sum(whole.lengths)
+    labels = np.concatenate([ids[1:] for ids, flag in zip(parts, is_text, strict=True) if flag])
+    told = np.concatenate([document.ids[1:] for document in PretrainDataset(tokenizer).encode(texts)])
+    assert Counter(labels.tolist()) == Counter(told.tolist())

@@ -4,6 +4,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from dataset import CHAT_TEMPLATE, PretrainDataset
 from engine.console import print0
-from engine.corpus.held_out import describe_repeated, read_row
+from engine.corpus.held_out import describe_repeated, read_row, split_kinds
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, parse_line, read_lines
 from engine.files import atomic_write, to_json
 from engine.reasoning import TAGS
@@ -28,10 +29,17 @@ PIECE_RE = re.compile(r"[^。！？；，\n.!?;,]{0,511}[。！？；，\n.!?;,]
 
 
 class ScannedFile(NamedTuple):
-    """The rows of a file, in order: `hashes` (rows,) uint64, and `num_bytes` of their texts, (rows,) uint64."""
+    """The rows of a file, in order.
+
+    Attributes:
+        hashes: Their hashes, (rows,) uint64.
+        num_bytes: Bytes of their texts, (rows,) uint64.
+        is_chat: Which of them are chats, (rows,) bool.
+    """
 
     hashes: np.ndarray
     num_bytes: np.ndarray
+    is_chat: np.ndarray
 
     def describe(self, rows: np.ndarray) -> str:
         """Describe how many bytes of how many the rows have that have these hashes, (n,) uint64."""
@@ -55,6 +63,7 @@ def scan_corpus(
         for path in paths:
             counts = report.files[str(path)]
             hashes, num_bytes = array("Q"), array("Q")
+            is_chat = array("B")
             zero_fields = find_zero_fields(path)
             for number, line in read_lines(path, bar.update):
                 row = counts.read(number, line, read, zero_fields)
@@ -62,12 +71,20 @@ def scan_corpus(
                 if row is not None:
                     hashes.append(row[0])
                     num_bytes.append(sum(len(text.encode()) for text in row[1]))
-            files.append(ScannedFile(np.array(hashes, np.uint64), np.array(num_bytes, np.uint64)))
+                    is_chat.append(row[2])
+            files.append(
+                ScannedFile(np.array(hashes, np.uint64), np.array(num_bytes, np.uint64), np.array(is_chat, bool))
+            )
     report.check_bad_rows(PretrainDataset.valid)
     report.warn_skipped()
     if copies := describe_repeated([file.hashes for file in files]):
         print0(copies)
     return files
+
+
+def row_hashes(files: Sequence[ScannedFile]) -> list[np.ndarray]:
+    """Return the hashes of each file's rows, of chats and of texts apart, as rows are held out; (rows,) uint64 each."""
+    return [*chain.from_iterable(split_kinds(file.hashes, file.is_chat) for file in files)]
 
 
 def draw_rows(files: Sequence[ScannedFile], excluded: np.ndarray, max_bytes: int) -> list[np.ndarray]:
@@ -87,10 +104,10 @@ def draw_rows(files: Sequence[ScannedFile], excluded: np.ndarray, max_bytes: int
     rest = []
     for file in files:
         mask = ~np.isin(file.hashes, excluded)
-        rest.append(ScannedFile(file.hashes[mask], file.num_bytes[mask]))
+        rest.append(ScannedFile(*(column[mask] for column in file)))
     share = min(1.0, max_bytes / max(1, sum(int(file.num_bytes.sum()) for file in rest)))
     drawn = []
-    for hashes, num_bytes in rest:
+    for hashes, num_bytes, _ in rest:
         limit = share * int(num_bytes.sum())
         keys, row = np.unique(hashes.byteswap(), return_inverse=True)
         sizes = np.bincount(row, weights=num_bytes, minlength=len(keys))
@@ -113,7 +130,7 @@ def read_texts(
         wanted = set(hashes.tolist())
         for _, line in read_lines(path):
             try:
-                row_id, texts = read_row(dataset_class, parse_line(line))
+                row_id, texts, _ = read_row(dataset_class, parse_line(line))
             except BadRow:
                 continue
             if row_id in wanted:

@@ -31,8 +31,10 @@ def row_hash(content: str | list[dict]) -> int:
     return int.from_bytes(hashlib.blake2b(spelling.encode(), digest_size=8).digest(), "little")
 
 
-def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None) -> tuple[int, list[str]]:
-    """Return (hash, texts) of a row of any schema, or raise BadRow.
+def read_row(
+    dataset_class: type[PretrainDataset], row: dict, notes: set[str] | None = None
+) -> tuple[int, list[str], bool]:
+    """Return (hash, texts, whether it is a chat) of a row of any schema, or raise BadRow.
 
     Args:
         dataset_class: The meaning of a row that is no chat.
@@ -40,10 +42,22 @@ def read_row(dataset_class: type[PretrainDataset], row: dict, notes: set[str] | 
         notes: As in dataset.py.
     """
     if SFTDataset.holds(row):
-        messages = SFTDataset.read(row, notes)
-        return row_hash(messages), [message["content"] for message in messages]
+        messages = SFTDataset.read_messages(row, notes)
+        return row_hash(messages), [message["content"] for message in messages], True
     text = dataset_class.read(row, notes)
-    return row_hash(text), dataset_class.parts(text)
+    return row_hash(text), dataset_class.parts(text), False
+
+
+def split_kinds(hashes: np.ndarray, is_first: np.ndarray) -> list[np.ndarray]:
+    """Split the hashes of a file's rows into its two kinds, texts and chats; a kind that it lacks is no part of it.
+
+    Each holds out for itself: the same conversations are held out with and without texts next to them.
+
+    Args:
+        hashes: Of a file's rows, (rows,) uint64.
+        is_first: Which rows are of one kind, (rows,) bool.
+    """
+    return [part for part in (hashes[is_first], hashes[~is_first]) if len(part)]
 
 
 def describe_repeated(files: Sequence[np.ndarray]) -> str:

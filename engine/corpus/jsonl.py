@@ -349,5 +349,5 @@ def _warnings(path: str, counts: RowCounts) -> Iterator[str]:
         rows_of = ", ".join(f"{printable(token)} in {rows} rows" for token, rows in tokens.items())
         remedy = "take them out of the file"
         if counts.notes_of("schema").keys() == {"text"}:
-            remedy += ", or give --split_on_special_tokens if <s> and </s> separate documents"
+            remedy += ", or give pretrain.py --split_on_special_tokens if <s> and </s> separate documents"
         yield f"special tokens in the texts are trained on as ordinary characters: {rows_of}; {remedy}"

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset
-from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash
+from dataset import ENCODING_VERSION, PretrainDataset, SFTDataset, begins_in_text
+from engine.console import printable
+from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash, split_kinds
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import print_hint, start_encoder
 from engine.corpus.worker_pool import map_in_order
@@ -84,18 +86,30 @@ class TokenCache:
     def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the document numbers of (training, validation), (n,) int64 each.
 
-        Rows are held out, with all of their documents. What one source file holds out is held out in all. Training has
-        the documents of a file that is read several times as often.
+        Rows are held out, with all of their documents. What one source file holds out is held out in all. Which
+        conversations are does not depend on the texts next to them. Training has the documents of a file that is read
+        several times as often.
         """
         mask = np.isin(self.hashes, held_out_hashes(self.row_hashes(), val_fraction))
         times = np.repeat(self.times, [source["documents"] for source in self.meta["sources"]])
         return np.repeat(np.arange(len(self)), times * ~mask), np.flatnonzero(mask)
 
+    @cached_property
+    def is_replay(self) -> np.ndarray:
+        """Mask of the texts next to conversations, (documents,) bool; of texts without conversations none is."""
+        schemas = [RowCounts(**source["counts"]).notes_of("schema").keys() for source in self.meta["sources"]]
+        if "text" in set().union(*schemas) != {"text"}:
+            return begins_in_text(self.classes, self.offsets[:-1])
+        return np.zeros(len(self), dtype=bool)
+
     def row_hashes(self) -> list[np.ndarray]:
-        """Return the hashes of each source file's rows, (rows,) uint64 each."""
+        """Return the hashes of each source file's rows, of conversations and of texts apart; (rows,) uint64 each."""
         ends = np.cumsum([source["documents"] for source in self.meta["sources"]])[:-1]
-        starts = np.split(self.row_starts.astype(bool), ends)
-        return [hashes[mask] for hashes, mask in zip(np.split(self.hashes, ends), starts, strict=True)]
+        parts = []
+        for rows in np.split(np.arange(len(self)), ends):
+            rows = rows[self.row_starts[rows] > 0]
+            parts += split_kinds(self.hashes[rows], self.is_replay[rows])
+        return parts
 
 
 def open_cache(
@@ -122,7 +136,7 @@ def open_cache(
     files = {source["path"]: RowCounts(**source["counts"]) for source in meta["sources"]}
     report = RowReport(strict, files, allow_dropped)
     report.check_strict()
-    report.check_bad_rows(dataset_class.valid)
+    _check_rows(report, dataset_class)
     report.warn_skipped()
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items()}
     tokens, documents = (len(arrays[name]) for name in ("ids", "hashes"))
@@ -169,6 +183,19 @@ def open_or_build(
         _build(folder, paths, digests, identity, dataset_class, tokenizer, num_workers, strict)
     cache = open_cache(folder, dataset_class, tokenizer, strict=strict, allow_dropped=allow_dropped)
     return replace(cache, times=times)
+
+
+def _check_rows(report: RowReport, dataset_class: type[Dataset]) -> None:
+    """Raise ValueError for a file with too many bad rows, or where a stage of conversations would learn texts alone."""
+    report.check_bad_rows(dataset_class.valid)
+    schemas = [counts.notes_of("schema") for counts in report.files.values()]
+    texts = sum(rows.get("text", 0) for rows in schemas)
+    if issubclass(dataset_class, SFTDataset) and texts == sum(sum(rows.values()) for rows in schemas):
+        names = " ".join(map(printable, report.files))
+        raise ValueError(
+            f"{names}: {texts:,} rows are texts and none is a conversation, so no answer is learned: give the "
+            f"conversations, too (--data_path CONVERSATIONS.jsonl {names}), or learn texts alone with pretrain.py"
+        )
 
 
 def _identity(dataset_class: type, tokenizer: Tokenizer) -> dict:
@@ -256,7 +283,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
         _remove_stale_folders(folder, temporary.stat().st_mtime)
         report = RowReport(strict, {str(path): RowCounts() for path in paths})
         tokens, documents = _encode_files(temporary, paths, size, report, dataset_class, tokenizer, num_workers)
-        report.check_bad_rows(dataset_class.valid)
+        _check_rows(report, dataset_class)
         sources = []
         for path, digest, count in zip(paths, digests, documents, strict=True):
             if _hash_content(path) != digest:  # no longer the content that the cache is named by

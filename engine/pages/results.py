@@ -17,7 +17,7 @@ from engine.options import ROAD
 from engine.score.evaluate import compare
 from engine.score.records import read_records, read_scores
 
-VALIDATION = ("val_loss", "val_bits_per_byte", "val_tag_loss")
+VALIDATION = ("val_loss", "val_bits_per_byte", "val_tag_loss", "val_text_loss", "val_text_bits_per_byte")
 NUM_SAMPLES = 3  # of every scored file
 FREE_SETTINGS = ("rows", "chats")  # may differ between parent and child: answers are compared row by row
 

@@ -65,7 +65,7 @@ def read_items(path: Path, limit: int) -> list:
     def items_of(number: int, row: dict, notes: set[str]) -> list:
         task = str(row["task"]) if "task" in row else None
         if SFTDataset.holds(row):
-            return answers.split_turns(number, SFTDataset.read(row, notes), task)
+            return answers.split_turns(number, SFTDataset.read_messages(row, notes), task)
         if multiple_choice.holds_question(row):
             nonlocal valid
             valid = multiple_choice.VALID

@@ -8,6 +8,8 @@ LABELS = {
     "val_loss": "loss (nats per token)",
     "val_bits_per_byte": "bits per byte",
     "val_tag_loss": "loss of tag tokens",
+    "val_text_loss": "loss of texts (nats per token)",
+    "val_text_bits_per_byte": "bits per byte of texts",
     "bits_per_byte": "bits per byte",
     "answer_loss": "answer loss (nats per token)",
     "exact_match": "exact match",

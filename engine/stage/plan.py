@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from dataset import LOSS, TAG
+from dataset import LOSS, TAG, begins_in_text
 from engine.console import printable
 from engine.corpus.jsonl import RowCounts
 from engine.flags import Args
@@ -18,7 +18,9 @@ from engine.loop import Progress, Run, load_step
 from engine.loss import TokenLoss
 from engine.machine import memory_estimate, parallel, rng
 from engine.machine.gpu_specs import gpu_tflops
-from engine.packing import Batch, PackedRows, rows_per_epoch
+from engine.packing import Batch, Documents, PackedRows, rows_per_epoch
+
+MAX_TEXT_SHARE = 0.9  # of what SFT or distillation learns: more is rarely meant
 
 
 def describe(run: Run) -> str:
@@ -148,6 +150,36 @@ def describe_next(args: Args) -> str:
     return f"next   {shlex.join(train)}\n       {shlex.join(chat)}"
 
 
+def describe_texts(cache: Documents, training: PackedRows, epochs: Sequence[float], held_out: PackedRows) -> str:
+    """Describe the texts next to conversations, and their share of what an epoch learns.
+
+    Args:
+        cache: The token cache.
+        training: Rows of both.
+        epochs: As in `describe_epochs`.
+        held_out: Rows of the held-out texts.
+    """
+    starts, lengths, _ = training.segments
+    sizes = np.diff(training.parts)
+    of_rows = np.repeat(rows_per_epoch(training, epochs) / sizes, sizes)
+    times = np.empty(len(starts))  # that an epoch reads each segment
+    times[training.order] = np.repeat(of_rows, np.diff(training.bounds))
+    is_text = begins_in_text(cache.classes, starts)
+    learned = lengths.copy()
+    for number in np.flatnonzero(~is_text):
+        learned[number] = np.count_nonzero(cache.classes[starts[number] + 1 : starts[number] + lengths[number] + 1])
+    texts, answers = (times * learned)[is_text].sum(), (times * learned)[~is_text].sum()
+    chats = (times * lengths)[~is_text].sum()
+    share = texts / max(1, texts + answers)
+    line = (
+        f"texts  {texts:,.0f} tokens next to {chats:,.0f} of conversations, which have {answers:,.0f} in answers: "
+        f"{share:.1%} of what is learned is text; held out: {held_out.positions:,} tokens, for val_text_loss alone"
+    )
+    if share > MAX_TEXT_SHARE:
+        line += f"\nnote: more than {MAX_TEXT_SHARE:.0%} of what is learned is text: are these the right files?"
+    return line
+
+
 def memory_needed(num_parameters: int, shards: int = 1) -> int:
     """Return the bytes a process holds whatever the batch is: fp32 weights, gradients and AdamW's two moments."""
     return 16 * num_parameters // shards
@@ -229,8 +261,8 @@ def summary(run: Run, progress: Progress) -> str:
         lines.append(
             f"  held-out metrics are of step {progress.last_validation_step}: a signal does not wait for new ones"
         )
-    for key in ("val_loss", "val_bits_per_byte", "val_tag_loss"):
-        if key in progress.validation:
+    for key, value in progress.validation.items():
+        if key != "sample":
             before = progress.initial_validation.get(key, math.nan)
-            lines.append(f"  {key:18} {before:.4f} -> {progress.validation[key]:.4f}")
+            lines.append(f"  {key:22} {before:.4f} -> {value:.4f}")
     return "\n".join(lines)

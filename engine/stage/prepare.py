@@ -21,7 +21,7 @@ from engine.machine.runtime import Runtime
 from engine.options import Data, weights_of
 from engine.packing import Batches, PackedRows, Segments, Sources, pack_dense, rows_per_epoch
 from engine.packing import pack as pack_rows
-from engine.stage.plan import describe_epochs, describe_files, describe_rows
+from engine.stage.plan import describe_epochs, describe_files, describe_rows, describe_texts
 from engine.stage.resume_key import DATA_FILES
 from model import SpongeBob, supports_varlen_attention
 
@@ -41,7 +41,8 @@ class Rows:
     Args:
         cache: The token cache of all documents.
         training: Rows to train on.
-        validation: Rows of the held-out documents.
+        validation: Rows of the held-out documents, except for texts next to conversations.
+        texts: Rows of the held-out texts next to conversations.
         prompt: Ids of the beginning of a held-out document, continued in the log.
         num_held_out: Held-out documents.
         held_out: Digest of their content hashes.
@@ -52,6 +53,7 @@ class Rows:
     cache: TokenCache
     training: PackedRows
     validation: PackedRows
+    texts: PackedRows
     prompt: list[int]
     num_held_out: int
     held_out: str
@@ -70,11 +72,15 @@ class Rows:
             describe_repeated(self.cache.row_hashes()),
             describe_rows(self.training, self.validation),
         ]
+        epochs = self.epochs or [1.0]
+        if self.cache.is_replay.any():
+            lines.append(describe_texts(self.cache, self.training, epochs, self.texts))
         if self.epochs:
-            lines.append(describe_epochs([file["name"] for file in files], self.training, self.epochs))
+            lines.append(describe_epochs([file["name"] for file in files], self.training, epochs))
         return Sources(
-            partial(Batches, self.cache, self.training, loss_weights, epochs=self.epochs or [1.0]),
+            partial(Batches, self.cache, self.training, loss_weights, epochs=epochs),
             partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
+            make_text_validation=partial(Batches, self.cache, self.texts, loss_weights) if len(self.texts) else None,
             resume_key={
                 "data": data,
                 DATA_FILES: data_files,
@@ -188,11 +194,14 @@ def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Ru
     rows = pack_dense(fit(documents, training, length), length, max_join, seed, borders=borders)
     if epochs:
         _check_files(files, documents.times, rows_per_epoch(rows, epochs))
+    is_replay = documents.is_replay[validation]
+    held_out, texts = (fit(documents, part, length) for part in (validation[~is_replay], validation[is_replay]))
     return Rows(
         documents,
         rows,
-        pack_rows(fit(documents, validation, length), rows.row_len, seed, length),
-        choose_prompt(documents, validation, length),
+        pack_rows(held_out, rows.row_len, seed, length),
+        pack_rows(texts, rows.row_len, seed, length),
+        choose_prompt(documents, validation[~is_replay], length),
         len(validation),
         hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
         lambda: documents.hashes[documents.split(args.data.val_fraction)[0]],

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import DEFAULT_SYSTEM, BorderedDataset, PretrainDataset, SFTDataset
-from engine.corpus.bpe import scan_corpus
+from engine.corpus.bpe import row_hashes, scan_corpus
 from engine.corpus.held_out import describe_repeated, held_out_hashes, read_row
 from engine.corpus.jsonl import parse_line
 from engine.options import SAMPLE
@@ -73,7 +73,7 @@ def held(cache):
 def held_out_of(paths, fraction, dataset_class=PretrainDataset):
     """Return the content hashes that the tokenizer does not learn from."""
     files = scan_corpus(paths, strict=False, dataset_class=dataset_class)
-    return {*held_out_hashes([file.hashes for file in files], fraction).tolist()}
+    return {*held_out_hashes(row_hashes(files), fraction).tolist()}
 
 
 def numbered(count, word):
@@ -225,3 +225,20 @@ def test_copies_of_rows_are_counted():
 def test_a_share_that_is_none_is_refused(fraction):
     with pytest.raises(ValueError, match=f"val_fraction={fraction}"):
         held_out(some_hashes(10), fraction)
+
+
+def test_same_conversations_are_held_out_with_texts_beside_them(build, tmp_path):
+    """In their file or in another one, and by the tokenizer, too: losses on them can be compared."""
+    chats = [json.loads(chat(("user", f"q{number}"), ("assistant", "a"))) for number in range(300)]
+    texts = numbered(500, "boat")
+    alone, replay = build(chats, dataset_class=SFTDataset), build(texts)
+    mixed = [build(chats + texts, dataset_class=SFTDataset), build(chats, texts, dataset_class=SFTDataset)]
+    expected = [set(cache.hashes[cache.split(0.01)[1]].tolist()) for cache in (alone, replay)]
+    assert list(map(len, expected)) == [64, 64]
+    for cache in mixed:
+        validation = cache.split(0.01)[1]
+        is_replay = cache.is_replay[validation]
+        assert [set(cache.hashes[validation[mask]].tolist()) for mask in (~is_replay, is_replay)] == expected
+    path = write_rows(tmp_path / "mixed.jsonl", chats + texts)
+    assert held_out_of([path], 0.01) == expected[0] | expected[1]
+    assert not alone.is_replay.any() and not replay.is_replay.any() and mixed[0].is_replay.sum() == 500

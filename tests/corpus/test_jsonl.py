@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from dataset import SFTDataset
 from engine.corpus import jsonl
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -142,3 +143,14 @@ def test_skipped_rows_are_reported_by_file_and_from_the_cache(build, capsys):
         assert "0.jsonl" not in warning and "\u001b[31m" not in warning
     with pytest.raises(ValueError, match="1.jsonl:6: .*--strict_data"):
         build(good, [*good, bad], strict=True)
+
+
+def test_texts_without_a_conversation_are_refused_by_a_stage_of_chats(build, tmp_path):
+    with pytest.raises(ValueError, match="20 rows are texts and none is a conversation.*pretrain.py"):
+        build([GOOD] * 20, dataset_class=SFTDataset)
+    assert not [*(tmp_path / "cache").iterdir()]
+    chat = {"messages": [{"content": "q"}, {"content": "a"}]}
+    cache = build([GOOD] * 20, [chat], dataset_class=SFTDataset)
+    assert len(cache) == 21
+    notes = [source["counts"]["notes"] for source in cache.meta["sources"]]
+    assert notes == [{"schema text": [20, 1]}, {"schema messages": [1, 1], "tags none": [1, 1]}]

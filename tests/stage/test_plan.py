@@ -89,3 +89,26 @@ def test_the_plan_names_schemas_held_out_rows_and_missing_tags(cache):
     text = plan.describe_files(cache.meta["sources"], 2, loss_weights())
     assert text == "file   rows.jsonl: 5 rows (5 conversations); held out: 2 of 5 documents (--val_fraction 0: none)"
     assert "tags   none in an answer of 5 rows" in plan.describe_files(cache.meta["sources"], 2, loss_weights(10.0))
+
+
+def test_the_plan_tells_texts_from_answers_and_warns_of_too_many(small, tmp_path):
+    texts = [{"text": "boat " * number} for number in range(20, 30)]
+    path = write_rows(tmp_path / "rows.jsonl", [chat("q", "abc")] * 5 + texts)
+    cache = open_or_build([path], SFTDataset, small, cache_dir=tmp_path / "cache")
+    learned = np.count_nonzero(cache.classes[: cache.offsets[5]])
+    sizes = [int(cache.offsets[-1] - cache.offsets[5]) - 10, int(cache.offsets[5]) - 5]
+    rows, held_out = (
+        pack(truncate_conversations(cache, numbers, 128), 128, 0) for numbers in (np.arange(15), np.arange(13, 15))
+    )
+    share = sizes[0] / (sizes[0] + learned)
+    text = plan.describe_texts(cache, rows, [1.0], held_out)
+    assert share > 0.9 and text.startswith(
+        f"texts  {sizes[0]:,} tokens next to {sizes[1]:,} of conversations, which have {learned:,} in answers: "
+        f"{share:.1%} of what is learned is text; held out: {held_out.positions:,} tokens"
+    )
+    assert f"texts  {2 * sizes[0]:,} tokens next to {2 * sizes[1]:,} of" in plan.describe_texts(
+        cache, rows, [2], held_out
+    )
+    assert "\nnote: more than 90% of what is learned is text" in text
+    few = pack(truncate_conversations(cache, np.arange(6), 128), 128, 0)
+    assert "note" not in plan.describe_texts(cache, few, [1.0], held_out)

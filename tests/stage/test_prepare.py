@@ -1,5 +1,6 @@
 """Data of a stage fits its model."""
 
+import json
 import types
 
 import pytest
@@ -49,3 +50,17 @@ def test_a_stage_leaves_its_rows_and_those_of_the_stage_before(home, tmp_path):
         counts.append([rows.overlap(part)["trained_on"] for part in hashes])
         assert rows.is_complete and len(rows.hashes) == sum(counts[-1])
     assert counts == [[30, 0], [30, 30]]  # half of each file is held out
+
+
+def test_answers_are_validated_the_same_with_texts_beside_them(home, tmp_path):
+    """The held-out loss before the first step is that of a run without texts, to the bit."""
+    common = ["--init_from", "whole/pretrain.pth", "--eval_step", "0", "--save_step", "0", "--save_dir"]
+    both = ["--data_path", "sft_512.jsonl", "pretrain.jsonl"]
+    alone = run_stage(home, *common, str(tmp_path / "alone"), stage="SFT")
+    mixed = run_stage(home, *common, str(tmp_path / "mixed"), *both, stage="SFT")
+    assert "\ntexts  " in mixed.output and "\ntexts  " not in alone.output
+    runs = [json.loads((tmp_path / name / "SFT.json").read_text()) for name in ("alone", "mixed")]
+    before = [run["initial_validation"] for run in runs]
+    assert before[0].items() <= before[1].items()
+    assert before[1].keys() - before[0].keys() == {"val_text_loss", "val_text_bits_per_byte"}
+    assert runs[1]["val_text_loss"] < before[1]["val_text_loss"]
