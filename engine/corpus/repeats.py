@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.corpus.shingles import BANDS, Units, make_shingles, read_units, sign_many
+from engine.corpus.shingles import BANDS, chunks, make_shingles, read_units, sign_many
 
 MIN_SIMILARITY = 0.8
 UNITS_PER_VARIANT = 300  # of so many units one may be another: traditional characters are not always told apart
+CUT_BYTES = 4 * 20  # 20 letters next to a cut
 REPRESENTATIVES = 4  # rows of a band that a further one is compared with: of 100,000 similar rows, not each with each
 COMPARED_IN_MEMORY = 64  # texts
 MAX_HELD_OUT_ROWS = 32  # that a row is compared with: those that share most bands with it
@@ -53,12 +54,23 @@ class Repeats(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A text to compare: its distinct shingles, and its distinct units with their counts; all sorted by hash."""
+    """A text to compare.
+
+    Attributes:
+        shingles: Distinct ones, sorted, (shingles,) uint64.
+        units: Distinct ones, sorted, (units,) uint64.
+        counts: Of each unit, (units,).
+        are_numbers: (units,) bool.
+        ends: The places in `units` of the first and the last one.
+        letters: All that is not ignored.
+    """
 
     shingles: np.ndarray
     units: np.ndarray
     counts: np.ndarray
     are_numbers: np.ndarray
+    ends: np.ndarray
+    letters: bytes
 
 
 def row_text(content: str | list[dict]) -> str:
@@ -75,12 +87,10 @@ def row_text(content: str | list[dict]) -> str:
 def read_content(text: str) -> Content:
     """Return what of a text is compared."""
     units = read_units([text])
-    return _content(units, make_shingles(units).hashes)
-
-
-def _content(units: Units, shingles: np.ndarray) -> Content:
     hashes, first, counts = np.unique(units.hashes, return_index=True, return_counts=True)
-    return Content(np.unique(shingles), hashes, counts, units.are_numbers[first])
+    shingles = np.unique(make_shingles(units).hashes)
+    ends = np.searchsorted(hashes, units.hashes[[0, -1]] if len(hashes) else [])
+    return Content(shingles, hashes, counts, units.are_numbers[first], ends, units.codes.tobytes())
 
 
 def similarity(content: Content, other: Content) -> float:
@@ -97,10 +107,16 @@ def are_near(content: Content, other: Content) -> bool:
 
 
 def _holds(content: Content, part: Content) -> bool:
-    """Return whether `content` holds all numbers of `part`, and all but very few of its units."""
+    """Return whether `content` holds all numbers of `part`, and all but very few of its units.
+
+    A cut may go through the first and the last one, if a word: then the letters next to it are there.
+    """
     at = np.searchsorted(content.units, part.units).clip(max=len(content.units) - 1)
     counts = np.where(content.units[at] == part.units, content.counts[at], 0)
     missing = (part.counts - counts).clip(min=0)
+    for place, letters in zip(part.ends, (part.letters[:CUT_BYTES], part.letters[-CUT_BYTES:]), strict=True):
+        if missing[place] and not part.are_numbers[place] and letters in content.letters:
+            missing[place] -= 1
     return missing.sum() <= part.counts.sum() // UNITS_PER_VARIANT and not missing[part.are_numbers].any()
 
 
@@ -138,7 +154,8 @@ def _first_equal(exact: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the longest, then first, row of those that are equal to each one, (rows,) int64."""
     order = np.lexsort((-lengths.astype(np.int64), exact))
     hashes = exact[order]
-    is_first = np.concatenate([np.ones(min(len(exact), 1), bool), hashes[1:] != hashes[:-1]])
+    is_first = np.ones(len(exact), bool)
+    is_first[1:] = hashes[1:] != hashes[:-1]
     kept_row = np.empty(len(exact), np.int64)
     kept_row[order] = order[is_first][np.cumsum(is_first) - 1]
     return kept_row
@@ -148,9 +165,10 @@ def _are_shared(hashes: np.ndarray) -> np.ndarray:
     """Return whether each hash is there again and is not 0, (n,) bool."""
     order = np.argsort(hashes)
     in_order = hashes[order]
-    repeats = np.concatenate([[False], in_order[1:] == in_order[:-1]])[: len(hashes)]
-    is_shared = np.zeros(len(hashes), bool)
-    is_shared[order] = repeats | np.concatenate([repeats[1:], [False]])[: len(hashes)]
+    repeats = np.zeros(len(hashes) + 1, bool)
+    repeats[1:-1] = in_order[1:] == in_order[:-1]
+    is_shared = np.empty(len(hashes), bool)
+    is_shared[order] = repeats[1:] | repeats[:-1]
     return is_shared & (hashes != 0)
 
 
@@ -260,11 +278,15 @@ def _digest(text: str) -> bytes:
 
 def _distinct_grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return each distinct long gram of each text, (n,) uint64, and the numbers of the texts, (n,) int64."""
-    grams = make_shingles(read_units(texts), HELD_OUT_GRAM)
-    numbers = np.repeat(np.arange(len(texts)), np.diff(grams.ends, prepend=0))
-    order = np.lexsort((grams.hashes, numbers))
-    hashes, numbers = grams.hashes[order], numbers[order]
-    is_new = np.concatenate(
-        [np.ones(min(len(order), 1), bool), (hashes[1:] != hashes[:-1]) | (numbers[1:] != numbers[:-1])]
-    )
-    return hashes[is_new], numbers[is_new]
+    all_hashes, all_numbers, num_texts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0
+    for chunk in chunks(texts):
+        grams = make_shingles(read_units(chunk), HELD_OUT_GRAM)
+        numbers = np.repeat(np.arange(len(chunk)), np.diff(grams.ends, prepend=0))
+        order = np.lexsort((grams.hashes, numbers))
+        hashes, numbers = grams.hashes[order], numbers[order]
+        is_new = np.ones(len(order), bool)
+        is_new[1:] = (hashes[1:] != hashes[:-1]) | (numbers[1:] != numbers[:-1])
+        all_hashes.append(hashes[is_new])
+        all_numbers.append(numbers[is_new] + num_texts)
+        num_texts += len(chunk)
+    return np.concatenate(all_hashes), np.concatenate(all_numbers)

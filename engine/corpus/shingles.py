@@ -9,7 +9,7 @@ All is integer arithmetic with fixed constants, on Unicode as of 3.2: equal numb
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class Units(NamedTuple):
         are_numbers: Whether a unit begins with a digit, (units,) bool.
         ends: Index after the last unit of each text, (texts,) int64.
         num_characters: Characters of each text that are not ignored, (texts,) int64.
+        codes: Those characters, (characters,) uint32.
     """
 
     hashes: np.ndarray
@@ -58,6 +59,7 @@ class Units(NamedTuple):
     are_numbers: np.ndarray
     ends: np.ndarray
     num_characters: np.ndarray
+    codes: np.ndarray
 
 
 class Shingles(NamedTuple):
@@ -84,7 +86,8 @@ def read_units(texts: Sequence[str]) -> Units:
         values = mix(codes.astype(np.uint64)) * powers[: len(codes)]
         hashes = mix(np.add.reduceat(values, starts) * inverses[starts])
     counts = np.diff(letters, prepend=0)
-    return Units(hashes, first_codes >= _CHARACTER, (first_codes & _NUMBER) != 0, unit_ends, counts)
+    are_numbers = (first_codes & _NUMBER) != 0
+    return Units(hashes, first_codes >= _CHARACTER, are_numbers, unit_ends, counts, codes[is_letter])
 
 
 def _read_codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,10 +129,11 @@ def make_shingles(units: Units, sizes: tuple[int, int] = SHINGLE) -> Shingles:
 
 def sign_many(texts: Sequence[str]) -> np.ndarray:
     """Return hashes of the bands of MinHash minima of each text, 0 where it is too short, (texts, BANDS) uint64."""
-    return np.concatenate([np.empty((0, BANDS), np.uint64), *map(_sign_chunk, _chunks(texts))])
+    return np.concatenate([np.empty((0, BANDS), np.uint64), *map(_sign_chunk, chunks(texts))])
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield texts in groups that are fast to handle at once."""
     begin = size = 0
     for number, text in enumerate(texts):
         size += len(text)
@@ -175,7 +179,7 @@ def _constants(count: int) -> np.ndarray:
     return mix(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
-@cache
+@lru_cache(2)
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return powers of an odd number and of its inverse modulo 2^64, (count,) uint64 each."""
     base = 0x9E3779B97F4A7C15
