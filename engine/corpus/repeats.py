@@ -19,6 +19,7 @@ from engine.corpus.shingles import BANDS, chunks, make_shingles, read_units, sig
 
 MIN_SIMILARITY = 0.8
 UNITS_PER_VARIANT = 300  # of so many units one may be another: traditional characters are not always told apart
+MIN_PART = 50  # units: a shorter text without a number of the other is another clause or title, no part of it
 CUT_BYTES = 4 * 20  # 20 letters next to a cut
 REPRESENTATIVES = 4  # rows of a band that a further one is compared with: of 100,000 similar rows, not each with each
 COMPARED_IN_MEMORY = 64  # texts
@@ -60,7 +61,7 @@ class Content(NamedTuple):
         shingles: Distinct ones, sorted, (shingles,) uint64.
         units: Distinct ones, sorted, (units,) uint64.
         counts: Of each unit, (units,).
-        are_numbers: (units,) bool.
+        numbers: Hashes of those units that are numbers, in the order of the text.
         ends: The places in `units` of the first and the last one.
         letters: All that is not ignored.
     """
@@ -68,7 +69,7 @@ class Content(NamedTuple):
     shingles: np.ndarray
     units: np.ndarray
     counts: np.ndarray
-    are_numbers: np.ndarray
+    numbers: bytes
     ends: np.ndarray
     letters: bytes
 
@@ -87,10 +88,11 @@ def row_text(content: str | list[dict]) -> str:
 def read_content(text: str) -> Content:
     """Return what of a text is compared."""
     units = read_units([text])
-    hashes, first, counts = np.unique(units.hashes, return_index=True, return_counts=True)
+    numbers = units.hashes[units.are_numbers].tobytes()
+    hashes, counts = np.unique(units.hashes, return_counts=True)
     shingles = np.unique(make_shingles(units).hashes)
     ends = np.searchsorted(hashes, units.hashes[[0, -1]] if len(hashes) else [])
-    return Content(shingles, hashes, counts, units.are_numbers[first], ends, units.codes.tobytes())
+    return Content(shingles, hashes, counts, numbers, ends, units.codes.tobytes())
 
 
 def similarity(content: Content, other: Content) -> float:
@@ -107,17 +109,21 @@ def are_near(content: Content, other: Content) -> bool:
 
 
 def _holds(content: Content, part: Content) -> bool:
-    """Return whether `content` holds all numbers of `part`, and all but very few of its units.
+    """Return whether `content` holds the numbers of `part` in their order, and all but very few of its units.
 
-    A cut may go through the first and the last one, if a word: then the letters next to it are there.
+    A cut may go through the first and the last unit, if a word: then the letters next to it are there.
     """
+    if part.numbers not in content.numbers:
+        return False
+    if part.counts.sum() < MIN_PART and part.numbers != content.numbers:
+        return False
     at = np.searchsorted(content.units, part.units).clip(max=len(content.units) - 1)
     counts = np.where(content.units[at] == part.units, content.counts[at], 0)
     missing = (part.counts - counts).clip(min=0)
     for place, letters in zip(part.ends, (part.letters[:CUT_BYTES], part.letters[-CUT_BYTES:]), strict=True):
-        if missing[place] and not part.are_numbers[place] and letters in content.letters:
+        if missing[place] and letters in content.letters:
             missing[place] -= 1
-    return missing.sum() <= part.counts.sum() // UNITS_PER_VARIANT and not missing[part.are_numbers].any()
+    return missing.sum() <= part.counts.sum() // UNITS_PER_VARIANT
 
 
 def find_repeats(exact: np.ndarray, bands: np.ndarray, lengths: np.ndarray, text_of: Callable[[int], str]) -> Repeats:
