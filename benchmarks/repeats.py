@@ -138,13 +138,14 @@ def measure_leaks(texts: list[str], rng: random.Random) -> tuple[list[str], list
     shuffled = rng.sample(texts, len(texts))
     held_out, rest = shuffled[: len(texts) // 10], shuffled[len(texts) // 10 :]
     ways = ways_of(rest, rng)
-    ways["contained"] = lambda text: f"{rng.choice(rest)[:400]}\n{text}\n{rng.choice(rest)[:400]}"
+    ways |= {"contained": lambda text: f"{rng.choice(rest)[:400]}\n{text}\n{rng.choice(rest)[:400]}"}
     index = HeldOut(held_out)
     outcomes = []
     for way, number in drawn(held_out * 10, ways, rng):
         text = held_out[number % len(held_out)]
-        if len(text) >= MIN_CONTAINED_CHARACTERS:
-            outcomes.append((way, bin_of(copy := ways[way](text), text), bool(index.reason(copy))))
+        if len(text) >= MIN_CONTAINED_CHARACTERS or way != "contained":
+            copy = ways[way](text)
+            outcomes.append((way, bin_of(copy, text), bool(index.reason(copy))))
     reasons = index.reasons(rest)
     return table_of("leaks found", outcomes), [text for text, reason in zip(rest, reasons, strict=True) if reason]
 

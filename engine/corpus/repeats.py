@@ -1,21 +1,25 @@
-"""Repeats: rows that are equal, or say nearly the same, and rows that say what a held-out row says.
+"""Repeats: rows that are equal, or say nearly the same.
 
 Two rows are near repeats if their sets of shingles (shingles.py) have a Jaccard similarity of 0.8 or more, and one of
 them holds all that the other says: its units but for one in 300, and all of its numbers. A text that was cut, joined
 with another one, or written with other punctuation, width or characters is a repeat. Rows of one template, which differ
 in a name or a number, are none. MinHash only proposes pairs; all are compared by their texts.
+
+Grams of a held-out row are looked up in the text of every other row: 13 characters or 8 words in a row (GPT-3 took 8 to
+13 words: arXiv:2005.14165, appendix C). Of rows of less than 50 characters, such as a "thank you", which may be part of
+any text, shingles are: they only find texts that are nearly the same.
 """
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.corpus.shingles import BANDS, chunks, make_shingles, read_units, sign_many
+from engine.corpus.shingles import BANDS, SHINGLE, Units, chunks, make_shingles, read_units
+from engine.corpus.shingles import sign_many as sign_many
 
 MIN_SIMILARITY = 0.8
 UNITS_PER_VARIANT = 300  # of so many units one may be another: traditional characters are not always told apart
@@ -23,9 +27,13 @@ MIN_PART = 50  # units: a shorter text without a number of the other is another 
 CUT_BYTES = 4 * 20  # 20 letters next to a cut
 REPRESENTATIVES = 4  # rows of a band that a further one is compared with: of 100,000 similar rows, not each with each
 COMPARED_IN_MEMORY = 64  # texts
-MAX_HELD_OUT_ROWS = 32  # that a row is compared with: those that share most bands with it
-HELD_OUT_GRAM = (13, 8)  # units, of characters and of words (GPT-3 took 8 to 13 words: arXiv:2005.14165, appendix C)
-MIN_CONTAINED_CHARACTERS = 50  # a shorter held-out row, such as a "thank you", may be part of any text
+
+HELD_OUT_GRAM = (13, 8)  # units, where the first is a character and where it is a word
+MIN_CONTAINED_CHARACTERS = 50
+CONTAINED_SHARE = 0.5  # of a held-out row's grams: a row with more of them contains it
+SIMILAR_SHARE = 0.75  # of a short held-out row's shingles: a row with more of them is compared with it
+MAX_ROWS = 32  # held-out rows that a gram is looked up for, and that a row is compared with
+FILTER_SIZE = 32  # places of the filter for each gram: of other grams it lets one in 32 pass
 
 
 class Repeats(NamedTuple):
@@ -214,26 +222,21 @@ def _drop_near(rows: np.ndarray, buckets: np.ndarray, content_of: Callable, kept
             counts[shared] += 1
 
 
+# ------------------------------------------------------------------------------------------------- held-out rows
+
+
 class HeldOut:
-    """The held-out rows, whose words no row that is learned may hold."""
+    """An index of held-out rows."""
 
     def __init__(self, texts: Sequence[str]):
-        """Index the texts (`row_text`) of held-out rows, of a question with its answer."""
-        texts = sorted({text.strip() for text in texts})
-        self._digests = {_digest(text) for text in texts}
-        self._contents: dict[int, Content] = {}
-        self._texts = texts
-        self._rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row, bands in enumerate(sign_many(texts).tolist()):
-            for key in enumerate(bands):
-                if key[1]:
-                    self._rows_of[key].append(row)
-        grams, rows = _distinct_grams(texts)
-        is_long = np.array([len(text) >= MIN_CONTAINED_CHARACTERS for text in texts], bool)
-        grams, rows = grams[is_long[rows]], rows[is_long[rows]]
-        self._num_grams = np.bincount(rows, minlength=len(texts))
-        order = np.argsort(grams, kind="stable")
-        self._grams, self._gram_rows = grams[order], rows[order]
+        """Index the texts of held-out rows (repeats.row_text), of a question with its answer."""
+        self._texts = sorted({text.strip() for text in texts})
+        self._digests = set(map(_digest, self._texts))
+        self._is_long = np.array([len(text) >= MIN_CONTAINED_CHARACTERS for text in self._texts], bool)
+        self._indices = [
+            GramIndex(self._texts, self._is_long, HELD_OUT_GRAM, CONTAINED_SHARE),
+            GramIndex(self._texts, ~self._is_long, SHINGLE, SIMILAR_SHARE),
+        ]
 
     def reason(self, text: str) -> str:
         """Return why a row's text must not be learned: "exact", "near" or "contained"; empty if it may."""
@@ -241,58 +244,94 @@ class HeldOut:
 
     def reasons(self, texts: Sequence[str]) -> list[str]:
         """Return `reason` of many texts: faster than one by one."""
-        is_contained = self._find_contained(texts)
-        reasons = []
-        for text, bands, contained in zip(texts, sign_many(texts).tolist(), is_contained, strict=True):
-            if _digest(text.strip()) in self._digests:
-                reasons.append("exact")
-            elif self._is_near(text, bands):
-                reasons.append("near")
-            else:
-                reasons.append("contained" if contained else "")
+        reasons: list[str] = []
+        for chunk in chunks(texts):
+            similar_rows = defaultdict(list)
+            units = read_units(chunk)
+            for index in self._indices:
+                for number, row in index.find(units):
+                    similar_rows[number].append(row)
+            reasons += [self._reason(text, similar_rows[number]) for number, text in enumerate(chunk)]
         return reasons
 
-    def _is_near(self, text: str, bands: list[int]) -> bool:
-        votes = Counter(chain.from_iterable(self._rows_of.get(key, ()) for key in enumerate(bands)))
-        if not votes:
-            return False
-        content = read_content(text)
-        return any(are_near(content, self._content(row)) for row, _ in votes.most_common(MAX_HELD_OUT_ROWS))
+    def _reason(self, text: str, rows: list[int]) -> str:
+        if _digest(text.strip()) in self._digests:
+            return "exact"
+        content = read_content(text) if rows else None
+        if content and any(are_near(content, read_content(self._texts[row])) for row in rows[:MAX_ROWS]):
+            return "near"
+        return "contained" if self._is_long[rows].any() else ""
 
-    def _content(self, row: int) -> Content:
-        if row not in self._contents:
-            self._contents[row] = read_content(self._texts[row])
-        return self._contents[row]
 
-    def _find_contained(self, texts: Sequence[str]) -> np.ndarray:
-        """Return whether each text holds most of a held-out row, (texts,) bool."""
-        grams, numbers = _distinct_grams(texts)
-        first, end = (np.searchsorted(self._grams, grams, side) for side in ("left", "right"))
+class GramIndex:
+    """Grams of some texts, to find texts that hold most of them.
+
+    A gram is looked up for the first MAX_ROWS texts that hold it: templates are in too many. Candidates are the texts
+    that may be held if all other grams were; they are counted in full.
+    """
+
+    def __init__(self, texts: Sequence[str], is_indexed: np.ndarray, sizes: tuple[int, int], share: float):
+        """Index texts.
+
+        Args:
+            texts: All of them.
+            is_indexed: Which of them to index, (texts,) bool.
+            sizes: Units of a gram, as in make_shingles.
+            share: Of a text's different grams; a text that is found holds more.
+        """
+        self.sizes = sizes
+        self.filter = np.ones(1, bool)  # all pass
+        parts, first = [(np.empty(0, np.uint64), np.empty(0, np.int64))], 0
+        for chunk in chunks(texts):
+            grams, numbers = self._grams(read_units(chunk))
+            parts.append((grams, numbers + first))
+            first += len(chunk)
+        grams, numbers = map(np.concatenate, zip(*parts, strict=True))
+        grams, numbers = grams[is_indexed[numbers]], numbers[is_indexed[numbers]]
+        num_grams = np.bincount(numbers, minlength=len(texts))
+        self.least = share * num_grams
+        self.grams_of = np.split(grams, np.cumsum(num_grams))
+        order = np.argsort(grams, kind="stable")
+        place = np.arange(len(grams)) - np.searchsorted(grams[order], grams[order])  # among the texts that hold a gram
+        order = order[place < MAX_ROWS]
+        self.grams, self.numbers = grams[order], numbers[order]
+        self.least_looked_up = self.least - num_grams + np.bincount(self.numbers, minlength=len(texts))
+        self.filter = np.zeros(1 << (FILTER_SIZE * len(grams)).bit_length(), bool)
+        self.filter[self._places(grams)] = True
+
+    def find(self, units: Units) -> Iterator[tuple[int, int]]:
+        """Yield (number of a text, indexed text of which it holds most).
+
+        Args:
+            units: Of the texts.
+        """
+        grams, numbers = self._grams(units)
+        first, end = (np.searchsorted(self.grams, grams, side) for side in ("left", "right"))
         times = end - first
-        offsets = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        held_out_rows = self._gram_rows[np.repeat(first, times) + offsets]
-        pairs, counts = np.unique(np.repeat(numbers, times) * len(self._num_grams) + held_out_rows, return_counts=True)
-        most = counts * 2 > self._num_grams[pairs % max(len(self._num_grams), 1)]
-        is_contained = np.zeros(len(texts), bool)
-        is_contained[pairs[most] // max(len(self._num_grams), 1)] = True
-        return is_contained
+        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        indexed = self.numbers[np.repeat(first, times) + within]
+        keys, counts = np.unique(np.repeat(numbers, times) * len(self.least) + indexed, return_counts=True)
+        texts, rows = np.divmod(keys, max(len(self.least), 1))
+        for place in np.flatnonzero(counts > self.least_looked_up[rows]):
+            text, row = int(texts[place]), int(rows[place])
+            begin, end = np.searchsorted(numbers, [text, text + 1])
+            if np.isin(self.grams_of[row], grams[begin:end], assume_unique=True).sum() > self.least[row]:
+                yield text, row
+
+    def _grams(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
+        """Return the different grams of each text that pass the filter, and the numbers of the texts; (n,) each."""
+        shingles = make_shingles(units, self.sizes)
+        passes = np.flatnonzero(self.filter[self._places(shingles.hashes)])
+        numbers = np.searchsorted(shingles.ends, passes, "right")
+        order = np.lexsort((shingles.hashes[passes], numbers))
+        grams, numbers = shingles.hashes[passes][order], numbers[order]
+        is_new = np.ones(len(order), bool)
+        is_new[1:] = (grams[1:] != grams[:-1]) | (numbers[1:] != numbers[:-1])
+        return grams[is_new], numbers[is_new]
+
+    def _places(self, grams: np.ndarray) -> np.ndarray:
+        return grams & np.uint64(len(self.filter) - 1)
 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _distinct_grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return each distinct long gram of each text, (n,) uint64, and the numbers of the texts, (n,) int64."""
-    all_hashes, all_numbers, num_texts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0
-    for chunk in chunks(texts):
-        grams = make_shingles(read_units(chunk), HELD_OUT_GRAM)
-        numbers = np.repeat(np.arange(len(chunk)), np.diff(grams.ends, prepend=0))
-        order = np.lexsort((grams.hashes, numbers))
-        hashes, numbers = grams.hashes[order], numbers[order]
-        is_new = np.ones(len(order), bool)
-        is_new[1:] = (hashes[1:] != hashes[:-1]) | (numbers[1:] != numbers[:-1])
-        all_hashes.append(hashes[is_new])
-        all_numbers.append(numbers[is_new] + num_texts)
-        num_texts += len(chunk)
-    return np.concatenate(all_hashes), np.concatenate(all_numbers)
