@@ -2,9 +2,6 @@
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -189,16 +186,3 @@ def prompts(count=4):
 
 def greedy(model, ids, count=12):
     return complete(model, [ids], max_new_tokens=count, end_id=EOS, temperature=0)[0]
-
-
-# ----------------------------------------------------------------------------------------- several processes
-
-
-def torchrun(program: Path, *argv: object, processes: int = 2) -> str:
-    """Run a program of tests/ in several processes and return its stdout."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", program]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run([*command, *map(str, argv)], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout

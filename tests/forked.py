@@ -4,11 +4,12 @@ import functools
 import importlib
 import os
 import resource
+import runpy
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -76,6 +77,21 @@ def run_stage(cwd: Path, *argv: str, **options) -> Ended:
     return finish(start_stage(cwd, *argv, **options))
 
 
+def run_ranks(cwd: Path, program: Path, *argv: object, processes: int = 2) -> str:
+    """Run a program in processes with a rank each, as under torchrun but without new imports; return its output."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    log, ranks = cwd / f"output-{time.monotonic_ns()}", []
+    for rank in range(processes):
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        ranks.append(FORKS.Process(target=_rank, args=(cwd, log, program, argv, environment | mine)))
+        ranks[-1].log = log
+        ranks[-1].start()
+    ended = [finish(process, 120) for process in ranks]
+    assert not any(rank.code for rank in ended), ended[0].output[-2000:]
+    return ended[0].output
+
+
 def start_paused(cwd: Path, *argv: str, prepare: Callable, **options):
     """Start a stage and wait until `prepare` has paused it."""
     process = start_stage(cwd, *argv, prepare=prepare, **options)
@@ -117,6 +133,19 @@ def _child(cwd: Path, log: Path, stage: str, argv: list[str], stdout: str, prepa
     if prepare:
         prepare()
     cli.run(lambda: importlib.import_module(stage).main(argv))
+
+
+def _rank(cwd: Path, log: Path, program: Path, argv: Sequence[object], environment: dict[str, str]) -> None:
+    os.environ |= environment
+    os.chdir(cwd)
+    sys.stdout, sys.stderr = _streams(log, "")
+    torch.set_num_threads(1)
+    sys.argv = [str(program), *map(str, argv)]
+    sys.path.insert(0, str(program.parent))
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    finally:
+        sys.stdout.flush()
 
 
 def _streams(log: Path, stdout: str):

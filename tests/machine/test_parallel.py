@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, same, torchrun, weights
+from factories import OPTIONS, ROOT, SHAPE, SHORT, SMALL, a_run, rows, same, weights
+from forked import run_ranks, run_stage
 from tiny_model import tiny
 from torch._inductor.runtime import cache_dir_utils
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -169,7 +170,7 @@ def test_compiled_run_is_resumed_compiled_to_the_same_bits(folder, monkeypatch, 
 
 
 def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
-    lines = torchrun(ROOT / "tests/machine/two_ranks.py", folder).splitlines()
+    lines = run_ranks(folder, ROOT / "tests/machine/two_ranks.py", folder).splitlines()
     results = {}
     for line in lines:
         if line.startswith("result "):
@@ -189,8 +190,10 @@ def test_two_processes_match_one_in_loss_and_gradient_norm(folder):
 
 
 def test_two_processes_write_one_log_and_have_a_seed_each(folder):
-    argv = [*SHAPE, *SHORT, *SMALL, *"--max_seq_len 64 --val_fraction 0.2 --seed 7".split()]
-    torchrun(ROOT / "tests/machine/seeded_ranks.py", *argv)
+    argv = [*SHAPE, *SHORT, *SMALL, *"--max_seq_len 64 --val_fraction 0.2 --seed 7 --dtype float32".split()]
+    two = ("--standalone", "--nproc_per_node=2")
+    done = run_stage(folder, *argv, stage="tests/machine/seeded_ranks", torchrun=two)
+    assert done.code == 0, done.output[-2000:]
     assert [Path(f"seed{rank}").read_text() for rank in range(2)] == ["7", "8"]  # for dropout
     pretrain.main([*argv, "--accumulation_steps", "4", "--name", "alone"])
     logs = [rows(folder / f"results/{name}.metrics.jsonl", "sample") for name in ("pretrain", "alone")]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from factories import CPU, ROOT, torchrun
+from factories import CPU, ROOT
+from forked import run_ranks
 
 from engine import console, options
 from engine.machine import runtime
@@ -44,9 +45,8 @@ def test_memory_of_freed_tensors_is_reused_without_page_faults():
     assert int(done.stdout) < 1000  # of the 16,384 pages that it has
 
 
-def test_processes_wait_for_the_main_one_without_a_limit(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    output = torchrun(ROOT / "tests/machine/waiting_ranks.py")
+def test_processes_wait_for_the_main_one_without_a_limit(tmp_path):
+    output = run_ranks(tmp_path, ROOT / "tests/machine/waiting_ranks.py")
     assert sorted(output.splitlines()) == [f"{rank} has what was made by the main process" for rank in range(2)]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import counting_source
 import pytest
-from factories import rows, same, torchrun, weights
+from factories import rows, same, weights
+from forked import run_ranks
 
 FLAGS = (
     "--device cpu --dtype float32 --batch_size 2 --accumulation_steps 2 --epochs 2 --warmup_iters 1 --log_step 1 "
@@ -36,7 +37,7 @@ def test_stopped_and_resumed_run_of_another_source_ends_with_the_same_bits(whole
 
 def test_two_ranks_train_on_another_source_as_one_does(whole, tmp_path):
     half = [*FLAGS, "--accumulation_steps", "1"]
-    torchrun(Path(counting_source.__file__), *half, "--save_dir", tmp_path)
+    run_ranks(tmp_path, Path(counting_source.__file__), *half, "--save_dir", tmp_path)
     logs = [rows(folder / "counting.metrics.jsonl") for folder in (whole, tmp_path)]
     for one_rank, two_ranks in zip(*logs, strict=True):
         for column in ("step", "loss", "grad_norm", "tokens"):
