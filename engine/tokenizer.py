@@ -6,6 +6,7 @@ Usable are byte-level ones that lose no text, and whose special tokens no text c
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,12 @@ def fingerprint(tokenizer: Tokenizer, *, of_all: bool = False) -> str:
     Programs that save a tokenizer again change what does not decide the ids. `of_all`: of everything in the file, as
     it was calculated before version 0.2.
     """
-    content = json.loads(tokenizer.to_str())
+    return _hash(tokenizer.to_str(), of_all)
+
+
+@lru_cache(maxsize=4)  # a run asks three times
+def _hash(file: str, of_all: bool) -> str:
+    content = json.loads(file)
     if not of_all:
         content = {name: content[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)

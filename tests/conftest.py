@@ -13,7 +13,11 @@ from tokenizers import Tokenizer
 
 import eval_model
 from engine.flags import ROOT
+from engine.generate import sample_text
+from engine.log import tracker
 from engine.tokenizer import load_tokenizer
+
+PLOT_LOSSES = tracker.plot_losses
 
 
 def pytest_collection_modifyitems(items):
@@ -21,6 +25,21 @@ def pytest_collection_modifyitems(items):
     for marker, variable in (("faults", "ALL_FAULTS"), ("runtimes", "RUNTIMES"), ("pages", "PAGES")):
         if not os.environ.get(variable):
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_runs():
+    """Draw no loss curve, and continue the held-out prompt by two tokens: both take longer than the six steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "plot_losses", lambda *_: None)
+        patch.setattr(sample_text, "NUM_NEW_TOKENS", 2)
+        yield
+
+
+@pytest.fixture
+def loss_curve(monkeypatch):
+    """Draw it, as outside of the tests."""
+    monkeypatch.setattr(tracker, "plot_losses", PLOT_LOSSES)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +71,7 @@ def one_thread():
 @pytest.fixture
 def quick(monkeypatch):
     """Skip what takes longer than a training of a few steps."""
-    for slow in ("engine.log.tracker.plot_losses", "engine.stage.plan.dry_run", "os.fsync"):
+    for slow in ("engine.stage.plan.dry_run", "os.fsync"):
         monkeypatch.setattr(slow, lambda *_: None)
 
 

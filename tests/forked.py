@@ -24,6 +24,7 @@ from factories import ROOT, rows, same, tensors, weights
 from engine import cli, loop
 from engine.checkpoint import training_state
 from engine.corpus import token_cache, worker_pool
+from engine.generate import sample_text
 from engine.log import tracker
 from engine.stage import plan, resume, saver
 
@@ -129,7 +130,8 @@ def _child(cwd: Path, log: Path, stage: str, argv: list[str], stdout: str, prepa
         torch.distributed.run.main([*torchrun, str(ROOT / f"{stage}.py"), *argv])
         return
     torch.set_num_threads(1)
-    mock.patch.object(tracker, "plot_losses").start()  # half a second each time
+    mock.patch.object(tracker, "plot_losses").start()  # as the fixture short_runs
+    mock.patch.object(sample_text, "NUM_NEW_TOKENS", 2).start()
     if prepare:
         prepare()
     cli.run(lambda: importlib.import_module(stage).main(argv))

@@ -80,6 +80,7 @@ def test_a_file_that_percent_run_starts_has_a_command_line(cell, monkeypatch):
     assert pretrain.parse_args().training.seed == 5
 
 
+@pytest.mark.usefixtures("loss_curve")
 def test_training_in_a_cell_leaves_the_process_as_it_was(cell, monkeypatch):
     """Neither matplotlib nor a signal is set for the notebook, in its main thread and in another."""
     monkeypatch.setattr("engine.stage.plan.dry_run", lambda *_: None)

@@ -13,6 +13,8 @@ from engine.machine.runtime import Runtime
 from engine.tokenizer import EOS
 from model import SpongeBob
 
+NUM_NEW_TOKENS = 48
+
 
 def choose_prompt(documents: TokenCache, held_out: np.ndarray, max_seq_len: int) -> list[int]:
     """Return the beginning of the first held-out document whose labels begin within the context.
@@ -49,7 +51,8 @@ def sample(model: SpongeBob, rt: Runtime, tokenizer: Tokenizer, prompt: list[int
     if not rt.is_main_process or whole is None:
         return ""
     with rt.autocast():
-        answers = engine.complete(whole, [prompt], max_new_tokens=48, end_id=tokenizer.token_to_id(EOS), seed=0)
+        end_id = tokenizer.token_to_id(EOS)
+        answers = engine.complete(whole, [prompt], max_new_tokens=NUM_NEW_TOKENS, end_id=end_id, seed=0)
     return tokenizer.decode(answers[0])
 
 

@@ -24,6 +24,7 @@ from engine.checkpoint import training_state
 from engine.files import read_log
 
 
+@pytest.mark.usefixtures("loss_curve")
 def test_all_stages_run_and_chain_without_renames(folder):
     pretrain.main([*SHAPE, *SHORT])
     SFT.main(SHORT)
