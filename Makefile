@@ -27,7 +27,7 @@ test-pages: .venv/installed-dev
 	PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m pages tests/export tests/pages
 
 test-runtimes: .venv/installed-dev
-	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint tests/export tests/generate
+	RUNTIMES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m runtimes tests/checkpoint tests/export tests/generate tests/test_loop.py
 
 test-mutants: .venv/installed-dev
 	$(BIN)/python tests/mutation/run.py $(MUTANTS)

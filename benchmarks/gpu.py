@@ -102,7 +102,7 @@ def compiled_and_eager(backend: str = "inductor"):
     return metrics(loss, rows()), eager
 
 
-def cached_and_full():
+def cached_and_full(num_tokens: int = 16):
     """Return greedy ids in fp32: step by step with the cache, and the whole row again for every token."""
     import torch
 
@@ -113,10 +113,10 @@ def cached_and_full():
     model, ids = fresh().model.eval(), [5, 6, 7, 8]
     with torch.no_grad():  # fake tensors know no inference mode, which step's decorator brings
         engine = GenerationEngine(Decoder(model), 1, 32)
-        request = engine.add(Request(ids, 16, sampling=Sampling(temperature=0)))
+        request = engine.add(Request(ids, num_tokens, sampling=Sampling(temperature=0)))
         while engine.busy:
             GenerationEngine.step.__wrapped__(engine)
-        for _ in range(16):
+        for _ in range(num_tokens):
             ids = [*ids, int(model(torch.tensor([ids]).to(DEVICE)).logits[0, -1].argmax())]
     return torch.tensor(request.ids), torch.tensor(ids[4:])
 

@@ -89,10 +89,20 @@ def distance(curve: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(curve, other, strict=True))
 
 
-@needs_compiler
-def test_forty_compiled_steps_give_the_same_losses(losses, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # others would wait for the other test's core
+@pytest.mark.parametrize(
+    "backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=[needs_compiler, pytest.mark.runtimes])]
+)
+def test_forty_compiled_steps_give_the_same_losses(losses, backend, monkeypatch):
+    """The first backend makes the same graphs, both ways, and no code, which takes a compiler half a minute."""
+    real, compiled = torch.nn.Module.compile, []
+
+    def compile(module, **options):
+        compiled.append(type(module).__name__)
+        real(module, backend=backend, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
     assert distance(losses("compiled", "--compile"), losses("plain")) < 1e-2
+    assert compiled == ["TokenLoss"]
 
 
 def test_forty_steps_chunked_masked_or_not_fused_give_the_same_losses(losses, monkeypatch):
