@@ -12,11 +12,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.corpus.encodings import guess_encoding
+from engine.corpus.encodings import guess_encoding, guess_unicode
 from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
 from engine.corpus.json_values import read_values
 from engine.corpus.jsonl import parse_line, split_lines
@@ -166,13 +167,10 @@ def _inspect(path: Path, name: str, encoding: str | None, split_text: str) -> In
         head = stream.read(HEADER_BYTES)
         if not head.strip():
             return "empty"
-        file_type = detect_file_type(head)
-        if file_type and file_type.type not in ("", "packed", "parquet", "arrow"):
-            file_type = None
-        if file_type is None:
-            guessed = guess_encoding(_read_past_ascii(stream, head))
-            if guessed not in ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
-                guessed = encoding or guessed
+        file_type = None if guess_unicode(head).startswith(("utf-16", "utf-32")) else detect_file_type(head)
+        if file_type is None or file_type.type not in ("", "packed", "parquet", "arrow"):
+            sample = _read_past_ascii(stream, head)
+            guessed = guess_unicode(sample) or encoding or guess_encoding(sample, partial(_ask_chardet, path))
             text = head.decode(guessed or "latin-1", "replace").encode()
             named = SUFFIXES.get(re.sub(r"\.(gz|zst|xz|bz2)$", "", name.lower()).rpartition(".")[2], "text")
             kind = _text_type(text, named)
@@ -183,6 +181,11 @@ def _inspect(path: Path, name: str, encoding: str | None, split_text: str) -> In
         return InputFile(path, name, file_type.type, packed)
     remedy = file_type.remedy.replace("PATH", "FILE").replace("OUT", "ROWS.jsonl")
     return f"{file_type.name}; {remedy[0].lower()}{remedy[1:]}"
+
+
+def _ask_chardet(path: Path, text: bytes) -> str:
+    task = "telling the encoding of a text that is not UTF-8 (or name it by --encoding)"
+    return import_for("chardet", path, task).detect(text)["encoding"] or ""
 
 
 def _read_past_ascii(stream: BinaryIO, head: bytes) -> bytes:

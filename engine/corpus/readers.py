@@ -250,10 +250,11 @@ def _split_text(text: str, number: int, border: str) -> Iterator[tuple[int, dict
 
 
 def _parse_python(file: InputFile, block: Block) -> Iterator[tuple[int, dict | BadRow]]:
-    lines = [(1, block.rows)] if block.rows.lstrip().startswith(b"[") else split_lines(1, block.rows)
+    content = block.rows.decode(_codec(file), "replace").encode()
+    lines = [(1, content.strip())] if content.lstrip().startswith(b"[") else split_lines(1, content)
     for number, line in lines:
         try:
-            value = ast.literal_eval(line.decode(_codec(file)).strip())
+            value = ast.literal_eval(line.decode())
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             yield number, BadRow(f"not Python's repr of an object ({first_line(error)})")
             continue

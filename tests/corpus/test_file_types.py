@@ -181,6 +181,7 @@ def columns(delimiter):
 CONTENTS = {
     "plain text of lines": "\n".join(TEXTS).encode(),
     "plain text of paragraphs": "\n\n".join(text.replace("comes", "comes\n") for text in TEXTS).encode(),
+    "plain text in GB18030": "\n".join(f"第{text}行，船回来了" for text in TEXTS).encode("gb18030"),
     "CSV": BOM + columns(","),
     "CSV of Europe": columns(";"),
     "TSV": columns("\t"),

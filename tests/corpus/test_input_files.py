@@ -1,9 +1,12 @@
 """A folder is read with all that is in it: each file is known by its first bytes, and what is left is named."""
 
+import gzip
 import json
 
+import numpy as np
 import pytest
 
+from engine.corpus import readers
 from engine.corpus.input_files import find_files
 
 LINES = json.dumps({"text": "boats"}) + "\n"
@@ -77,3 +80,48 @@ def test_nothing_to_read_is_an_error_with_reasons(tmp_path):
         find_files([path])
     with pytest.raises(ValueError, match="notes: no such file or folder"):
         find_files([tmp_path / "notes"])
+
+
+ZH = "清晨，港务长打开了闸门，第一条船随着潮水驶进港口，船上装满了过冬用的盐和绳子。"
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl.gz", "a.html", "a.py"])
+def test_each_text_is_read_in_its_encoding(tmp_path, name, encoding):
+    content = {
+        "a.txt": ZH,
+        "a.csv": f"text\n{ZH}\n",
+        "a.json": f'[\n{{"text": "{ZH}"}}\n]',
+        "a.jsonl.gz": f'{{"text": "{ZH}"}}\n',
+        "a.html": f"<html><body><p>{ZH}</p>\n",
+        "a.py": f"{{'text': '{ZH}'}}",
+    }[name]
+    packed = gzip.compress if name.endswith("gz") else bytes
+    (file,), _ = readers.find_files([write(tmp_path / name, packed(content.encode(encoding)))])
+    (block,) = readers.read_blocks(file)
+    assert list(readers.parse_block(file, block)) == [(2 if name == "a.csv" else 1, {"text": ZH})]
+    assert file.encoding == encoding
+
+
+def test_an_encoding_that_is_not_sure_is_refused_and_can_be_named(tmp_path):
+    write(tmp_path / "短.txt", "港务长".encode("gb18030"))
+    write(tmp_path / "utf8.txt", "港务长")
+    write(tmp_path / "sixteen.txt", ZH.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"^短.txt: not UTF-8, and no other encoding is sure; name it by --encoding"):
+        find_files([tmp_path])
+    with pytest.raises(ValueError, match="--encoding gbk2: no such encoding"):
+        find_files([tmp_path], encoding="gbk2")
+    files, _ = find_files([tmp_path], encoding="gbk")
+    assert {file.name: file.encoding for file in files} == {
+        "短.txt": "gbk",
+        "utf8.txt": "utf-8",
+        "sixteen.txt": "utf-16",
+    }
+
+
+def test_token_ids_are_no_text_of_utf16(tmp_path):
+    ids = np.random.default_rng(1)
+    for name, tokens in {"gpt2": ids.zipf(1.2, 9000) % 50257, "characters": ids.integers(0, 65, 9000)}.items():
+        write(tmp_path / f"{name}.bin", tokens.astype(np.uint16).tobytes())
+    with pytest.raises(ValueError, match=r"(?s)characters.bin: binary, perhaps token ids.*gpt2.bin: binary, perhaps"):
+        find_files([tmp_path])
