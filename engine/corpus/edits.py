@@ -33,11 +33,10 @@ def outside_code(edit: Callable[[str], str]) -> Callable[[str], str]:
 # ------------------------------------------------------------------------------------------------------ characters
 
 # UTF-8 in another encoding: a first byte, and one that continues it. A cheap search before ftfy's, which is slow.
-FIRST = "\x80-\x9f\xc2-\xf4Ă-űРСв├┬Γ√Σσµτφ‚"
+FIRST = "\x80-\x9f\xc2-\xf4Ă-űРСГДЕбв"
 NEXT = "\x80-\xbfĄąĽľŁłŒœŚśŞşŠšŤťŹźŻżŽžŸƒˆˇ˘˛˜˝ЁЂЃЄЅІЇЈЉЊЋЌЎЏёђѓєѕіїјљњќўџҐґ–—‘’‚“”„†‡•…‰‹›€№™"
-SUSPECT_RE = re.compile(
-    f"[{FIRST}](?:[{NEXT}]|(?<=[\x80-\x9f])|(?<=[ÂÃ]) |(?<=[├┬Γ√Σσµτφ‚])[^\x00-\x7f\u0370-\u03ff\u1f00-\u1fff])"
-)
+BOX = "ΓΣσµτφ√≈ƒ‚\u2500-\u257f"  # first bytes in two encodings that continue with almost anything
+SUSPECT_RE = re.compile(f"[{FIRST}{BOX}](?:[{NEXT}]|(?<=[\x80-\x9f])|(?<=[ÂÃ]) |(?<=[{BOX}])[^\x00-\x7fͰ-Ͽἀ-῾])")
 # What Chinese and “ ” in UTF-8 are made of when it is read as GBK, a tenth of all; hardly ever meant. And U+FFFD.
 READ_AS_GBK_RE = re.compile("[锛紝銆鐨浠屽鍙鍏屾鎴屼鍒鏄杩傛勫垜鐢鍦鈥\ufffd]")
 MIN_LOST, MIN_LOST_SHARE = 3, 0.01  # so many of them, and such a share of its characters, call a text lost
@@ -129,24 +128,35 @@ def show_invisible(text: str) -> str:
 
 MIN_LINE_BYTES = 75  # 25 Chinese characters: verses and refrains are shorter
 MIN_REPEATS = 4  # fewer may be meant, as in a law or a recipe, unless one follows directly on the other
+SENTENCE_RE = re.compile(r"[^\W\d_a-z].*[.!?。！？…]\W?")  # no item of a list, and no part of a wrapped paragraph
 
 
 def drop_repeated_lines(text: str) -> str:
     """Remove all but the first of equal long lines, where there are four or more, or where one follows on another."""
-    counts = Counter(line.strip() for line in text.split("\n"))
-    if all(count == 1 or len(words.encode()) < MIN_LINE_BYTES for words, count in counts.items()):
+    counts = Counter(filter(_is_long, map(str.strip, text.split("\n"))))
+    if all(count == 1 for count in counts.values()):
         return text
     seen: set[str] = set()
     previous, lines = "", []
     for line in text.split("\n"):
         words = line.strip()
-        is_repeat = words in seen and (counts[words] >= MIN_REPEATS or words == previous)
-        if not is_repeat:
+        is_common = counts[words] >= MIN_REPEATS and SENTENCE_RE.fullmatch(words)
+        if words not in seen or not (is_common or words == previous):
             lines.append(line)
-        if len(words.encode()) >= MIN_LINE_BYTES:
+        if words in counts:
             seen.add(words)
         previous = words or previous
     return "\n".join(lines)
+
+
+def _is_long(words: str) -> bool:
+    return len(words.encode("utf-8", "surrogatepass")) >= MIN_LINE_BYTES and _is_text(words) and words[0] not in "|+"
+
+
+def _is_text(words: str) -> bool:
+    """Return whether at least half of the characters are letters or digits; of equal ones in a row one counts."""
+    words = re.sub(r"(\W)\1+", r"\1", re.sub(r"\s+", "", words))
+    return 2 * len(re.sub(r"\W+", "", words)) >= len(words)
 
 
 # ------------------------------------------------------------------------------------------------------ whole texts
@@ -174,7 +184,7 @@ MIN_TEXT_BYTES = 60  # 20 Chinese characters
 
 def drop_short(text: str) -> str:
     """Return "" for a text of fewer than 60 bytes: 20 Chinese characters, or 60 Latin ones."""
-    return "" if len(text.encode()) < MIN_TEXT_BYTES else text
+    return text if len(text.encode("utf-8", "surrogatepass")) >= MIN_TEXT_BYTES else ""
 
 
 MATH_RE = re.compile(r"\$[^$]{1,600}\$")
@@ -182,5 +192,4 @@ MATH_RE = re.compile(r"\$[^$]{1,600}\$")
 
 def drop_symbols(text: str) -> str:
     """Return "" for a text of which less than half is letters or digits, code and formulas not counted."""
-    words = re.sub(r"\s+", "", MATH_RE.sub("", CODE_RE.sub("", text)))
-    return "" if 2 * len(re.sub(r"\W+", "", words)) < len(words) else text
+    return text if _is_text(MATH_RE.sub("", CODE_RE.sub("", text))) else ""

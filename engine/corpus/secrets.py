@@ -12,7 +12,7 @@ API_KEY, PRIVATE_KEY, ID_NUMBER, CARD, EMAIL, PHONE = (
 API_KEY_FORMS = {
     "OpenAI, Anthropic, DeepSeek": r"sk-(?=(?:[\w-]*\d){3})[\w-]{20,}",
     "AWS": r"(?:AKIA|ASIA)[A-Z2-7]{16}\b",
-    "AWS's secret": r"(?i:aws_?secret_?(?:access_?)?key)\W{1,6}(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])",
+    "AWS's secret": r"(?i:(?:aws_?)?secret_?(?:access_?)?key)\W{1,6}(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])",
     "GitHub": r"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}",
     "GitLab": r"glpat-[\w-]{20,}",
     "Slack": r"xox[abeoprs]-[\w-]{10,}|(?<=hooks\.slack\.com/services/)T\w+/B\w+/\w+",
@@ -44,7 +44,7 @@ CARD_RE = re.compile(
 )
 DIGITS_RE = re.compile(r"\d[\d -]{10}", re.ASCII)  # the shortest of them: a cheap search before the three
 
-EMAIL_RE = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b", re.ASCII)
+EMAIL_RE = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b", re.ASCII)
 PHONE_RE = re.compile(
     r"(?<![\w.+-])(?:(?:\+?86[ -]?)?1[3-9]\d(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}"  # a mobile phone in China
     r"|0\d{2,3}-\d{7,8}|\(0\d{2,3}\) ?\d{7,8}"  # a fixed one

@@ -75,6 +75,8 @@ def test_refrains_and_code_are_no_repeats():
     song = "All you need is love,\nlove is all you need.\n" * 3
     code = f"```\n{long}\n{long}\n```"
     assert clean(song + code, {"repeated_lines"}).edits == {}
+    wrapped = "The high resolution timestamp that says at which moment of the start of the process\na step ended.\n" * 5
+    assert clean(wrapped + "=" * 80 + "\n" + "=" * 80, {"repeated_lines"}).edits == {}
     law = f"{long}\nArticle 1\n" * 3
     assert clean(law, {"repeated_lines"}).content == law
     assert clean(law + long, {"repeated_lines"}).content == f"{long}\n" + "Article 1\n" * 2 + "Article 1"
