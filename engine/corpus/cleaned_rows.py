@@ -23,8 +23,9 @@ from engine.corpus.dropped_rows import MAX_EXAMPLES, DroppedRows
 from engine.corpus.held_out import row_hash
 from engine.corpus.jsonl import RowCounts
 from engine.corpus.readers import Block, InputFile, parse_block, read_blocks
-from engine.corpus.repeats import BANDS, HeldOut, row_text, sign_many
+from engine.corpus.repeats import HeldOut, row_text
 from engine.corpus.rules import Content, clean
+from engine.corpus.shingles import BANDS, sign_many
 from engine.corpus.worker_pool import map_in_order
 from engine.schemas import BadRow, DroppedRow, EmptyRow
 
@@ -76,7 +77,7 @@ class CleanedRows:
         offsets: Where its line begins in `path`, (rows,) int64.
         is_text: 1 for a text, 0 for a conversation, (rows,) int8.
         lengths: Characters of what is compared, (rows,) int64.
-        hashes, bands: held_out.row_hash and repeats.sign_many, (rows,) and (rows, BANDS) uint64.
+        hashes, bands: held_out.row_hash and shingles.sign_many, (rows,) and (rows, BANDS) uint64.
     """
 
     path: Path

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.corpus.shingles import BANDS, SHINGLE, Units, chunks, make_shingles, read_units
-from engine.corpus.shingles import sign_many as sign_many
 
 MIN_SIMILARITY = 0.8
 UNITS_PER_VARIANT = 300  # of so many units one may be another: traditional characters are not always told apart
@@ -157,7 +156,7 @@ def find_repeats(exact: np.ndarray, bands: np.ndarray, lengths: np.ndarray, text
     rows = rows[np.lexsort((exact[rows], -lengths[rows].astype(np.int64)))]
     _drop_near(
         rows,
-        _number_buckets(bands[rows]),
+        _number_buckets(bands, rows),
         lru_cache(COMPARED_IN_MEMORY)(lambda row: read_content(text_of(row))),
         kept_row,
     )
@@ -186,13 +185,13 @@ def _are_shared(hashes: np.ndarray) -> np.ndarray:
     return is_shared & (hashes != 0)
 
 
-def _number_buckets(bands: np.ndarray) -> np.ndarray:
-    """Return the number of each row's bucket in each band, 0 where it is alone; (rows, BANDS) int32."""
-    buckets = np.zeros(bands.shape, np.int32)
+def _number_buckets(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the number of the bucket of some rows in each band, 0 where they are alone; (n, BANDS) int32."""
+    buckets = np.zeros((len(rows), BANDS), np.int32)
     next_number = 1
     for band in range(BANDS):
-        is_shared = _are_shared(bands[:, band])
-        hashes, numbers = np.unique(bands[is_shared, band], return_inverse=True)
+        is_shared = _are_shared(bands[rows, band])
+        hashes, numbers = np.unique(bands[rows[is_shared], band], return_inverse=True)
         buckets[is_shared, band] = numbers + next_number
         next_number += len(hashes)
     return buckets
@@ -209,7 +208,7 @@ def _drop_near(rows: np.ndarray, buckets: np.ndarray, content_of: Callable, kept
     """
     num_buckets = buckets.max(initial=0) + 1
     representatives = np.full((num_buckets, REPRESENTATIVES), -1, np.int32)  # places in `rows`
-    counts = np.zeros(num_buckets, np.int32)
+    next_place = np.zeros(num_buckets, np.uint8)
     for place, row in enumerate(rows.tolist()):
         shared = buckets[place][buckets[place] > 0]
         places, votes = np.unique(representatives[shared], return_counts=True)
@@ -218,8 +217,8 @@ def _drop_near(rows: np.ndarray, buckets: np.ndarray, content_of: Callable, kept
                 kept_row[row] = rows[other]
                 break
         else:
-            representatives[shared, counts[shared] % REPRESENTATIVES] = place
-            counts[shared] += 1
+            representatives[shared, next_place[shared]] = place
+            next_place[shared] = (next_place[shared] + 1) % REPRESENTATIVES
 
 
 # ------------------------------------------------------------------------------------------------- held-out rows

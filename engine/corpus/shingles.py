@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BANDS = 16
 MINIMA_PER_BAND = 6  # all equal: texts of similarity s share one of the bands with probability 1 - (1 - s^6)^16
+BANDS = 16 + 1  # the last is of all shingles: texts that differ in punctuation or script alone find each other
 MIN_CHARACTERS = 12  # a shorter text says something else as soon as one of its words is another
 SHINGLE = (5, 3)  # units, where the first is a character and where it is a word
 CHUNK_CHARACTERS = 1 << 17  # read at once: the arrays stay in the processor's cache
@@ -153,12 +153,14 @@ def _sign_chunk(texts: Sequence[str]) -> np.ndarray:
     starts = (shingles.ends - counts)[signed]
     hashes = (shingles.hashes >> np.uint64(32)).astype(np.uint32)
     permuted = np.empty_like(hashes)
-    factors = _constants(2 * BANDS * MINIMA_PER_BAND)
-    for number in range(BANDS * MINIMA_PER_BAND):
+    num_minima = (BANDS - 1) * MINIMA_PER_BAND
+    factors = _constants(2 * num_minima)
+    for number in range(num_minima):
         np.multiply(hashes, np.uint32(factors[2 * number] >> np.uint64(32)) | np.uint32(1), out=permuted)
         np.bitwise_xor(permuted, np.uint32(factors[2 * number + 1] >> np.uint64(32)), out=permuted)
         minima = np.minimum.reduceat(permuted, starts)
         bands[signed, number // MINIMA_PER_BAND] += minima * factors[number]
+    bands[signed, -1] = np.add.reduceat(shingles.hashes, starts)
     bands[signed] = mix(bands[signed])
     bands[units.num_characters < MIN_CHARACTERS] = 0
     return bands

@@ -61,7 +61,7 @@ def test_shingles_are_five_characters_or_three_words():
 def test_signatures_are_equal_on_every_machine_and_python():
     """The sums of one run, on CPython 3.11: rows that were signed elsewhere must be found."""
     bands = sign_many(["The quick brown fox jumps over the lazy dog", "敏捷的棕色狐狸跳过了那只懒惰的狗"])
-    assert bands.sum(axis=1).tolist() == [16856648231451704541, 14321948430073918372]
+    assert bands.sum(axis=1).tolist() == [17446109476062586643, 6479362092233545660]
 
 
 def test_signatures_do_not_depend_on_how_texts_are_grouped(monkeypatch):
