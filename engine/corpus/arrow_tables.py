@@ -41,6 +41,8 @@ def read_parts(file: InputFile, advance: Callable[[int], object]) -> Iterator[tu
                 if not file.packed and raw.tell() > position:
                     advance(raw.tell() - position)
                     position = raw.tell()
+            if not file.packed:
+                advance(file.path.stat().st_size - position)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

@@ -77,7 +77,7 @@ FILE_SIGNATURES = [
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z e PATH", "; it needs 7-Zip"),
     (rb"Rar!\x1a\x07", "a rar archive", "unrar e PATH", "; it needs unrar"),
     (rb"\x1f\x8b", "packed by gzip twice", UNPACK, ""),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\x00{4}|II\*\x00|MM\x00\*", "an image", NO_TEXT, ""),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\x00{4}|II\*\x00|MM\x00\*|\s*<svg", "an image", NO_TEXT, ""),
     (rb"RIFF.{4}(?:WAVE|AVI )|OggS\x00|ID3[\x02-\x04]\x00|fLaC\x00", "sound", NO_TEXT, ""),
     (rb"\x00{3}.ftyp|\x1aE\xdf\xa3", "sound or video", NO_TEXT, ""),
     (rb"\x7fELF|MZ.\x00|\xca\xfe\xba\xbe", "a program", NO_TEXT, ""),

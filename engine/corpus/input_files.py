@@ -1,5 +1,6 @@
 """The files that a user names, or that are in a folder: the type and the encoding of each, by its first bytes."""
 
+import ast
 import bz2
 import codecs
 import gzip
@@ -17,11 +18,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.corpus.encodings import guess_encoding, guess_unicode
+from engine.corpus.encodings import guess_encoding, guess_unicode, is_text_of
 from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
 from engine.corpus.json_values import read_values
 from engine.corpus.jsonl import parse_line, split_lines
-from engine.schemas import SCHEMAS, BadRow
+from engine.schemas import SCHEMAS, BadRow, schemas_of
 
 MAX_DOCUMENT_BYTES = 64 << 20  # of a file that is one text
 PACKED = {GZIP: "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
@@ -29,6 +30,7 @@ LEFT_NAMES = [  # (pattern of a file's or folder's name, reason)
     (r"\..*", "hidden"),
     (r"node_modules|__pycache__", "a folder of programs"),
     (r"dataset_infos?\.json|dataset_dict\.json|state\.json", "describes a data set"),
+    (r".*\.ipynb", "a notebook; export it as Markdown"),
     (r"cache-[0-9a-f]+.*\.arrow", "a cache of the datasets library"),
 ]
 # Of names without .gz and the like. They say what a text is for; what its bytes say goes first.
@@ -170,12 +172,17 @@ def _inspect(path: Path, name: str, encoding: str | None, split_text: str) -> In
         file_type = None if guess_unicode(head).startswith(("utf-16", "utf-32")) else detect_file_type(head)
         if file_type is None or file_type.type not in ("", "packed", "parquet", "arrow"):
             sample = _read_past_ascii(stream, head)
-            guessed = guess_unicode(sample) or encoding or guess_encoding(sample, partial(_ask_chardet, path))
+            guessed = guess_unicode(sample) or ("utf-8" if _is_utf8_with_bad_rows(sample) else encoding)
+            if guessed is None:
+                guessed = guess_encoding(sample, partial(_ask_chardet, path))
             text = head.decode(guessed or "latin-1", "replace").encode()
             named = SUFFIXES.get(re.sub(r"\.(gz|zst|xz|bz2)$", "", name.lower()).rpartition(".")[2], "text")
             kind = _text_type(text, named)
             if kind == "html" and named in ("jsonl", "table"):
                 return "a web page (of an error or a login?); fetch the file again, or name it .html"
+            problem = _json_problem(text) if kind == "json" else ""
+            if problem and "breaks off" not in problem:  # one that breaks off is an error, when it is read
+                return f"line {problem[1:]}"
             return InputFile(path, name, kind, packed, guessed, split_text)
     if file_type.type in ("parquet", "arrow"):
         return InputFile(path, name, file_type.type, packed)
@@ -206,35 +213,55 @@ def _text_type(head: bytes, named: str) -> str:
     if file_type is None and named != "jsonl" and not _is_mostly_rows(head):
         return named
     if file_type is None:
-        is_line = b"\n" not in head.strip()
-        is_json = is_line and (not _is_row(head.strip()) or detect_file_type(head, is_one_row=True))
-        return "json" if is_json else "jsonl"
-    if file_type.type == "json" and named != "jsonl" and not _begins_as_json(head.decode(errors="ignore")):
-        return named
-    if file_type.type == "table" and named not in ("table", "jsonl") and not _has_known_column(head):
-        return named
-    if file_type.type == "text" and named != "jsonl":
-        return named
-    return file_type.type
+        return "json" if b"\n" not in head.strip() and not _is_known_row(head.strip()) else "jsonl"
+    if named == "jsonl" or file_type.type == "html":
+        return file_type.type
+    is_type = {"json": _is_json, "python": _is_python, "table": _has_known_column}.get(file_type.type)
+    return file_type.type if is_type and is_type(head) else named
 
 
 def _is_mostly_rows(head: bytes) -> bool:
     lines = [line for _, line in split_lines(1, head)][:20]
-    return 2 * sum(map(_is_row, lines)) >= len(lines)
+    return 2 * sum(bool(_parse(line)) for line in lines) >= len(lines)
 
 
-def _is_row(line: bytes) -> bool:
+def _is_known_row(line: bytes) -> bool:
+    row = _parse(line)
+    return isinstance(row.get("text"), str) or bool(schemas_of(row) and not detect_file_type(line, is_one_row=True))
+
+
+def _is_utf8_with_bad_rows(head: bytes) -> bool:
+    lines = [line for _, line in split_lines(1, head)]
+    return _is_mostly_rows(head) and sum(is_text_of("utf-8", line) for line in lines) >= 0.9 * len(lines)
+
+
+def _parse(line: bytes) -> dict:
     try:
-        return bool(parse_line(line))
+        return parse_line(line)
     except BadRow:
-        return False
+        return {}
 
 
-def _begins_as_json(text: str) -> bool:
+def _is_json(head: bytes) -> bool:
+    problem = _json_problem(head)
+    return not problem or ("breaks off" in problem and len(head) >= HEADER_BYTES)
+
+
+def _json_problem(head: bytes) -> str:
+    """Return why no first value can be read, ":line: problem"; "" where one can."""
     try:
-        next(read_values(io.StringIO(text), ""), None)
+        next(read_values(io.StringIO(head.decode(errors="ignore")), ""), None)
     except ValueError as error:
-        return "breaks off" in str(error)
+        return str(error)
+    return ""
+
+
+def _is_python(head: bytes) -> bool:
+    text = head.decode(errors="ignore").strip()
+    try:
+        ast.literal_eval(text if text.startswith("[") else text.partition("\n")[0])
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return False
     return True
 
 

@@ -43,6 +43,9 @@ def rows_of(value: Any) -> list:
     """Return the rows that an object holds: of its lists, of its objects, or of its columns; else itself."""
     if not isinstance(value, dict) or isinstance(value.get("text"), str):
         return [value]
+    columns, data = value.get("columns"), value.get("data")  # as pandas splits a table
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(cells, list) for cells in data):
+        return [dict(zip(columns, cells, strict=False)) for cells in data]
     parts = list(value.values())
     if parts and all(isinstance(part, dict) for part in parts):
         if "0" not in parts[0]:

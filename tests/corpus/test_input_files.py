@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -34,6 +35,9 @@ def test_a_folder_is_read_with_all_that_is_in_it_and_the_rest_is_named(tmp_path)
         "data/cache-0a1b.arrow": b"\xff\xff\xff\xff",
         "prepared/dropped.jsonl.gz": "",
         "prepared/pretrain.jsonl": LINES,
+        "settings.json": '{\n  // a comment\n  "a": 1\n}',
+        "drawing.svg": "<svg><text>hi</text></svg>",
+        "lesson.ipynb": '{\n "cells": []\n}',
         "saved.jsonl": "<html><body>Please log in</body></html>",
     }.items():
         write(tmp_path / name, content)
@@ -54,6 +58,9 @@ def test_a_folder_is_read_with_all_that_is_in_it_and_the_rest_is_named(tmp_path)
         "empty.txt": "empty",
         "paper.md": "a PDF file",
         "picture.txt": "an image",
+        "settings.json": "line 2: broken JSON: Expecting property name enclosed in double quotes",
+        "drawing.svg": "an image",
+        "lesson.ipynb": "a notebook",
         "saved.jsonl": "a web page (of an error or a login?)",
         "sub/.hidden": "hidden",
         "sub/broken": "cannot be read (No such file or directory)",
@@ -125,3 +132,14 @@ def test_token_ids_are_no_text_of_utf16(tmp_path):
         write(tmp_path / f"{name}.bin", tokens.astype(np.uint16).tobytes())
     with pytest.raises(ValueError, match=r"(?s)characters.bin: binary, perhaps token ids.*gpt2.bin: binary, perhaps"):
         find_files([tmp_path])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_neither_a_pipe_nor_a_name_that_is_no_text_stops_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    os.symlink("/dev/zero", tmp_path / "zero.txt")
+    with open(os.fsencode(tmp_path) + b"/bad\xff.txt", "w") as file:
+        file.write("boats")
+    files, left = find_files([tmp_path])
+    assert [file.name for file in files] == ["bad\udcff.txt"]
+    assert left == [("pipe.txt", "a pipe or a device"), ("zero.txt", "a pipe or a device")]

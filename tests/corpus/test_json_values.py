@@ -22,6 +22,7 @@ LAYOUTS = {
     "object of two lists": json.dumps({"name": "sets", "train": ROWS[:3], "test": ROWS[3:]}, indent=1),
     "table by columns": json.dumps(COLUMNS),
     "table of lists": json.dumps({key: list(column.values()) for key, column in COLUMNS.items()}),
+    "split table": json.dumps({"columns": [*ROWS[0]], "index": [0], "data": [[*row.values()] for row in ROWS]}),
     "object of objects": json.dumps({f"q{number}": row for number, row in enumerate(ROWS)}),
     "byte order marks": "".join(f"\ufeff{json.dumps(row)}\r\n" for row in ROWS),
 }

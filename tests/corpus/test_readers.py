@@ -7,6 +7,8 @@ import lzma
 import pickle
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine.corpus import input_files, jsonl, readers
 from engine.corpus.readers import find_files, parse_block, read_blocks
@@ -101,6 +103,8 @@ PAGE_TEXT = "潮水\n\nTwo & three boats.\n\nif tide:\n    sail()\nrope\t\t3 m"
     [
         ("story.txt", "\ufeffOne.\r\nTwo, three.\r\n\r\n  Four. ", "One.\nTwo, three.\n\n  Four. "),
         ("notes.md", '---\ntags: [a]\n---\n# 标题\n\n```json\n{"text": 1}\n```\n', None),
+        ("set.txt", "[{'a'} is a set]\nand no list.", None),
+        ("link.md", "[\n a link\n", None),
         ("letter.txt", "Dear Ann, Bob\nWe sailed, far\n", None),
         ("program.py", "{\n    print(1)\n}\nx = [\n    {'a': 1},\n]\n", None),
         ("page.txt", PAGE, PAGE_TEXT),
@@ -161,6 +165,27 @@ def test_a_zero_of_a_label_means_the_same_in_every_type(tmp_path):
     with_two = [*rows, rows[0] | {"label": 2}]
     write(tmp_path / "b.json", json.dumps(with_two))
     assert [row["label"] for row in rows_of(tmp_path / "b.json")] == [0, 1, 0, 1, 2]
+
+
+LABEL_0 = '{"prompt": "Why?", "completion": "So.", "label": 0}'
+LINES_OF_ALL_KINDS = [
+    *('{"text": "船"}', LABEL_0, LABEL_0.replace("0", "1"), LABEL_0.replace("0", "2"), "{broken", "[1]", "", "\ufeff"),
+    *('  {"text": NaN}\r', '{"messages": "[{\\"role\\": \\"user\\"}]"}', '{"conversations": [{"label": 0}]}', "\udcff"),
+]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.sampled_from(LINES_OF_ALL_KINDS), max_size=12, unique=True), is_packed=st.booleans())
+def test_jsonl_is_read_as_training_reads_it(tmp_path, lines, is_packed):
+    content = "\n".join(["# a title", *['{"text": "boats"}'] * 12, *lines]).encode("utf-8", "surrogateescape")
+    path = write(tmp_path / "a.jsonl", gzip.compress(content) if is_packed else content)
+    expected, zero_fields = [], jsonl.find_zero_fields(path)
+    for number, line in jsonl.read_lines(path):
+        try:
+            expected.append((number, jsonl.parse_row(line, zero_fields)))
+        except BadRow as error:
+            expected.append((number, str(error)))
+    assert read(path) == expected
 
 
 # ------------------------------------------------------------------------------------------------------- damage
