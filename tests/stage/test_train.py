@@ -13,6 +13,7 @@ from factories import (
     same,
     tensors,
     weights,
+    write_corpus,
 )
 
 import distill
@@ -22,6 +23,9 @@ import SFT
 from engine import cli, loop, options
 from engine.checkpoint import training_state
 from engine.files import read_log
+
+# One step of a smaller model, where a test is about what a run finds and leaves.
+ONE_STEP = [*SHAPE, *SHORT, *SMALL, *"--max_seq_len 64 --max_steps 1 --warmup_iters 0".split()]
 
 
 @pytest.mark.usefixtures("loss_curve")
@@ -47,6 +51,7 @@ def test_all_stages_run_and_chain_without_renames(folder):
 
 @pytest.mark.usefixtures("quick")
 def test_stages_train_in_contexts_that_the_first_prompt_would_fill(folder):
+    write_corpus(folder, 30)
     short = [*SHORT, "--max_steps", "1", "--warmup_iters", "0"]
     assert pretrain.main([*SHAPE, *short, "--max_seq_len", "2"]) == 0
     assert rows(folder / "results/pretrain.metrics.jsonl")[-1]["sample"]
@@ -101,17 +106,19 @@ def test_the_end_of_a_run_is_saved_also_where_no_save_is_due(folder, save_step):
     assert training_state.find_newest(folder / "results/pretrain.state").name == "00000006"
 
 
+AT = SHORT.index("--warmup_iters")
+USUAL_WARM_UP = [*SHAPE, *SHORT[:AT], *SHORT[AT + 2 :], *SMALL, *"--max_seq_len 64 --log_step 1".split()]
+
+
 def test_warm_up_is_a_tenth_of_a_short_run_and_the_plan_says_so(folder, capsys):
-    at = SHORT.index("--warmup_iters")
-    pretrain.main([*SHAPE, *SHORT[:at], *SHORT[at + 2 :], "--max_steps", "20", "--log_step", "1"])
+    pretrain.main([*USUAL_WARM_UP, "--max_steps", "20"])
     assert "2 steps of warm-up" in capsys.readouterr().out
     rates = [row["learning_rate"] for row in rows(folder / "results/pretrain.metrics.jsonl") if "learning_rate" in row]
     assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3]) and max(rates) == rates[2]
 
 
 def test_a_run_with_the_usual_warm_up_is_made_longer_before_its_decay(folder):
-    at = SHORT.index("--warmup_iters")
-    words = [*SHAPE, *SHORT[:at], *SHORT[at + 2 :], "--schedule", "wsd", "--log_step", "1", "--save_step", "10"]
+    words = [*USUAL_WARM_UP, "--schedule", "wsd", "--save_step", "10"]
     pretrain.main([*words, "--max_steps", "20"])
     pretrain.main([*words, "--max_steps", "40", "--resume", "results/pretrain.state/00000010"])
     log = rows(folder / "results/pretrain.metrics.jsonl")
@@ -142,24 +149,24 @@ def test_the_published_weights_are_the_trained_ones_to_the_last_bit(folder, monk
 
 
 def test_resuming_says_what_there_is(folder, capsys):
-    pretrain.main([*SHAPE, *SHORT, "--resume"])
+    pretrain.main([*ONE_STEP, "--resume"])
     assert "no state" in capsys.readouterr().out
-    pretrain.main([*SHAPE, *SHORT, "--resume"])
+    pretrain.main([*ONE_STEP, "--resume"])
     assert "nothing left to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.5"):
-        pretrain.main([*SHAPE, *SHORT, "--resume", "--learning_rate", "0.5"])
-    pretrain.main([*SHAPE, *SHORT, "--resume", "--log_step", "1"])  # harmless
+        pretrain.main([*ONE_STEP, "--resume", "--learning_rate", "0.5"])
+    pretrain.main([*ONE_STEP, "--resume", "--log_step", "1"])  # harmless
 
 
 def test_nothing_is_overwritten_unasked(folder):
-    pretrain.main([*SHAPE, *SHORT])
+    pretrain.main(ONE_STEP)
     with pytest.raises(ValueError, match="--resume.*--name.*--overwrite"):
-        pretrain.main([*SHAPE, *SHORT])
-    pretrain.main([*SHAPE, *SHORT, "--overwrite"])
+        pretrain.main(ONE_STEP)
+    pretrain.main([*ONE_STEP, "--overwrite"])
 
 
 def test_a_shape_flag_that_contradicts_the_checkpoint_is_refused(folder):
-    pretrain.main([*SHAPE, *SHORT])
+    pretrain.main(ONE_STEP)
     with pytest.raises(ValueError, match="--n_heads 8.*says 4"):
         SFT.main([*SHORT, "--n_heads", "8"])
 
