@@ -76,8 +76,8 @@ def losses(folder, monkeypatch):
     monkeypatch.setattr(prepare, "supports_varlen_attention", lambda *_: False)  # the same rows for all
 
     def losses(name: str, *words: str) -> list[float]:
-        steps = "--max_steps 40 --max_seq_len 128 --log_step 1 --eval_step 0 --save_step 0".split()
-        pretrain.main([*SHAPE, *SHORT, *SMALL, *steps, "--dtype", "float32", "--name", name, *words])
+        flags = "--max_steps 40 --max_seq_len 128 --accumulation_steps 1 --log_step 1 --eval_step 0 --save_step 0"
+        pretrain.main([*SHAPE, *SHORT, *SMALL, *flags.split(), "--dtype", "float32", "--name", name, *words])
         curve = [row["loss"] for row in rows(folder / f"results/{name}.metrics.jsonl") if "loss" in row]
         assert len(curve) == 40 and curve[-1] < curve[0] - 1
         return curve
