@@ -48,7 +48,7 @@ def test_run_continues_when_its_folder_becomes_forbidden(home, undisturbed):
 @pytest.mark.parametrize("kilobytes", range(2600, 12000, 1000))
 def test_a_disk_that_fills_up_during_a_save_loses_nothing(kilobytes, home, undisturbed):
     """A tmpfs of a few sizes: the weights, a state or the log is what does not fit."""
-    argv, whole = undisturbed["pretrain"]
+    argv, whole, _ = undisturbed["pretrain"]
     folder = home / "full"
     folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
@@ -99,7 +99,7 @@ def test_damaged_newest_state_is_named_and_the_one_before_used(how, home, undist
 
 
 def test_the_newest_states_are_kept_and_no_more(home, undisturbed):
-    argv, whole = undisturbed["pretrain"]
+    argv, whole, _ = undisturbed["pretrain"]
     assert [path.name for path in training_state.list_states(whole / "pretrain.state")] == ["00000009", "00000012"]
     assert run_stage(home, *argv, "--save_dir", "three", "--keep", "3").code == 0
     assert len(training_state.list_states(home / "three/pretrain.state")) == 3

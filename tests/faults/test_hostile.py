@@ -144,7 +144,7 @@ def numeric_flags(script) -> list[str]:
 def test_any_value_of_any_flag_ends_in_training_or_one_line(script, data, place, undisturbed, home, tokenizer):
     names = data.draw(st.lists(st.sampled_from(numeric_flags(script)), min_size=1, max_size=3, unique=True))
     values = [f"{name}={data.draw(VALUES)}" for name in names]
-    argv, whole = undisturbed[script.__name__]
+    argv, whole, _ = undisturbed[script.__name__]
     shutil.rmtree(place / "flags", ignore_errors=True)
     (place / "flags").mkdir()
     arguments = [*(TINY if script is pretrain else LATER), *argv, "--save_dir", str(place / "flags"), *values]

@@ -108,7 +108,7 @@ def test_a_sharded_state_goes_on_under_ddp(home, calm):
 
 
 def test_rows_that_do_not_divide_among_processes_are_refused(undisturbed):
-    argv, whole = undisturbed["pretrain"]
+    argv, whole, _ = undisturbed["pretrain"]
     args = pretrain.parse_args([*TINY, *argv, "--save_dir", str(whole), "--resume"])
     rt = SimpleNamespace(world_size=3, broadcast_from_main=lambda make: make())
     with pytest.raises(ValueError, match="4 rows a step, which do not divide into 3 processes x 2 rows"):
