@@ -290,7 +290,7 @@ def test_way_to_the_first_step_and_a_warm_step_stay_short(tmp_path):
     files, step_files = ({Path(file).name for file, _ in entered} for entered in (before, step))
     idea = [function for file, function in before if Path(file).name in IDEA]
     assert files >= IDEA and len(idea) <= 80
-    assert len(files) <= 38 and len(before) <= 270
+    assert len(files) <= 39 and len(before) <= 292
     assert step_files >= {"loop.py", "loss.py", "model.py", "packing.py"}
     assert len(step_files) <= 9 and len(step) <= 48
 

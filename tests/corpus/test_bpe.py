@@ -68,7 +68,7 @@ def test_tag_tokens_are_one_token_each_and_stay_visible(corpus, tmp_path):
 def scanned(rows, first_hash=0):
     """Rows of so many bytes each, with random hashes."""
     hashes = np.random.default_rng(first_hash).integers(0, 2**64, len(rows), dtype=np.uint64)
-    return bpe.ScannedFile(hashes, np.array(rows, np.uint64))
+    return bpe.ScannedFile(hashes, np.array(rows, np.uint64), np.zeros(len(rows), bool))
 
 
 NONE = np.empty(0, np.uint64)
@@ -121,7 +121,8 @@ def test_the_rows_drawn_are_not_those_that_would_be_held_out():
 
 
 def test_copies_are_drawn_together_and_rows_larger_than_the_share_are_not():
-    file = bpe.ScannedFile(np.array([7] * 90 + list(range(10)), np.uint64), np.array([10] * 99 + [500], np.uint64))
+    hashes, num_bytes = np.array([7] * 90 + list(range(10)), np.uint64), np.array([10] * 99 + [500], np.uint64)
+    file = bpe.ScannedFile(hashes, num_bytes, np.zeros(100, bool))
     drawn = bpe.draw_rows([file], NONE, 300)[0]
     assert 7 not in drawn and 9 not in drawn and len(drawn) == 8
 
