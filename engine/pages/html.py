@@ -18,7 +18,8 @@ STYLE = """
 body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 0 0 .5rem; } p { margin: .4rem 0; max-width: 46rem; } .quiet { color: var(--quiet); }
+h3 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+p { margin: .4rem 0; max-width: 46rem; } .quiet { color: var(--quiet); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
@@ -34,8 +35,16 @@ svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .key { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .8125rem; color: var(--quiet); }
 .key i { display: inline-block; width: 1.2em; height: 3px; margin-right: .4em; vertical-align: middle; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; max-height: 14rem; overflow-y: auto; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .3rem 1rem; margin: 0; font-size: .875rem; }
-dt { color: var(--quiet); } dd { margin: 0; } .good { color: var(--good); } .bad { color: var(--bad); }
+dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: .3rem 1rem; margin: 0;
+  font-size: .875rem; }
+dt { color: var(--quiet); overflow-wrap: anywhere; }
+dd { margin: 0; } .good { color: var(--good); } .bad { color: var(--bad); }
+ins, del { border-radius: 2px; text-decoration: none; background: color-mix(in srgb, var(--good) 25%, transparent); }
+del { text-decoration: line-through; background: color-mix(in srgb, var(--bad) 20%, transparent); }
+.bars { display: grid; grid-template-columns: max-content minmax(2rem, 1fr) max-content; gap: .2rem .75rem;
+  align-items: center; font-size: .875rem; font-variant-numeric: tabular-nums; }
+.bars i { display: block; height: .8rem; min-width: 1px; background: var(--a); border-radius: 2px; }
+.bars span { color: var(--quiet); } .bars b { font-weight: 400; text-align: right; }
 details { margin-top: .75rem; } summary { cursor: pointer; } code { font-size: .8125rem; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { body { padding: 1rem .75rem 3rem; } th, td { padding: .35rem .5rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
@@ -82,6 +91,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) 
             cells = "".join(f"<td{side}>{text(cell)}</td>" for side, cell in zip(classes, row, strict=True))
             lines.append(f"<tr>{cells}</tr>")
     return '<div class="scroll" tabindex="0"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def bars(title: str, counts: Sequence[tuple[str, int]]) -> str:
+    """Draw a bar for each count, next to its name and number."""
+    largest = max((count for _, count in counts), default=0) or 1
+    parts = ""
+    for name, count in counts:
+        bar = f'<i style="width: {count / largest:.1%}"></i>' if count else ""
+        parts += f"<span>{text(name)}</span><div>{bar}</div><b>{count:,}</b>"
+    return f'<figure class="card"><h3>{text(title)}</h3><div class="bars">{parts}</div></figure>'
 
 
 def card(title: str, pairs: dict[str, str]) -> str:
