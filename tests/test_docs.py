@@ -23,7 +23,7 @@ for folder in FOLDERS:
     PAGES += sorted(ROOT.glob(f"{folder}/**/*.md"))
 PAIRS = [(page.with_name(page.name.replace("_zh", "")), page) for page in PAGES if page.stem.endswith("_zh")]
 FRONT = [ROOT / "README.md", ROOT / "README_zh.md"]
-GENERATED = ["README.md", "README_zh.md", "docs/experiments.md"]
+GENERATED = ["README.md", "README_zh.md", "docs/data.md", "docs/data_zh.md", "docs/experiments.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

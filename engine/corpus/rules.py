@@ -100,7 +100,7 @@ def _chat(*texts: str) -> list[dict]:
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
-LONG_LINE = "Subscribe to our newsletter and never miss one of our stories about gardens, seeds and soil."
+LONG_LINE = "Subscribe to our newsletter and never miss a story about gardens and seeds."
 
 # In the order in which they are applied, again and again until none changes anything.
 RULES = (
@@ -149,7 +149,7 @@ RULES = (
         "api_keys",
         True,
         "API keys, access tokens and private keys are replaced: a model can repeat what it has read",
-        ("AWS_KEY_ID=AKIAQ3EGWXMPL5ZT7YRC", "AWS_KEY_ID=[API_KEY]"),
+        ("AWS_KEY_ID=AKIAIOSFODNN7EXAMPLE", "AWS_KEY_ID=[API_KEY]"),
         each_text(secrets.hide_api_keys),
     ),
     Rule(

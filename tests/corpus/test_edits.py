@@ -67,7 +67,7 @@ def test_code_stays_and_prose_around_it_is_edited():
     assert content == CODE.replace("\n\ncafÃ© e\u0301", "\n\ncafé é")
     indented = "    The cafÃ© of a paragraph that is indented.\n"
     assert "café" in clean(indented, DEFAULT).content
-    assert "[API_KEY]" in clean("```\nkey = AKIAQ3EGWXMPL5ZT7YRC\n```", DEFAULT).content
+    assert "[API_KEY]" in clean("```\nkey = AKIAIOSFODNN7EXAMPLE\n```", DEFAULT).content
 
 
 def test_refrains_and_code_are_no_repeats():
