@@ -190,7 +190,7 @@ def read_held_out(files: Sequence[InputFile], on: Collection[str]) -> HeldOut:
         for block in read_blocks(file):
             for _, row in parse_block(file, block):
                 try:
-                    content = _read(row, set())
+                    content = content_of_row(row)
                 except BadRow:
                     content = "\n".join(_strings(row))
                 texts |= {row_text(version) for version in (content, clean(content, on).content) if version}
@@ -242,7 +242,7 @@ def _clean_block(file: int, block: Block) -> CleanedBlock:
     dropped: list[tuple[int, str, Content | BadRow]] = []
     for number, row in parse_block(source, block):
         try:
-            content = counts.count(number, partial(_read, row))
+            content = counts.count(number, partial(content_of_row, row))
             cleaned = clean(content, _work.on, boilerplate)
         except BadRow as error:
             dropped.append((number, RULE_OF[type(error)], error))
@@ -287,7 +287,8 @@ def _drop_held_out(numbers: list, contents: list, dropped: list) -> tuple[list, 
     return [number for number, _ in kept], [content for _, content in kept], Counter(filter(None, reasons))
 
 
-def _read(row: dict | BadRow, notes: set[str]) -> Content:
+def content_of_row(row: dict | BadRow, notes: set[str] | None = None) -> Content:
+    """Return the text or the messages of a row as it was read, or raise BadRow."""
     if isinstance(row, BadRow):
         raise row
     return (SFTDataset if SFTDataset.holds(row) else PretrainDataset).read(row, notes)
