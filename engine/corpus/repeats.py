@@ -31,7 +31,8 @@ HELD_OUT_GRAM = (13, 8)  # units, where the first is a character and where it is
 MIN_CONTAINED_CHARACTERS = 50
 CONTAINED_SHARE = 0.5  # of a held-out row's grams: a row with more of them contains it
 SIMILAR_SHARE = 0.75  # of a short held-out row's shingles: a row with more of them is compared with it
-MAX_ROWS = 32  # held-out rows that a gram is looked up for, and that a row is compared with
+MAX_ROWS = 32  # held-out rows that a gram is looked up for
+MAX_COMPARED = 8  # held-out rows that a row is compared with: those of which it holds most
 FILTER_SIZE = 32  # places of the filter for each gram: of other grams it lets one in 32 pass
 
 
@@ -257,7 +258,7 @@ class HeldOut:
         if _digest(text.strip()) in self._digests:
             return "exact"
         content = read_content(text) if rows else None
-        if content and any(are_near(content, read_content(self._texts[row])) for row in rows[:MAX_ROWS]):
+        if content and any(are_near(content, read_content(self._texts[row])) for row in rows[:MAX_COMPARED]):
             return "near"
         return "contained" if self._is_long[rows].any() else ""
 
@@ -288,18 +289,18 @@ class GramIndex:
         grams, numbers = map(np.concatenate, zip(*parts, strict=True))
         grams, numbers = grams[is_indexed[numbers]], numbers[is_indexed[numbers]]
         num_grams = np.bincount(numbers, minlength=len(texts))
-        self.least = share * num_grams
+        self.share = share
         self.grams_of = np.split(grams, np.cumsum(num_grams))
         order = np.argsort(grams, kind="stable")
         place = np.arange(len(grams)) - np.searchsorted(grams[order], grams[order])  # among the texts that hold a gram
         order = order[place < MAX_ROWS]
         self.grams, self.numbers = grams[order], numbers[order]
-        self.least_looked_up = self.least - num_grams + np.bincount(self.numbers, minlength=len(texts))
+        self.least = share * num_grams - num_grams + np.bincount(self.numbers, minlength=len(texts))
         self.filter = np.zeros(1 << (FILTER_SIZE * len(grams)).bit_length(), bool)
         self.filter[self._places(grams)] = True
 
     def find(self, units: Units) -> Iterator[tuple[int, int]]:
-        """Yield (number of a text, indexed text of which it holds most).
+        """Yield (number of a text, indexed text of which it holds most), from the largest share on.
 
         Args:
             units: Of the texts.
@@ -311,11 +312,13 @@ class GramIndex:
         indexed = self.numbers[np.repeat(first, times) + within]
         keys, counts = np.unique(np.repeat(numbers, times) * len(self.least) + indexed, return_counts=True)
         texts, rows = np.divmod(keys, max(len(self.least), 1))
-        for place in np.flatnonzero(counts > self.least_looked_up[rows]):
+        held = []
+        for place in np.flatnonzero(counts > self.least[rows]):
             text, row = int(texts[place]), int(rows[place])
             begin, end = np.searchsorted(numbers, [text, text + 1])
-            if np.isin(self.grams_of[row], grams[begin:end], assume_unique=True).sum() > self.least[row]:
-                yield text, row
+            share = np.isin(self.grams_of[row], grams[begin:end], assume_unique=True).mean()
+            held.append((-share, text, row))
+        yield from ((text, row) for share, text, row in sorted(held) if -share > self.share)
 
     def _grams(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
         """Return the different grams of each text that pass the filter, and the numbers of the texts; (n,) each."""

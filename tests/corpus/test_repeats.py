@@ -58,6 +58,25 @@ def test_english_rows_that_differ_in_a_word_are_kept():
     assert len(kept([EN, EN.replace("harbor", "station")])) == 2
 
 
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("《承闻河北诸道节度入朝欢喜口号绝句十二首 十》", "《承闻河北诸道节度入朝欢喜口号绝句十二首 十二》"),
+        ("Which number is missing: ? 370 860 1550 2440? " + EN, "Which number is missing: 370 ? 860 2440 1550? " + EN),
+    ],
+    ids=["one more number in a title", "another order"],
+)
+def test_rows_with_other_numbers_are_kept(first, second):
+    assert len(kept([first, second])) == 2
+
+
+def test_a_long_row_may_hold_a_variant_of_a_character():
+    """Few traditional characters have two simplified ones; not all of them are told apart."""
+    text = "".join(f"他说的第{i}件事情，和昨天听说的那些都不一样。" for i in range(20))
+    assert len(kept([text + "请坐", text + "请座"])) == 1
+    assert len(kept([ZH + "请坐", ZH + "请座"])) == 2
+
+
 def test_short_rows_are_compared_exactly():
     assert kept(["3 + 4 = 7", "3 + 4 = 7.", "谢谢你！", "谢谢你", "谢谢你"]) == {
         "3 + 4 = 7",
@@ -75,7 +94,7 @@ def test_equal_rows_are_told_from_near_ones_in_their_cluster():
     assert [cluster.tolist() for cluster in repeats.clusters(1)] == [[0, 2, 3, 4]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.permutations([ZH, EN, ZH, *NEAR.values(), ZH[:-4], EN[:-20], *(first + ZH for first, _ in OTHER.values())]))
 def test_kept_rows_do_not_depend_on_the_order(texts):
     assert kept(texts) == kept(sorted(texts))
@@ -87,18 +106,18 @@ def test_no_rows_and_rows_without_words_have_no_repeats():
 
 
 def test_a_huge_cluster_is_read_about_once_a_row():
-    texts = [f"{ZH}{'好' * (i % 7)}{'！' * i}" for i in range(300)]
+    texts = [f"{ZH}{'好' * (i % 7)}{'！' * i}" for i in range(200)]
     reads = []
     repeats = repeats_of(texts, text_of=lambda row: reads.append(row) or texts[row])
-    assert repeats.keep.sum() == 1 and len(reads) <= 300
+    assert repeats.keep.sum() == 1 and len(reads) <= 200
 
 
 def test_a_huge_template_is_not_compared_each_with_each(monkeypatch):
-    texts = [f"{ZH}编号{i}" for i in range(300)]
+    texts = [f"{ZH}编号{i}" for i in range(200)]
     pairs = []
     monkeypatch.setattr("engine.corpus.repeats.are_near", lambda *pair: pairs.append(pair) or are_near(*pair))
     assert repeats_of(texts).keep.all()
-    assert len(pairs) <= 300 * 3 * REPRESENTATIVES
+    assert len(pairs) <= 200 * 3 * REPRESENTATIVES
 
 
 def test_copies_within_a_huge_template_find_each_other():
@@ -141,6 +160,14 @@ def test_held_out_rows_are_found_in_many_texts_as_in_each():
     texts = [*NEAR.values(), EN, "", "别的", f"前言 {EN} 后记"]
     assert HELD_OUT.reasons(texts) == [HELD_OUT.reason(text) for text in texts]
     assert HeldOut([]).reasons(texts) == [""] * len(texts)
+
+
+def test_held_out_rows_of_a_template_are_found():
+    """Of 40 rows that say the same but for their ends, each is looked up by all that it says."""
+    ends = [f"{i}号题：{chr(0x5000 + i) * 6}" for i in range(40)]
+    held_out = HeldOut([ZH + end for end in ends])
+    assert held_out.reasons([f"{ZH}{ends[i]}，又如何？" for i in (0, 20, 39)]) == ["near"] * 3
+    assert held_out.reason(f"前言：{EN}。{ZH[-8:]}{ends[39]}") == ""
 
 
 def test_row_text_is_the_turns_without_the_system_message():

@@ -40,7 +40,7 @@ def test_units_know_numbers_in_digits_and_in_chinese():
     assert read_units(["一 2 three ４"]).are_numbers.tolist() == [True, True, False, True]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts)
 def test_units_of_many_texts_are_those_of_each(texts):
     """Nothing reaches from a text into its neighbor: no word, no shingle, no normalization."""
