@@ -90,25 +90,20 @@ class Flags:
                 object.__setattr__(self, flag_field.name, _expand_and_check(name, value, kind))
             numbers = value if isinstance(value, list) else [value]
             for number in numbers:
-                _check_bounds(flag_field, number)
-
-
-def _check_bounds(flag_field: Field, value: Any) -> None:
-    """Refuse a number that is not finite, or out of the bounds of its flag; other values pass."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
-    ge, gt, le = (flag_field.metadata[bound] for bound in ("ge", "gt", "le"))
-    problem = ""
-    if not math.isfinite(value):
-        problem = "must be a finite number"
-    elif ge is not None and value < ge:
-        problem = "must not be negative" if ge == 0 else f"must be at least {ge}"
-    elif gt is not None and value <= gt:
-        problem = f"must be more than {gt}"
-    elif le is not None and value > le:
-        problem = f"must be at most {le}"
-    if problem:
-        raise ValueError(f"--{flag_field.name} {value} {problem}")
+                if not isinstance(number, (int, float)) or isinstance(number, bool):
+                    continue
+                ge, gt, le = (flag_field.metadata[bound] for bound in ("ge", "gt", "le"))
+                problem = ""
+                if not math.isfinite(number):
+                    problem = "must be a finite number"
+                elif ge is not None and number < ge:
+                    problem = "must not be negative" if ge == 0 else f"must be at least {ge}"
+                elif gt is not None and number <= gt:
+                    problem = f"must be more than {gt}"
+                elif le is not None and number > le:
+                    problem = f"must be at most {le}"
+                if problem:
+                    raise ValueError(f"--{flag_field.name} {number} {problem}")
 
 
 def _expand_and_check(flag: str, path: Any, kind: str) -> Any:

@@ -6,7 +6,7 @@ everything around it: when to log, to validate, to save and to stop.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, cast
@@ -44,8 +44,7 @@ class Run:
         steps: Optimizer steps in all.
         rows_per_step: Rows of max_seq_len tokens in an optimizer step, over all ranks.
         training, output: The user's flags.
-        validation: Source of held-out micro-batches; None: no validation.
-        text_validation: The same of texts next to conversations, whose loss is a figure of its own.
+        validation: {prefix of the metrics: {file: Source of its held-out micro-batches}} (packing.Sources).
         prompt: Ids of the beginning of a held-out document, continued in the log.
         warmup: Steps of warm-up.
         compiling: Whether torch.compile is used, and why.
@@ -62,8 +61,7 @@ class Run:
     rows_per_step: int
     training: Training
     output: Output
-    validation: Source | None = None
-    text_validation: Source | None = None
+    validation: Mapping[str, Mapping[str, Source]] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     warmup: int = 0
     compiling: CompileDecision = CompileDecision(False, "")
@@ -184,25 +182,17 @@ def validate(run: Run, after: int = 0) -> dict:
     """
     metrics = {}
     run.loss.eval()
-    for name, source in (("val", run.validation), ("val_text", run.text_validation)):
-        if source is not None:
-            metrics |= {f"{name}_{key}": value for key, value in measure(run, source, after).items()}
+    for prefix, sources in run.validation.items():
+        if sources:
+            metrics |= {f"{prefix}_{key}": value for key, value in measure(run, sources, after).items()}
     if metrics:
         metrics["sample"] = sample(run.model, run.runtime, run.tokenizer, run.prompt)
     run.loss.train()
     return metrics
 
 
-def measure(run: Run, source: Source, after: int) -> dict:
-    """Compute {"loss", "bits_per_byte"} of a source's rows, and "tag_loss" if they hold tags.
-
-    Args:
-        run: The run.
-        source: Held-out micro-batches.
-        after: Steps done, which the message names.
-    Raises:
-        ValueError: The loss is not finite.
-    """
+def held_out_losses(run: Run, source: Source) -> tuple[dict, Counts]:
+    """Return the summed losses of all that a source holds, by LOSS_NAMES, and its counts, both over all ranks."""
     module = getattr(run.loss, "module", run.loss)  # DDP would wait for gradients
     sums = torch.zeros(len(LOSS_NAMES), device=run.runtime.device)
     counts = Counts()
@@ -213,11 +203,29 @@ def measure(run: Run, source: Source, after: int) -> dict:
                 sums += module(*batch.to(run.runtime.device))
     reshard(run.loss)
     losses = dict(zip(LOSS_NAMES, run.runtime.all_reduce(sums).tolist(), strict=True))
+    return losses, counts.over_ranks(run.runtime)[0]
+
+
+def measure(run: Run, sources: Mapping[str, Source], after: int) -> dict:
+    """Compute {"loss", "bits_per_byte"} of held-out rows, and "tag_loss" if they hold tags.
+
+    Args:
+        run: The run.
+        sources: Held-out micro-batches of each file; of several there is "bits_per_byte/FILE", too.
+        after: Steps done, which the message names.
+    Raises:
+        ValueError: The loss is not finite.
+    """
+    parts = {file: held_out_losses(run, source) for file, source in sources.items()}
+    losses = {name: sum(part[name] for part, _ in parts.values()) for name in LOSS_NAMES}
+    counts = sum((part for _, part in parts.values()), Counts())
     if not math.isfinite(losses["plain"]):
         raise ValueError(nan_checks.NOT_FINITE_AFTER_STEP.format(after, "the held-out loss is"))
-    counts, _ = counts.over_ranks(run.runtime)
     metrics = {"loss": losses["plain"] / counts.loss_tokens}
     metrics["bits_per_byte"] = losses["text"] / math.log(2) / counts.bytes
+    for file, (part, part_counts) in parts.items():
+        if len(parts) > 1:
+            metrics[f"bits_per_byte/{file}"] = part["text"] / math.log(2) / part_counts.bytes
     if counts.tags:
         metrics["tag_loss"] = losses["tags"] / counts.tags
     return metrics

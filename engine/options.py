@@ -75,26 +75,11 @@ class Data(Flags):
     data_file: str = ""  # the stage's own
     uses_sample: bool = False  # the bundled sample, as neither --data_path nor the stage's file is there
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        numbers, files = len(self.data_epochs or [0]), len(self.paths)
-        if numbers not in (1, files):
-            raise ValueError(
-                f"--data_epochs has {numbers} numbers for {files} files: give one for each, or one for all"
-            )
-        if self.data_epochs and self.holds_cache:
-            raise ValueError(f"--data_epochs: {self.paths[0]} is a finished cache; give the JSONL files instead")
-
     @property
     def paths(self) -> list[Path]:
         """The files that are read."""
         default = [(SAMPLE if self.uses_sample else Path()) / self.data_file]
         return [resolve_download_path(Path(path)) for path in self.data_path or default]
-
-    @property
-    def holds_cache(self) -> bool:
-        """True if a finished token cache is read."""
-        return [(path / "meta.json").is_file() for path in self.paths] == [True]
 
     @property
     def on_sample(self) -> bool:
@@ -338,7 +323,13 @@ def parse_args(
 
 
 def _check_flags_used(args: Args) -> None:
-    """Refuse a typed flag that this run would not read."""
+    """Refuse a typed flag that this run would not read, and numbers for other files than it reads."""
+    paths, numbers = args.data.paths, args.data.data_epochs
+    if numbers and len(numbers) not in (1, len(paths)):
+        raise ValueError(f"--data_epochs {numbers} for {len(paths)} files: give a number for each, or one for all")
+    cached = [(path / "meta.json").is_file() for path in paths] == [True]
+    if numbers and cached:
+        raise ValueError(f"--data_epochs: {paths[0]} is a finished cache; give the JSONL files instead")
     continues = args.values().get("init_from")
     unused = [
         ("download", args.data.data_path, "--data_path names what is read"),
@@ -346,7 +337,7 @@ def _check_flags_used(args: Args) -> None:
         ("parallel bf16_gradients", int(os.environ.get("WORLD_SIZE", 1)) == 1, "it is for several torchrun processes"),
         ("bf16_gradients", args.performance.parallel == "fsdp", "it is for DDP"),
         ("wandb_project", args.output.service not in ("wandb", "swanlab"), "it is for --tracker wandb and swanlab"),
-        ("cache_dir num_workers", args.data.holds_cache, "--data_path is a finished cache"),
+        ("cache_dir num_workers", cached, "--data_path is a finished cache"),
         ("preset dim n_layers n_kv_heads hidden_dim dropout", continues, "the checkpoint of --init_from has its shape"),
     ]
     for names, is_unused, reason in unused:

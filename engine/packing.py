@@ -137,11 +137,6 @@ class PackedRows:
         """Share of positions that hold a real token."""
         return self.positions / max(1, len(self) * self.row_len)
 
-    @property
-    def num_tokens(self) -> np.ndarray:
-        """Real tokens in each row, (R,) int64."""
-        return np.add.reduceat(self.segments.lengths[self.order], self.bounds[:-1])
-
 
 def pack(
     segments: Segments, row_len: int, seed: int, max_seq_len: int | None = None, borders: Sequence[int] = ()
@@ -281,8 +276,8 @@ class Sources:
     Args:
         make_training: Makes a Source of batch_size, rows_per_step, seed, rank and world_size, all by keyword: rows of a
             micro-batch, rows of a step over all processes, random seed, number of this process, number of processes.
-        make_validation: The same for held-out data, read in file order (seed None); None: no validation.
-        make_text_validation: The same for held-out texts next to conversations; None: there are none.
+        make_validation: The same for held-out data, read in file order (seed None): {prefix of metrics: {file: ...}},
+            "val" of all but "val_text", texts next to conversations. Several files have metrics of their own, too.
         resume_key: What decides the batches, as plain values: a run is resumed only with an equal one.
         prompt: Ids of the beginning of a held-out document, continued in the log.
         description: Lines about the data, printed before the first step.
@@ -290,15 +285,14 @@ class Sources:
     """
 
     make_training: Callable[..., Source]
-    make_validation: Callable[..., Source] | None = None
-    make_text_validation: Callable[..., Source] | None = None
+    make_validation: Mapping[str, Mapping[str, Callable[..., Source]]] = field(default_factory=dict)
     resume_key: Mapping[str, Any] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     description: str = ""
     trained_hashes: Callable[[], np.ndarray] | None = None
 
 
-def rows_per_epoch(rows: PackedRows, epochs: Sequence[float]) -> np.ndarray:
+def rows_per_epoch(rows: PackedRows, epochs: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return how many rows of each part an epoch reads that reads it so often, (parts,) int64."""
     return np.rint(np.diff(rows.parts) * np.asarray(epochs)).astype(np.int64)
 
@@ -338,7 +332,7 @@ class Batches:
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
-        epochs: Sequence[float] = (1.0,),
+        epochs: Sequence[float] | np.ndarray = (1.0,),
     ):
         self.rows_per_epoch = rows_per_epoch(rows, epochs)
         if not self.rows_per_epoch.any():
@@ -359,7 +353,7 @@ class Batches:
         self.joined_rows_per_step = rows_per_step // rows.join_factor
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = math.ceil(self.rows_per_epoch.sum() / self.joined_rows_per_step)
-        self.num_tokens = rows.num_tokens
+        self.num_tokens = np.add.reduceat(rows.segments.lengths[rows.order], rows.bounds[:-1])  # (R,) real ones in each
         # The place of each row in its circle. Other random numbers than the order of an epoch and of packing has.
         self._places = []
         for part, size in enumerate(np.diff(rows.parts)):
@@ -371,19 +365,15 @@ class Batches:
         """Return the rows of a step, of all ranks, in order: (rows_per_step,) int64, fewer at the end of an epoch."""
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
-            self._epoch, self._numbers = epoch, self._rows_of(epoch)
+            times = []  # that the epoch reads each row
+            for place, count in zip(self._places, self.rows_per_epoch, strict=True):
+                before, after = ((number * count - place - 1) // len(place) for number in (epoch, epoch + 1))
+                times.append(after - before)
+            numbers = np.repeat(np.arange(len(self.rows)), np.concatenate(times))
+            if self.seed is not None:
+                numbers = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(numbers)
+            self._epoch, self._numbers = epoch, numbers
         return self._numbers[step * self.joined_rows_per_step : (step + 1) * self.joined_rows_per_step]
-
-    def _rows_of(self, epoch: int) -> np.ndarray:
-        """Return the rows of an epoch in order, those that it reads more than once several times, (n,) int64."""
-        times = []
-        for place, count in zip(self._places, self.rows_per_epoch, strict=True):
-            before, after = ((number * count - place - 1) // len(place) for number in (epoch, epoch + 1))
-            times.append(after - before)
-        numbers = np.repeat(np.arange(len(self.rows)), np.concatenate(times))
-        if self.seed is None:
-            return numbers
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(numbers)
 
     def positions(self, step: int) -> int:
         """Count the real tokens that this rank reads in a step: ids cannot tell, since 0 may be an ordinary one."""

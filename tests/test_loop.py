@@ -132,7 +132,7 @@ def losses_by_hand(run, batches):
 def test_validation_uses_no_loss_weights_and_no_dropout(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     held_out = SimpleNamespace(steps_per_epoch=2, step=run.source.step)
-    run = replace(run, validation=held_out, prompt=[1, 300, 301])
+    run = replace(run, validation={"val": {"": held_out}}, prompt=[1, 300, 301])
     vars(run)["token_bytes"] = torch.ones(6400, dtype=torch.int32)
     for block in run.model.layers:
         block.dropout.p = 0.5
@@ -299,8 +299,8 @@ def test_texts_beside_conversations_are_validated_apart(folder):
     run = a_run(folder, batch_size=4, rows_per_step=4)
     chats = SimpleNamespace(steps_per_epoch=1, step=run.source.step)
     texts = SimpleNamespace(steps_per_epoch=1, step=lambda step: run.source.step(1))
-    alone = loop.validate(replace(run, validation=chats, prompt=[1, 300, 301]))
-    both = loop.validate(replace(run, validation=chats, text_validation=texts, prompt=[1, 300, 301]))
+    alone = loop.validate(replace(run, validation={"val": {"": chats}}, prompt=[1, 300, 301]))
+    both = loop.validate(replace(run, validation={"val": {"": chats}, "val_text": {"": texts}}, prompt=[1, 300, 301]))
     assert alone.items() <= both.items()
     nats, classes, _ = losses_by_hand(run, run.source.step(1))
     assert both["val_text_loss"] == pytest.approx(nats[classes > 0].mean().item(), rel=1e-5)

@@ -130,7 +130,7 @@ def describe_epochs(names: Sequence[str], rows: PackedRows, epochs: Sequence[flo
     """
     lines = []
     sizes, counts = np.diff(rows.parts), rows_per_epoch(rows, epochs)
-    means = np.add.reduceat(rows.num_tokens, rows.parts[:-1]) / sizes  # tokens a row
+    means = np.add.reduceat(rows.segments.lengths[rows.order], rows.bounds[rows.parts[:-1]]) / sizes  # tokens a row
     total = (means * counts).sum()
     for name, size, count, mean in zip(names, sizes, counts, means, strict=True):
         lines.append(
@@ -264,5 +264,5 @@ def summary(run: Run, progress: Progress) -> str:
     for key, value in progress.validation.items():
         if key != "sample":
             before = progress.initial_validation.get(key, math.nan)
-            lines.append(f"  {key:22} {before:.4f} -> {value:.4f}")
+            lines.append(f"  {printable(key):22} {before:.4f} -> {value:.4f}")
     return "\n".join(lines)

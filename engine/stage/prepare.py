@@ -47,7 +47,8 @@ class Rows:
         num_held_out: Held-out documents.
         held_out: Digest of their content hashes.
         trained_hashes: Returns the content hashes of the documents to train on, (n,) uint64.
-        epochs: --data_epochs, if the files are packed apart.
+        names: Names of the parts that are packed apart: the files with --data_epochs, else one for all of them.
+        epochs: How often an epoch reads each part, or all of them.
     """
 
     cache: TokenCache
@@ -58,7 +59,8 @@ class Rows:
     num_held_out: int
     held_out: str
     trained_hashes: Callable[[], np.ndarray]
-    epochs: list[float] | None = None
+    names: Sequence[str]
+    epochs: Sequence[float]
 
     def sources(self, loss_weights: Mapping[int, float]) -> Sources:
         """Make the sources of batches whose labels weigh `loss_weights` {label class: loss weight}."""
@@ -72,15 +74,18 @@ class Rows:
             describe_repeated(self.cache.row_hashes()),
             describe_rows(self.training, self.validation),
         ]
-        epochs = self.epochs or [1.0]
         if self.cache.is_replay.any():
-            lines.append(describe_texts(self.cache, self.training, epochs, self.texts))
-        if self.epochs:
-            lines.append(describe_epochs([file["name"] for file in files], self.training, epochs))
+            lines.append(describe_texts(self.cache, self.training, self.epochs, self.texts))
+        if any(self.names):
+            lines.append(describe_epochs(self.names, self.training, self.epochs))
+        validation = {}
+        for prefix, rows in {"val": self.validation, "val_text": self.texts}.items():
+            parts = zip(self.names, np.eye(len(self.names)), np.diff(rows.parts), strict=True)
+            make = partial(Batches, self.cache, rows, loss_weights)
+            validation[prefix] = {name: partial(make, epochs=only_it) for name, only_it, size in parts if size}
         return Sources(
-            partial(Batches, self.cache, self.training, loss_weights, epochs=epochs),
-            partial(Batches, self.cache, self.validation, loss_weights) if len(self.validation) else None,
-            make_text_validation=partial(Batches, self.cache, self.texts, loss_weights) if len(self.texts) else None,
+            partial(Batches, self.cache, self.training, loss_weights, epochs=self.epochs),
+            validation,
             resume_key={
                 "data": data,
                 DATA_FILES: data_files,
@@ -151,21 +156,21 @@ def open_documents(dataset: type[Dataset], tokenizer: Tokenizer, data: Data, rt:
     return rt.main_process_first(open_cache)
 
 
-def _check_files(files: Sequence[dict], times: Sequence[int], num_rows: np.ndarray) -> None:
-    """Refuse files of which --data_epochs cannot be true.
+def files_of_cache(documents: TokenCache) -> tuple[list[str], list[int]]:
+    """Return the files that --data_epochs packs apart: their names, and the first token of each but the first.
 
-    Args:
-        files: Of the token cache's meta.
-        times: How often each is given.
-        num_rows: Packed rows of each that an epoch reads, (files,) int64.
+    Raises:
+        ValueError: A file is given more than once.
     """
-    for file, count, size in zip(files, times, num_rows, strict=True):
-        if count > 1:
-            raise ValueError(f"--data_epochs: {file['name']} is given {count} times; give it once, with its number")
-        if not size:
-            raise ValueError(
-                f"--data_epochs: no packed row of {file['name']} in an epoch; raise its number or leave it out"
-            )
+    files = documents.meta["sources"]
+    names = [file["name"] for file in files]
+    for name, times in zip(names, documents.times, strict=True):
+        if times > 1:
+            raise ValueError(f"--data_epochs: {name} is given {times} times; give it once, with its number")
+    if len(set(names)) < len(names):
+        names = [file["path"] for file in files]
+    ends = np.cumsum([file["documents"] for file in files])
+    return names, documents.offsets[ends[:-1]].tolist()
 
 
 def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Runtime, model: SpongeBob) -> Rows:
@@ -178,32 +183,35 @@ def pack(documents: TokenCache, fit: Callable[..., Segments], args: Args, rt: Ru
         rt: Decides with the model whether rows may be joined.
         model: Its max_seq_len bounds --max_seq_len.
     Raises:
-        ValueError: --max_seq_len is more than the model's, or --data_epochs with a file that is given twice.
+        ValueError: --max_seq_len is more than the model's, or --data_epochs leaves no row of a file in an epoch.
     """
     length, seed = args.data.max_seq_len, args.training.seed
-    epochs = args.data.data_epochs
     if length > model.config.max_seq_len:  # model.attention would compute such documents wrongly, without an error
         raise ValueError(f"--max_seq_len {length} is more than the {model.config.max_seq_len} of the model")
     training, validation = documents.split(args.data.val_fraction)
-    files = documents.meta["sources"]
-    ends = np.cumsum([file["documents"] for file in files])
-    borders = documents.offsets[ends[:-1]].tolist() if epochs else []
+    epochs, (names, borders) = [1.0], ([""], [])
+    if args.data.data_epochs:
+        epochs, (names, borders) = args.data.data_epochs, files_of_cache(documents)
     # A mask over a whole row costs the square of its length.
     can_join = supports_varlen_attention(rt.device, rt.dtype, model.config.head_dim)
     max_join = args.training.batch_size if can_join else 1
     rows = pack_dense(fit(documents, training, length), length, max_join, seed, borders=borders)
-    if epochs:
-        _check_files(files, documents.times, rows_per_epoch(rows, epochs))
+    empty = [name for name, count in zip(names, rows_per_epoch(rows, epochs), strict=True) if not count]
+    if any(empty):  # without --data_epochs there is no name, and the source refuses to have no row
+        raise ValueError(
+            f"--data_epochs: an epoch has no packed row of {', '.join(empty)}; raise its number or leave it out"
+        )
     is_replay = documents.is_replay[validation]
     held_out, texts = (fit(documents, part, length) for part in (validation[~is_replay], validation[is_replay]))
     return Rows(
         documents,
         rows,
-        pack_rows(held_out, rows.row_len, seed, length),
-        pack_rows(texts, rows.row_len, seed, length),
+        pack_rows(held_out, rows.row_len, seed, length, borders),
+        pack_rows(texts, rows.row_len, seed, length, borders),
         choose_prompt(documents, validation[~is_replay], length),
         len(validation),
         hashlib.blake2b(documents.hashes[validation].tobytes(), digest_size=8).hexdigest(),
         lambda: documents.hashes[documents.split(args.data.val_fraction)[0]],
+        names,
         epochs,
     )

@@ -109,9 +109,10 @@ def make_run(
     training = args.training
     share = {"batch_size": training.batch_size, "rank": rt.rank, "world_size": rt.world_size}
     source = sources.make_training(rows_per_step=start.rows_per_step, seed=training.seed, **share)
-    held_out = []
-    for make in (sources.make_validation, sources.make_text_validation):
-        held_out.append(make and make(rows_per_step=training.batch_size * rt.world_size, seed=None, **share))
+    held_out = share | {"rows_per_step": training.batch_size * rt.world_size, "seed": None}
+    validation = {}
+    for prefix, makers in sources.make_validation.items():
+        validation[prefix] = {file: make(**held_out) for file, make in makers.items()}
     steps = training.max_steps or training.epochs * source.steps_per_epoch
     warmup = start.warmup(training, steps)
     total_micro_batches = steps * start.rows_per_step // (training.batch_size * rt.world_size)
@@ -127,8 +128,7 @@ def make_run(
         steps=steps,
         training=training,
         output=args.output,
-        validation=held_out[0],
-        text_validation=held_out[1],
+        validation=validation,
         prompt=sources.prompt,
         rows_per_step=start.rows_per_step,
         warmup=warmup,

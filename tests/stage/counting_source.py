@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     args = options.parse_args(None, argv, {"data_file": "-", "name": "counting"}, on_sample={}, groups=[])
     rt = runtime.start(args.performance, args.training.seed)
     model = SpongeBob(LLMConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, max_seq_len=32))
-    sources = Sources(Counting, Counting, resume_key={"rows": "counting"})
+    sources = Sources(Counting, {"val": {"": Counting}}, resume_key={"rows": "counting"})
     tokenizer = load_tokenizer(ROOT / "spongebob_tokenizer")
     return train(model, sources, args, rt, tokenizer, stage="pretrain", parent=None)
 

@@ -60,8 +60,14 @@ def test_run_on_new_texts_is_bound_to_its_parent_and_its_files(notes):
 
 
 def test_next_commands_are_printed_and_work(notes, capsys):
-    assert pretrain.main([*NOTES, "--max_steps", "2"]) == 0
-    train, chat = capsys.readouterr().out.splitlines()[-2:]
+    """After held-out losses of each file, which validation computes apart."""
+    assert pretrain.main([*NOTES, "--max_steps", "2", "--val_fraction", "0.1"]) == 0
+    *lines, train, chat = capsys.readouterr().out.splitlines()
+    before, after = rows(notes / "results/notes.metrics.jsonl")[0::2]
+    new, old = (f"val_bits_per_byte/{name}.jsonl" for name in ("notes", "pretrain"))
+    low, high = sorted([after[new], after[old]])
+    assert low < after["val_bits_per_byte"] < high and before.keys() >= {new, old}
+    assert any(line.startswith(f"  {new} {before[new]:.4f} -> {after[new]:.4f}") for line in lines)
     assert train == "next   python SFT.py --init_from results/notes.pth --name notes_SFT"
     assert chat == "       python eval_model.py --ckpt results/notes_SFT.pth"
     assert SFT.main([*shlex.split(train)[3:], *FLAGS, "--max_steps", "2", "--data_epochs", "0.5"]) == 0
@@ -74,12 +80,12 @@ REFUSED = {
     "--dim would change nothing: the checkpoint of --init_from has its shape": [*NOTES, "--dim", "64"],
     "--preset would change nothing": [*NOTES, "--preset", "1B"],
     "parent.pth is what --name parent would replace": [*NOTES, "--name", "parent", "--save_dir", ".", "--overwrite"],
-    "--data_epochs has 2 numbers for 1 files": ["--data_epochs", "1", "2", "--data_path", "notes.jsonl"],
+    "--data_epochs \\[1.0, 2.0\\] for 1 files": ["--data_epochs", "1", "2", "--data_path", "notes.jsonl"],
     "--data_epochs 0.0 must be more than 0": [*NOTES, "--data_epochs", "1", "0"],
     "--data_epochs -1.0 must be more than 0": [*NOTES, "--data_epochs", "-1"],
     "--data_epochs nan must be a finite number": [*NOTES, "--data_epochs", "nan"],
     "--data_epochs: notes.jsonl is given 2 times": [*NOTES, "--data_path", "notes.jsonl", "./notes.jsonl"],
-    "--data_epochs: no packed row of notes.jsonl in an epoch": [*NOTES, "--data_epochs", "0.01", "1"],
+    "--data_epochs: an epoch has no packed row of notes.jsonl;": [*NOTES, "--data_epochs", "0.01", "1"],
     "--data_epochs: cached is a finished cache": [*NOTES, "--data_path", "cached", "--data_epochs", "2"],
     "trained with tokenizer": [*NOTES, "--init_from", "foreign.pth"],
 }
