@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+STALE_SECONDS = 3600  # an unfinished folder that has not grown for so long is no run's
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then rename it: no reader sees a part, and a crash leaves the old file.
@@ -60,6 +62,18 @@ def all_or_none(*paths: Path) -> Iterator[None]:
         raise
 
 
+def remove_stale_folders(folder: Path, now: float) -> None:
+    """Remove what killed runs left of a folder that they were making; one that still grows is another run's.
+
+    `now` is by the clock of the disk, which dates the files: a file server's may differ from this machine's.
+    """
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            newest = max(path.stat().st_mtime for path in (stale, *stale.iterdir()))
+            if now - newest > STALE_SECONDS:
+                shutil.rmtree(stale, ignore_errors=True)
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder next to `path` that takes its place when the block ends: a crash leaves the old one whole.
@@ -72,6 +86,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp-{uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
+        remove_stale_folders(path, temporary.stat().st_mtime)
         yield temporary
         for file in temporary.iterdir():
             with open(file, "rb+") as written:

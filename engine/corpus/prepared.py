@@ -44,7 +44,7 @@ COMMANDS = {  # what each file is for, in the order of the stages
     "r1_1024.jsonl": "python distill.py",
 }
 RECORDS = ("dropped.jsonl.gz", "prepared.json", "report.html")
-LIBRARIES = ("numpy", "tokenizers", "ftfy", "charset-normalizer", "trafilatura", "pyarrow", "zstandard")
+LIBRARIES = ("numpy", "tokenizers", "ftfy", "opencc", "chardet", "resiliparse", "pyarrow")
 CHARACTERS = ("characters", (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000))
 TOKENS = ("tokens", (64, 128, 256, 512, 768, 1024))
 ROWS_AT_ONCE = 256  # conversations that a process encodes

@@ -13,7 +13,6 @@ as --data_path.
 """
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -36,7 +35,7 @@ from engine.corpus.held_out import held_out_hashes, merge_same_files, row_hash, 
 from engine.corpus.jsonl import RowCounts, RowReport, find_zero_fields, read_blocks, source_files, split_lines
 from engine.corpus.tiktoken_backend import print_hint, start_encoder
 from engine.corpus.worker_pool import map_in_order
-from engine.files import hash_file, to_json, write_json
+from engine.files import hash_file, remove_stale_folders, to_json, write_json
 from engine.tokenizer import EOS, fingerprint
 
 Dataset = PretrainDataset | SFTDataset  # what a row may mean
@@ -48,7 +47,6 @@ ARRAYS = {  # files of bare numbers
     "row_starts": np.uint8,
 }
 TIKTOKEN_MIN_BYTES = 16 << 20  # below, all saves two seconds at most, and each process first checks the vocabulary
-STALE_SECONDS = 3600  # an unfinished cache that has not grown for so long is no run's
 REREAD_BYTES = 256 << 20  # smaller files are read whole at each start, in a third of a second at most
 NUM_BLOCKS = 16  # of a larger file, read at each start
 BLOCK_BYTES = 64 << 10
@@ -254,18 +252,6 @@ def _read_index(path: Path) -> dict[str, list]:
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _remove_stale_folders(folder: Path, now: float) -> None:
-    """Remove what killed runs left of this cache; what still grows is another run's.
-
-    `now` is by the clock of the disk, which dates the files: a file server's may differ from this machine's.
-    """
-    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
-        with suppress(FileNotFoundError):  # finished meanwhile
-            newest = max(path.stat().st_mtime for path in (stale, *stale.iterdir()))
-            if now - newest > STALE_SECONDS:
-                shutil.rmtree(stale, ignore_errors=True)
-
-
 def _number_blocks(paths: Sequence[Path], dataset_class: type, advance: Callable[[int], object]) -> Iterator[tuple]:
     for file, path in enumerate(paths):
         zero_fields = find_zero_fields(path) if issubclass(dataset_class, SFTDataset) else frozenset()  # texts: once
@@ -280,7 +266,7 @@ def _build(folder, paths, digests, identity, dataset_class, tokenizer, num_worke
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        _remove_stale_folders(folder, temporary.stat().st_mtime)
+        remove_stale_folders(folder, temporary.stat().st_mtime)
         report = RowReport(strict, {str(path): RowCounts() for path in paths})
         tokens, documents = _encode_files(temporary, paths, size, report, dataset_class, tokenizer, num_workers)
         _check_rows(report, dataset_class)
