@@ -19,6 +19,7 @@ from benchmarks import (
     parts,
     quality,
     rows,
+    rules,
     sweep,
     tags,
     train,
@@ -328,3 +329,16 @@ def test_comparison_of_the_gpu_report_notices_a_difference(part, monkeypatch, on
     pair, tolerance = gpu.EQUAL[part]
     assert gpu.compared(pair, tolerance, dry=False).startswith("equal")
     assert gpu.compared(lambda: (pair()[0], 2 * pair()[1] + 1), tolerance, dry=False).startswith("NOT equal")
+
+
+def test_faults_of_cleaning_are_put_in_and_found(monkeypatch, capsys, tmp_path):
+    for name in ("pretrain.jsonl", "sft_512.jsonl"):
+        lines = (SAMPLE / name).read_text("utf-8").splitlines(keepends=True)
+        (tmp_path / name).write_text("".join(lines[:60]), "utf-8")
+    monkeypatch.setattr(rules, "MAX_FAULTS", 2)
+    rules.main(["--data", str(tmp_path), "--changes", str(tmp_path / "changes")])
+    table = capsys.readouterr().out
+    for name in ("mojibake (GBK, one line)", "nfc", "last_question", "api_keys", "refusals"):
+        assert f"| {name} | 2 | 2 |" in table
+    assert "mojibake: 0 rows changed, 0 dropped" in table
+    assert (tmp_path / "changes").read_text("utf-8").startswith('["too_short", "sft_512.jsonl", ')

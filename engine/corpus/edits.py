@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 # A block of code: between fences, or lines that are indented after a blank one and have a sign that prose has not.
-FENCE = r"^ {0,3}(?P<fence>`{3,}|~{3,})(?:.*\n)(?:.*\n)*?(?: {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
+FENCE = r"^ {0,3}(?P<fence>`{3,}+|~{3,}+)(?:.*\n)(?:.*\n)*?(?: {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
 INDENTED = r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t).*(?:\n+(?= {4}|\t)|\n?))+"
 CODE_RE = re.compile(f"{FENCE}|{INDENTED}", re.MULTILINE)
 CODE_SIGN_RE = re.compile(r"[{}=]|\w\(|[;:]$|^\s*[$>#]", re.MULTILINE)

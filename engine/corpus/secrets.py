@@ -31,7 +31,7 @@ API_KEY_SIGNS = (
 ).split()
 PRIVATE_KEY_RE = re.compile(  # whole, or cut off; a program that only names the two lines has no key between them
     r"-----BEGIN (?P<kind>[A-Z ]*)PRIVATE KEY-----"
-    r"(?:[\s\w+/=:,\\-]{64,}?-----END (?P=kind)PRIVATE KEY-----|(?:(?:\s|\\n)*[A-Za-z0-9+/]{40,}={0,2})+)",
+    r"(?:[\s\w+/=:,\\-]{64,8000}?-----END (?P=kind)PRIVATE KEY-----|(?:(?:\s|\\n)*[A-Za-z0-9+/]{40,}={0,2})+)",
     re.ASCII,
 )
 

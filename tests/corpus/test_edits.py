@@ -1,5 +1,7 @@
 """Edits of a text change what is broken, and leave intact text and code alone."""
 
+import time
+
 import pytest
 
 from engine.corpus import rules
@@ -102,3 +104,10 @@ def test_formulas_and_code_are_no_symbols():
     for text in ("${{x}^{2}}+{{y}^{2}}={{z}^{2}}$，求 x。", "```\n{}[]()<>;;;;\n```\nThat is it."):
         assert clean(text, {"too_many_symbols"}).edits == {}
     assert clean("=-=-=-=-=-= o =-=-=-=-=-=", {"too_many_symbols"}).dropped_by == "too_many_symbols"
+
+
+@pytest.mark.parametrize("text", ["`" * 60_000, "-----BEGIN PRIVATE KEY-----\n" * 700, "é\u0301 " * 5_000])
+def test_a_text_that_is_made_of_one_sign_takes_no_time(text):
+    start = time.process_time()
+    clean(text, EVERY)
+    assert time.process_time() - start < 1
