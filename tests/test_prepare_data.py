@@ -59,6 +59,13 @@ def dropped_of(folder):
         return [json.loads(line) for line in file]
 
 
+def test_a_text_and_a_conversation_may_say_the_same(prepare, tmp_path):
+    pair = chat(TEXT[:14], TEXT[14:])
+    write_rows(tmp_path / "mine/rows.jsonl", [{"text": f"{TEXT[:14]}\n{TEXT[14:]}"}, pair, {"text": TEXT + "。"}])
+    outputs = prepare()["outputs"]
+    assert {name: output["rows"] for name, output in outputs.items()} == {"pretrain.jsonl": 1, "sft_512.jsonl": 1}
+
+
 def test_texts_and_conversations_go_to_their_stages(prepare, tmp_path):
     (tmp_path / "mine/笔记.md").write_text(f"# 春天\n\n{TEXT}", encoding="utf-8")
     thought = "<think>\n一加一\n</think>\n<answer>\n二\n</answer>"

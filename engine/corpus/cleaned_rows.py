@@ -30,8 +30,9 @@ from engine.corpus.worker_pool import map_in_order
 from engine.schemas import BadRow, DroppedRow, EmptyRow
 
 RULE_OF = {EmptyRow: "empty_row", DroppedRow: "nothing_to_learn", BadRow: "broken_row"}
-HAN_RE, LATIN_RE = re.compile("[\u4e00-\u9fff]"), re.compile("[A-Za-z]")
-OTHER_RE = re.compile(r"[^\W\d_A-Za-z\u4e00-\u9fff]")  # letters of other scripts, and those with accents
+HAN_RE, LATIN_RE = re.compile("[\u4e00-\u9fff]+"), re.compile("[A-Za-z]+")
+OTHER_RE = re.compile(r"[^\W\d_A-Za-z\u4e00-\u9fff]+")  # letters of other scripts, and those with accents
+CONVERSATION = np.uint64(0x9E3779B97F4A7C15)  # odd: 0, which says that a row is not compared, stays 0
 LANGUAGE_CHARACTERS = 400  # of a row that are looked at
 
 
@@ -141,8 +142,8 @@ def clean_files(
     """
     work = Work(files, on, held_out, _find_boilerplate(files) if "boilerplate" in on else {})
     rows = CleanedRows(path, files, [RowCounts() for _ in files])
-    columns = {"file_of": array("i"), "numbers": array("q"), "offsets": array("q"), "is_text": array("b")}
-    columns |= {"lengths": array("q"), "hashes": array("Q")}
+    columns = {"file_of": array("i"), "numbers": array("I"), "offsets": array("q"), "is_text": array("b")}
+    columns |= {"lengths": array("I"), "hashes": array("Q")}
     bands = array("Q")
     size = sum(file.path.stat().st_size for file in files)
     with open(path, "wb") as out, tqdm(desc="cleaning", total=size, unit="B", unit_scale=True, disable=None) as bar:
@@ -258,21 +259,31 @@ def _clean_block(file: int, block: Block) -> CleanedBlock:
             contents.append(cleaned.content)
     numbers, contents, held_out = _drop_held_out(numbers, contents, dropped)
     texts = list(map(row_text, contents))
+    is_text = [isinstance(content, str) for content in contents]
     return CleanedBlock(
         file=file,
         counts=counts,
         lines=list(map(line_of, contents)),
         numbers=numbers,
-        is_text=[isinstance(content, str) for content in contents],
+        is_text=is_text,
         hashes=list(map(row_hash, contents)),
         lengths=list(map(len, texts)),
-        bands=sign_many(texts) if "near_repeat" in _work.on else np.zeros((len(texts), BANDS), np.uint64),
+        bands=_sign(texts, is_text),
         dropped=dropped,
         changed=changed,
         examples=examples,
         languages=Counter(map(language_of, texts)),
         held_out=held_out,
     )
+
+
+def _sign(texts: list[str], is_text: list[bool]) -> np.ndarray:
+    """Return the bands of rows; a text and a conversation share none, as they teach different things."""
+    if "near_repeat" not in _work.on:
+        return np.zeros((len(texts), BANDS), np.uint64)
+    bands = sign_many(texts)
+    bands[np.logical_not(is_text)] *= CONVERSATION
+    return bands
 
 
 def _drop_held_out(numbers: list, contents: list, dropped: list) -> tuple[list, list, Counter[str]]:
@@ -297,7 +308,7 @@ def content_of_row(row: dict | BadRow, notes: set[str] | None = None) -> Content
 def language_of(text: str) -> str:
     """Return "zh", "en" or "other", by the letters of a text's beginning."""
     text = text[:LANGUAGE_CHARACTERS]
-    num_han, num_latin, num_other = (len(letters.findall(text)) for letters in (HAN_RE, LATIN_RE, OTHER_RE))
+    num_han, num_latin, num_other = (len("".join(letters.findall(text))) for letters in (HAN_RE, LATIN_RE, OTHER_RE))
     if num_han * 4 > num_han + num_latin + num_other:
         return "zh" if num_other * 10 < num_han else "other"
     return "en" if num_latin * 20 > (num_latin + num_other) * 19 else "other"

@@ -72,28 +72,20 @@ class DroppedRepeats(NamedTuple):
 def drop_repeats(rows: CleanedRows, on: Collection[str], dropped: DroppedRows) -> DroppedRepeats:
     """Find the rows that repeat another one, within a file and across files.
 
-    Texts and conversations are compared apart: they teach different things.
-
     Args:
         rows: Clean rows.
         on: Names of the rules that are on.
         dropped: Gets the repeats.
     """
-    kept_row, is_exact = np.arange(len(rows)), np.zeros(len(rows), bool)
-    for is_text in (0, 1):
-        numbers = np.flatnonzero(rows.is_text == is_text)
-        text_of = partial(_text_of, rows, numbers)
-        repeats = find_repeats(rows.hashes[numbers], rows.bands[numbers], rows.lengths[numbers], text_of)
-        kept_row[numbers] = numbers[repeats.kept_row]
-        is_exact[numbers] = repeats.exact
-    is_repeat = kept_row != np.arange(len(rows))
+    repeats = find_repeats(rows.hashes, rows.bands, rows.lengths, partial(_text_of, rows))
+    is_repeat = ~repeats.keep
     if "exact_repeat" not in on:
-        is_repeat &= ~is_exact
+        is_repeat &= ~repeats.exact
     for row, content in read_rows(rows, np.flatnonzero(is_repeat)):
-        rule = "exact_repeat" if is_exact[row] else "near_repeat"
+        rule = "exact_repeat" if repeats.exact[row] else "near_repeat"
         dropped.write(*place(rows, row), rule, content)
-    num_exact = int((is_repeat & is_exact).sum())
-    clusters = _largest_clusters(rows, np.where(is_repeat, kept_row, np.arange(len(rows))))
+    num_exact = int((is_repeat & repeats.exact).sum())
+    clusters = _largest_clusters(rows, np.where(is_repeat, repeats.kept_row, np.arange(len(rows))))
     return DroppedRepeats(~is_repeat, num_exact, int(is_repeat.sum()) - num_exact, clusters)
 
 
@@ -108,8 +100,8 @@ def read_rows(rows: CleanedRows, numbers: np.ndarray) -> Iterator[tuple[int, Con
         yield row, content_of(line)
 
 
-def _text_of(rows: CleanedRows, numbers: np.ndarray, index: int) -> str:
-    return row_text(content_of(next(rows.read_lines([numbers[index]]))))
+def _text_of(rows: CleanedRows, row: int) -> str:
+    return row_text(content_of(next(rows.read_lines([row]))))
 
 
 def _largest_clusters(rows: CleanedRows, kept_row: np.ndarray) -> list[dict]:

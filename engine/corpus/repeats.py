@@ -149,11 +149,10 @@ def find_repeats(exact: np.ndarray, bands: np.ndarray, lengths: np.ndarray, text
     """
     kept_row = _first_equal(exact, lengths)
     is_copy = kept_row != np.arange(len(exact))
-    rows = np.flatnonzero(~is_copy)
-    is_shared = np.zeros(len(rows), bool)
+    is_shared = np.zeros(len(exact), bool)
     for band in range(BANDS):
-        is_shared |= _are_shared(bands[rows, band])
-    rows = rows[is_shared]
+        is_shared |= _are_shared(bands[:, band])
+    rows = np.flatnonzero(is_shared & ~is_copy)
     rows = rows[np.lexsort((exact[rows], -lengths[rows].astype(np.int64)))]
     _drop_near(
         rows,
@@ -166,11 +165,11 @@ def find_repeats(exact: np.ndarray, bands: np.ndarray, lengths: np.ndarray, text
 
 def _first_equal(exact: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the longest, then first, row of those that are equal to each one, (rows,) int64."""
-    order = np.lexsort((-lengths.astype(np.int64), exact))
+    kept_row = np.arange(len(exact))
+    rows = np.flatnonzero(_are_shared(exact))
+    order = rows[np.lexsort((-lengths[rows].astype(np.int64), exact[rows]))]
     hashes = exact[order]
-    is_first = np.ones(len(exact), bool)
-    is_first[1:] = hashes[1:] != hashes[:-1]
-    kept_row = np.empty(len(exact), np.int64)
+    is_first = np.concatenate([np.ones(min(len(order), 1), bool), hashes[1:] != hashes[:-1]])
     kept_row[order] = order[is_first][np.cumsum(is_first) - 1]
     return kept_row
 

@@ -1,5 +1,7 @@
 """Of rows that say the same the longest is kept, in any order; rows of a template and held-out rows are told apart."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.corpus.held_out import row_hash
 from engine.corpus.repeats import REPRESENTATIVES, HeldOut, are_near, find_repeats, read_content, row_text
-from engine.corpus.shingles import sign_many
+from engine.corpus.shingles import BANDS, sign_many
 
 ZH = "春天来了，小河边的柳树发出了嫩绿的新芽，孩子们在草地上放风筝，远处的山上开满了粉红色的桃花，天空蓝得像一块宝石。"
 ZH += "爷爷坐在门前的竹椅上，一边喝茶，一边给我们讲他小时候的故事。"
@@ -178,3 +180,14 @@ def test_row_text_is_the_turns_without_the_system_message():
 
 def test_similarity_of_texts_without_shingles_is_none():
     assert not are_near(read_content(""), read_content(""))
+
+
+def test_rows_that_repeat_none_take_thirty_bytes_more():
+    rows = 100_000
+    exact, *bands = np.random.default_rng(0).integers(1, 2**63, (BANDS + 1, rows)).astype(np.uint64)
+    bands = np.stack(bands, axis=1)
+    tracemalloc.start()
+    keep = find_repeats(exact, bands, np.ones(rows, np.uint8), str).keep
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert keep.all() and peak < 32 * rows  # with the 165 bytes that are there, fewer than 200
