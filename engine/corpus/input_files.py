@@ -110,7 +110,7 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
         if not path.is_dir():
-            yield path.name, path
+            yield _printed(path.name), path
         entered = set()
         for folder, folders, names in os.walk(path, followlinks=True):
             is_new = os.path.realpath(folder) not in entered
@@ -119,7 +119,7 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
             reasons = {entry: _reason_to_leave(entry) for entry in inside if not _is_prepared(entry)}
             folders[:] = sorted(entry.name for entry, reason in reasons.items() if not reason and entry.is_dir())
             for entry, reason in reasons.items():
-                name = entry.relative_to(path).as_posix()
+                name = _printed(entry.relative_to(path).as_posix())
                 if reason:
                     left.append((name, reason))
                 elif not entry.is_dir():
@@ -129,6 +129,11 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
 def _is_prepared(path: Path) -> bool:
     """Return whether prepare_data.py made a folder, or was killed in making it."""
     return (path / "dropped.jsonl.gz").is_file()
+
+
+def _printed(name: str) -> str:
+    """Escape the bytes of a name that are no UTF-8: names are written to files and hashed."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _reason_to_leave(path: Path) -> str:
@@ -148,7 +153,7 @@ def _unique_names(files: Iterator[tuple[str, Path]], left: list[tuple[str, str]]
     while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
         for path, name in names.items():
             if name in repeated:
-                names[path] = "/".join(path.absolute().parts[-name.count("/") - 2 :])
+                names[path] = _printed("/".join(path.absolute().parts[-name.count("/") - 2 :]))
     return {name: path for path, name in sorted(names.items(), key=lambda item: item[1])}
 
 
@@ -186,6 +191,8 @@ def _inspect(path: Path, name: str, encoding: str | None, split_text: str) -> In
             return InputFile(path, name, kind, packed, guessed, split_text)
     if file_type.type in ("parquet", "arrow"):
         return InputFile(path, name, file_type.type, packed)
+    if "python -c" in file_type.remedy:
+        return f"{file_type.name}; write its texts to a file first"
     remedy = file_type.remedy.replace("PATH", "FILE").replace("OUT", "ROWS.jsonl")
     return f"{file_type.name}; {remedy[0].lower()}{remedy[1:]}"
 

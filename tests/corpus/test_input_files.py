@@ -141,5 +141,5 @@ def test_neither_a_pipe_nor_a_name_that_is_no_text_stops_a_folder(tmp_path):
     with open(os.fsencode(tmp_path) + b"/bad\xff.txt", "w") as file:
         file.write("boats")
     files, left = find_files([tmp_path])
-    assert [file.name for file in files] == ["bad\udcff.txt"]
+    assert [file.name for file in files] == ["bad\\udcff.txt"]
     assert left == [("pipe.txt", "a pipe or a device"), ("zero.txt", "a pipe or a device")]
