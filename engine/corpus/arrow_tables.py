@@ -8,8 +8,9 @@ from itertools import chain
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from engine.corpus.input_files import InputFile, import_for, open_unpacked
+from engine.corpus.input_files import PACKAGES, InputFile
 from engine.corpus.jsonl import READ_BLOCK_BYTES, zero_fields_of
+from engine.corpus.packed_files import import_for, open_unpacked
 from engine.files import first_line
 from engine.schemas import ZERO_KEYS
 
@@ -71,7 +72,7 @@ def _batches(raw: BinaryIO, file: InputFile) -> Iterator[Any]:
     """Yield the record batches of a file; those of a parquet file by its row groups, read one at a time."""
     raw.seek(0)
     if file.type == "parquet":
-        table = import_for("pyarrow.parquet", file.path, "reading parquet").ParquetFile(raw, pre_buffer=False)
+        table = import_for(PACKAGES["parquet"], file.path, "reading parquet").ParquetFile(raw, pre_buffer=False)
         for group in range(table.num_row_groups):
             yield from table.iter_batches(1024, row_groups=[group])
         return

@@ -1,31 +1,28 @@
 """The files that a user names, or that are in a folder: the type and the encoding of each, by its first bytes."""
 
 import ast
-import bz2
 import codecs
-import gzip
 import io
-import lzma
 import os
 import re
 import stat
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from engine.corpus.encodings import guess_encoding, guess_unicode, is_text_of
-from engine.corpus.file_types import GZIP, HEADER_BYTES, detect_file_type
+from engine.corpus.file_types import HEADER_BYTES, detect_file_type
 from engine.corpus.json_values import read_values
-from engine.corpus.jsonl import parse_line, split_lines
+from engine.corpus.jsonl import READ_BLOCK_BYTES, parse_line, split_lines
+from engine.corpus.packed_files import PACKED, import_for, open_unpacked
 from engine.schemas import SCHEMAS, BadRow, schemas_of
 
 MAX_DOCUMENT_BYTES = 64 << 20  # of a file that is one text
-PACKED = {GZIP: "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+ONE_DOCUMENT = ("text", "markdown", "html", "python")
+PACKAGES = {"parquet": "pyarrow.parquet", "arrow": "pyarrow", "html": "resiliparse.extract.html2text"}
 LEFT_NAMES = [  # (pattern of a file's or folder's name, reason)
     (r"\..*", "hidden"),
     (r"node_modules|__pycache__", "a folder of programs"),
@@ -75,6 +72,7 @@ def find_files(
     for name, path in _unique_names(_walk(paths, left), left).items():
         file = _inspect(path, name, encoding, split_text)
         if isinstance(file, InputFile):
+            _check_readable(file)
             files.append(file)
         else:
             left.append((name, file))
@@ -89,6 +87,21 @@ def find_files(
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in left[:5])
         raise ValueError(f"{', '.join(map(str, paths))}: nothing to read, and {len(left)} files are left out{reasons}")
     return files, left
+
+
+def _check_readable(file: InputFile) -> None:
+    """Find out before an hour of reading what would stop it."""
+    if file.type in PACKAGES:
+        import_for(PACKAGES[file.type], file.path, f"reading {file.type}")
+    if file.type in ONE_DOCUMENT and file.split_text == "none" and not file.packed:
+        check_size(file, file.path.stat().st_size)
+
+
+def check_size(file: InputFile, num_bytes: int) -> None:
+    """Raise ValueError for a text that is too long for one document."""
+    if num_bytes > MAX_DOCUMENT_BYTES:
+        remedy = "give --split_text line or paragraph if it holds many, or split the file"
+        raise ValueError(f"{file.path}: a text of more than {MAX_DOCUMENT_BYTES >> 20} MiB; {remedy}")
 
 
 def _is_codec(name: str) -> bool:
@@ -205,7 +218,7 @@ def _ask_chardet(path: Path, text: bytes) -> str:
 def _read_past_ascii(stream: BinaryIO, head: bytes) -> bytes:
     """Return the first part of a text that is not ASCII alone: the rest says nothing about an encoding."""
     num_bytes = 0
-    while head.isascii() and b"\0" not in head and num_bytes < MAX_DOCUMENT_BYTES:
+    while head.isascii() and b"\0" not in head and num_bytes < READ_BLOCK_BYTES:
         num_bytes += len(head)
         more = stream.read(HEADER_BYTES)
         if not more:
@@ -275,74 +288,3 @@ def _is_python(head: bytes) -> bool:
 def _has_known_column(head: bytes) -> bool:
     names = re.split(r'[\t,;|"]+', head.partition(b"\n")[0].decode(errors="ignore").strip().lower())
     return not {"text", *SCHEMAS}.isdisjoint(names)
-
-
-# ---------------------------------------------------------------------------------------------------- unpacking
-
-
-def import_for(package: str, path: Path, task: str) -> Any:
-    """Import an optional package.
-
-    Args:
-        package: Its name.
-        path: The file for which it is needed.
-        task: What it does, for the message.
-    Raises:
-        ValueError: It is not installed.
-    """
-    name = package.partition(".")[0]
-    try:
-        return import_module(package)
-    except ImportError:
-        raise ValueError(f"{path}: {task} needs {name}: pip install {name}") from None
-
-
-class _Unpacked(io.RawIOBase):
-    """The content of a file; `advance` is called with the bytes of the file that were read since the last call."""
-
-    def __init__(self, path: Path, packed: str, advance: Callable[[int], object]):
-        self._path, self._packed = path, packed
-        self._advance = advance
-        self._raw = io.FileIO(path)
-        self._position = 0
-        self.num_bytes = 0  # unpacked
-        self._stream: Any = self._raw
-        if packed == "zstd":  # pyarrow reports a file that breaks off; zstandard's reader returns what there is
-            pyarrow = import_for("pyarrow", path, "unpacking zstd")
-            self._stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw), "zstd")
-        elif packed:
-            self._stream = {"gzip": gzip, "xz": lzma, "bzip2": bz2}[packed].open(self._raw)
-
-    def readable(self) -> bool:
-        """Return True: a reader of this class needs it."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, and return with how many bytes; ValueError where the file is damaged."""
-        try:
-            data = self._stream.read(len(buffer))
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if getattr(error, "errno", None):  # a disk's, a network's
-                raise
-            raise ValueError(f"{self._path}: damaged {self._packed} file ({error}); fetch it again") from None
-        self._advance(self._raw.tell() - self._position)
-        self._position = self._raw.tell()
-        self.num_bytes += len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._raw.close()
-        super().close()
-
-
-def open_unpacked(path: Path, packed: str, advance: Callable[[int], object] = lambda count: None) -> io.BufferedReader:
-    """Open the content of a file.
-
-    Args:
-        path: The file.
-        packed: As in InputFile.
-        advance: Called with the bytes of the file (packed, if it is) that were read since the last call.
-    """
-    return io.BufferedReader(_Unpacked(path, packed, advance), 1 << 20)

@@ -15,9 +15,16 @@ from typing import Any, NamedTuple, TextIO
 
 from engine.corpus import arrow_tables
 from engine.corpus.file_types import HEADER_BYTES, find_delimiter
-from engine.corpus.input_files import MAX_DOCUMENT_BYTES, InputFile, find_files, import_for, open_unpacked
+from engine.corpus.input_files import (
+    MAX_DOCUMENT_BYTES,
+    PACKAGES,
+    InputFile,
+    check_size,
+    find_files,
+)
 from engine.corpus.json_values import read_values
 from engine.corpus.jsonl import READ_BLOCK_BYTES, join_lines, parse_line, split_lines, zero_fields_of, zeros_as_false
+from engine.corpus.packed_files import import_for, open_unpacked
 from engine.files import first_line
 from engine.schemas import ZERO_KEYS, BadRow, schemas_of, type_name, unread_fields
 
@@ -126,23 +133,15 @@ def _read_lines(file: InputFile, advance: Advance) -> Iterator[Block]:
             yield Block(number, lines[:end])
         number += lines.count(b"\n", 0, end)
         rest = lines[end:]
-        _check_size(file, len(rest))
+        check_size(file, len(rest))
     if rest:
         yield Block(number, rest)
-
-
-def _check_size(file: InputFile, num_bytes: int) -> None:
-    if num_bytes > MAX_DOCUMENT_BYTES:
-        limit = f"a text of more than {MAX_DOCUMENT_BYTES >> 20} MiB"
-        raise ValueError(
-            f"{file.path}: {limit}; give --split_text line or paragraph if it holds many, or split the file"
-        )
 
 
 def _read_document(file: InputFile, advance: Advance) -> Block:
     with open_unpacked(file.path, file.packed, advance) as stream:
         content = stream.read(MAX_DOCUMENT_BYTES + 1)
-    _check_size(file, len(content))
+    check_size(file, len(content))
     return Block(1, content)
 
 
@@ -238,7 +237,7 @@ def _parse_text(file: InputFile, block: Block) -> Iterator[tuple[int, dict | Bad
 
 def _text_of_page(page: str, file: InputFile) -> str:
     """Return the text of a web page with its line breaks, code blocks and tables, without its menus."""
-    html2text = import_for("resiliparse.extract.html2text", file.path, "reading a web page")
+    html2text = import_for(PACKAGES["html"], file.path, "reading html")
     return html2text.extract_plain_text(page, preserve_formatting=True, alt_texts=False, skip_elements=MENUS)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.corpus import input_files, jsonl, readers
+from engine.corpus import input_files, jsonl, packed_files, readers
 from engine.corpus.readers import find_files, parse_block, read_blocks
 from engine.schemas import BadRow
 
@@ -194,9 +194,6 @@ def test_jsonl_is_read_as_training_reads_it(tmp_path, lines, is_packed):
 @pytest.mark.parametrize(
     "name, content, problem",
     [
-        ("a.jsonl.gz", lambda: gzip.compress(LINES.encode() * 9)[:-9], "damaged gzip file"),
-        ("a.jsonl.zst", lambda: zstd(LINES.encode() * 9)[:-9], "damaged zstd file"),
-        ("a.jsonl.xz", lambda: lzma.compress(LINES.encode() * 9)[:-9], "damaged xz file"),
         ("a.parquet", lambda: arrow("parquet")[:-9], "damaged parquet file"),
         ("a.arrow", lambda: arrow("stream")[:-99], "damaged arrow file"),
         ("a.json", lambda: json.dumps(OBJECTS, indent=1).encode()[:-9], "a.json:16: broken JSON: it breaks off"),
@@ -217,7 +214,7 @@ def test_a_text_with_bytes_that_are_no_text_is_a_bad_row(tmp_path):
 
 
 def test_a_text_that_is_too_long_for_one_document_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(input_files, "MAX_DOCUMENT_BYTES", 1 << 20)
     path = write(tmp_path / "a.txt", (b"a line of a long book" * 9 + b"\n") * (1 << 13))
     with pytest.raises(ValueError, match=r"a.txt: a text of more than 1 MiB; give --split_text line or paragraph"):
         read(path)
@@ -245,6 +242,6 @@ def test_a_missing_package_is_named_with_its_file(tmp_path, monkeypatch, package
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(input_files, "import_module", missing)
+    monkeypatch.setattr(packed_files, "import_module", missing)
     with pytest.raises(ValueError, match=f"{name}: .* needs {package}: pip install {package}$"):
         read(path)
