@@ -1,9 +1,9 @@
 """Repeats: rows that are equal, or say nearly the same.
 
 Two rows are near repeats if their sets of shingles (shingles.py) have a Jaccard similarity of 0.8 or more, and one of
-them holds all that the other says: its units but for one in 300, and all of its numbers. A text that was cut, joined
-with another one, or written with other punctuation, width or characters is a repeat. Rows of one template, which differ
-in a name or a number, are none. MinHash only proposes pairs; all are compared by their texts.
+them holds all that the other says: its units but for one in 300, and its numbers in their order. A text that was cut,
+joined with another one, or written with other punctuation, width or characters is a repeat. Rows of one template, which
+differ in a name or a number, are none. MinHash only proposes pairs; all are compared by their texts.
 
 Grams of a held-out row are looked up in the text of every other row: 13 characters or 8 words in a row (GPT-3 took 8 to
 13 words: arXiv:2005.14165, appendix C). Of rows of less than 50 characters, such as a "thank you", which may be part of
