@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -39,6 +39,14 @@ FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["forked", "pretrain", "SFT", "distill"])
 
 
+def new_process(target: Callable, *args: object):
+    """Make a process that is forked, when it starts, from one that has imported everything."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with mock.patch.dict(os.environ, PYTHONPATH=paths):  # Python 3.11 preloads from there and the working folder alone
+        forkserver.ensure_running()
+    return FORKS.Process(target=target, args=args)
+
+
 class Ended(NamedTuple):
     code: int  # negative: the signal that killed it
     output: str
@@ -55,7 +63,7 @@ def start_stage(cwd: Path, *argv: str, stage="pretrain", stdout="", prepare=None
     """
     log = cwd / f"output-{time.monotonic_ns()}"
     flags = [*(TINY if stage == "pretrain" else LATER), *argv]
-    process = FORKS.Process(target=_child, args=(cwd, log, stage, flags, stdout, prepare, torchrun))
+    process = new_process(_child, cwd, log, stage, flags, stdout, prepare, torchrun)
     process.log = log
     if prepare:  # what an earlier process may have left
         for marker in ("paused", "continue"):
@@ -85,7 +93,7 @@ def run_ranks(cwd: Path, program: Path, *argv: object, processes: int = 2) -> st
     log, ranks = cwd / f"output-{time.monotonic_ns()}", []
     for rank in range(processes):
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        ranks.append(FORKS.Process(target=_rank, args=(cwd, log, program, argv, environment | mine)))
+        ranks.append(new_process(_rank, cwd, log, program, argv, environment | mine))
         ranks[-1].log = log
         ranks[-1].start()
     ended = [finish(process, 120) for process in ranks]

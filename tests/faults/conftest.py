@@ -5,7 +5,7 @@ import time
 
 import pytest
 from factories import write_corpus
-from forked import FORKS, LONGER, run_stage
+from forked import LONGER, new_process, run_stage
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("short", max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -29,7 +29,7 @@ def home(tmp_path_factory):
 def undisturbed(home):
     """Map a stage to its flags, the results of a run that nothing happened to, and the seconds it took."""
     runs = {}
-    first = FORKS.Process(target=os.getpid)  # the imports before it belong to no run
+    first = new_process(os.getpid)  # the imports before it belong to no run
     first.start()
     first.join()
     for stage, parent in (("pretrain", None), ("SFT", "pretrain"), ("distill", "SFT")):

@@ -59,7 +59,7 @@ def test_compiling_reaches_every_block(recompute, compiled_graphs):
 
 def test_every_chunk_of_logits_is_compiled(compiled_graphs):
     """torch compiles a function again for inputs that differ, but after eight times it gives up."""
-    loss, made, runs = compiled_graphs(TokenLoss(tiny(dim=16, n_layers=1, max_seq_len=2816), chunk=200))
+    loss, made, runs = compiled_graphs(TokenLoss(tiny(dim=16, n_layers=1, max_seq_len=2816, vocab_size=100), chunk=200))
     ids, graphs = torch.randint(3, 100, (1, 2816)), []
     for trained in range(256, 256 * 12, 256):
         classes = (torch.arange(2816) < trained).to(torch.uint8)[None]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from factories import TOKENIZER, greedy
-from forked import FORKS
+from forked import new_process
 
 import eval_model
 from dataset import SFTDataset
@@ -266,7 +266,7 @@ def test_ctrl_c_clears_a_line_or_a_block_and_ends_at_the_second(tmp_path):
     """Typed into a terminal, for readline knows what a line held when Ctrl-C came."""
     asked = tmp_path / "asked"
     terminal_end, process_end = pty.openpty()
-    process = FORKS.Process(target=chat_on_a_terminal, args=(DupFd(process_end), asked))
+    process = new_process(chat_on_a_terminal, DupFd(process_end), asked)
     process.start()
     try:
         screen = shown_after(terminal_end, b"ready? ", b"", 120)
