@@ -19,6 +19,7 @@ from engine.corpus.dropped_rows import DroppedRows
 from engine.corpus.prepared import (
     RECORDS,
     describe,
+    describe_left,
     drop_repeats,
     is_own,
     next_commands,
@@ -85,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     found, left = find_files(flags.paths, encoding=flags.encoding, split_text=flags.split_text)
     files = [file for file in found if not is_own(file.path, flags.out)]
     held_out = read_held_out(find_files(flags.against, encoding=flags.encoding)[0], on) if flags.against else None
-    for name, reason in left:
-        print0(f"left: {name}: {reason}")
+    if left:
+        print0(describe_left(left))
 
     with replace_folder(flags.out) as folder:
         with DroppedRows(folder / "dropped.jsonl.gz") as dropped:

@@ -124,6 +124,7 @@ def test_every_row_is_kept_or_named_with_its_rule(prepare, tmp_path):
         ("rows.jsonl", 23, "exact_repeat"),
     ]
     assert [name for name, _ in summary["left"]] == ["photo.png"]
+    assert "1 files are left out:\n  an image" in prepare.printed
     (file,) = summary["files"]
     assert file["rows"] == 23 and file["kept"] == 20 and file["rows"] == file["kept"] + sum(file["dropped"].values())
 

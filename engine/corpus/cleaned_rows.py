@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import PretrainDataset, SFTDataset
+from engine.console import warn
 from engine.corpus.boilerplate import LineSample
 from engine.corpus.dropped_rows import MAX_EXAMPLES, DroppedRows
 from engine.corpus.held_out import row_hash
-from engine.corpus.jsonl import RowCounts
+from engine.corpus.jsonl import RowCounts, RowReport
 from engine.corpus.readers import Block, InputFile, parse_block, read_blocks
 from engine.corpus.repeats import HeldOut, row_text
 from engine.corpus.rules import Content, clean
@@ -33,6 +34,7 @@ RULE_OF = {EmptyRow: "empty_row", DroppedRow: "nothing_to_learn", BadRow: "broke
 HAN_RE, LATIN_RE = re.compile("[\u4e00-\u9fff]+"), re.compile("[A-Za-z]+")
 OTHER_RE = re.compile(r"[^\W\d_A-Za-z\u4e00-\u9fff]+")  # letters of other scripts, and those with accents
 CONVERSATION = np.uint64(0x9E3779B97F4A7C15)  # odd: 0, which says that a row is not compared, stays 0
+WARNED_FILES = 10
 LANGUAGE_CHARACTERS = 400  # of a row that are looked at
 
 
@@ -162,6 +164,7 @@ def clean_files(
     for name, column in columns.items():
         setattr(rows, name, np.asarray(column))
     rows.bands = np.asarray(bands).reshape(-1, BANDS)
+    _warn(rows)
     return rows
 
 
@@ -173,6 +176,17 @@ def _count(rows: CleanedRows, block: CleanedBlock) -> None:
     for rule, examples in block.examples.items():
         rows.examples[rule] += [{"file": rows.files[block.file].name} | example for example in examples]
         del rows.examples[rule][MAX_EXAMPLES:]
+
+
+def _warn(rows: CleanedRows) -> None:
+    """Warn of what the rows of the first files hold that is not read, as training would: the new files lack it."""
+    noted = {}
+    for file, counts in zip(rows.files, rows.counts, strict=True):
+        if counts.bad or counts.dropped or any(not note.startswith("schema ") for note in counts.notes):
+            noted[file.name] = counts
+    RowReport(False, dict(islice(noted.items(), WARNED_FILES))).warn_skipped()
+    if len(noted) > WARNED_FILES:
+        warn(f"and {len(noted) - WARNED_FILES:,} more files: report.html has all")
 
 
 def _number_blocks(files: Sequence[InputFile], advance: Callable[[int], object]) -> Iterator[tuple[int, Block]]:

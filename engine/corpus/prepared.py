@@ -12,7 +12,7 @@ import shlex
 import unicodedata
 import zlib
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dataset import NO_LOSS, Document, SFTDataset
+from engine.console import printable
 from engine.corpus.cleaned_rows import CleanedRows, content_of, line_of
 from engine.corpus.dropped_rows import MAX_EXAMPLES, DroppedRows, excerpt
 from engine.corpus.repeats import find_repeats, row_text
@@ -47,6 +48,7 @@ RECORDS = ("dropped.jsonl.gz", "prepared.json", "report.html")
 LIBRARIES = ("numpy", "tokenizers", "ftfy", "opencc", "chardet", "resiliparse", "pyarrow")
 CHARACTERS = ("characters", (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000))
 TOKENS = ("tokens", (64, 128, 256, 512, 768, 1024))
+NAMED_FILES = 5  # of those that are left out for one reason
 ROWS_AT_ONCE = 256  # conversations that a process encodes
 MOST_CLUSTERS, MOST_COPIES = 10, 5
 
@@ -327,6 +329,18 @@ def describe(prepared: Mapping[str, Any]) -> str:
             lines.append(f"{what}: {', '.join(counts)}")
     if prepared["cut"]:
         lines.append(f"{prepared['cut']:,} conversations lost their last turns, which do not fit {LONG:,} tokens")
+    return "\n".join(lines)
+
+
+def describe_left(left: Sequence[tuple[str, str]]) -> str:
+    """Return a line for each reason why files were left out, which names the first of them."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in left:
+        names[reason].append(printable(name))
+    lines = [f"{len(left):,} files are left out:"]
+    for reason, files in names.items():
+        more = f" and {len(files) - NAMED_FILES:,} more" if len(files) > NAMED_FILES else ""
+        lines.append(f"  {reason}: {', '.join(files[:NAMED_FILES])}{more}")
     return "\n".join(lines)
 
 
