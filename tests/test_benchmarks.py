@@ -17,6 +17,7 @@ from benchmarks import (
     original,
     ours,
     parts,
+    prepare,
     quality,
     rows,
     rules,
@@ -342,3 +343,16 @@ def test_faults_of_cleaning_are_put_in_and_found(monkeypatch, capsys, tmp_path):
         assert f"| {name} | 2 | 2 |" in table
     assert "mojibake: 0 rows changed, 0 dropped" in table
     assert (tmp_path / "changes").read_text("utf-8").startswith('["too_short", "sft_512.jsonl", ')
+
+
+def test_rows_of_the_preparing_benchmark_are_half_texts_half_chats(tmp_path):
+    for name in ("pretrain.jsonl", "sft_512.jsonl"):
+        lines = (SAMPLE / name).read_text("utf-8").splitlines()[:100]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "made").mkdir()
+    prepare.Rows(tmp_path).write(tmp_path / "made", 0.02)
+    texts, chats = ((tmp_path / f"made/{kind}.jsonl").read_text("utf-8").splitlines() for kind in ("str", "list"))
+    assert all("text" in json.loads(line) for line in texts)
+    assert all("conversations" in json.loads(line) for line in chats)
+    assert len({*texts, *chats}) == len(texts) + len(chats) > 40
+    assert 10_000 <= sum(len(line.encode()) + 1 for line in texts) < 12_000
