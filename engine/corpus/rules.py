@@ -197,7 +197,7 @@ RULES = (
         whole(edits.drop_symbols),
     ),
     Rule("exact_repeat", True, "the same words as an earlier row, whatever its schema or file", ("你好", None)),
-    Rule("near_repeat", True, "almost the same words as a longer row", ("你好！", None)),
+    Rule("near_repeat", True, "almost the same words as a longer row", ("春天来了！柳树绿了！孩子们去放风筝！", None)),
     Rule("held_out_repeat", None, "a row of a file of --against, whole, almost, or as a part", ("你好", None)),
     Rule("too_long", None, "a conversation of which not even the first answer fits", ("…", None)),
 )
