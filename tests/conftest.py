@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -18,6 +19,12 @@ from engine.log import tracker
 from engine.tokenizer import load_tokenizer
 
 PLOT_LOSSES = tracker.plot_losses
+
+
+def pytest_configure():
+    """Hear Ctrl-C, in the processes that tests start, too: a shell lets jobs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
