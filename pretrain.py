@@ -28,7 +28,7 @@ from engine.tokenizer import load_tokenizer
 from model import SpongeBob
 
 # The values of this stage: its data file, and defaults of the flags of the same name. SAMPLE_OVERRIDES replaces some of
-# them where the stage trains on the bundled sample.
+# them where the stage trains on the bundled sample, INIT_FROM_OVERRIDES with --init_from.
 DEFAULTS = {
     "data_file": "pretrain.jsonl",
     "name": "pretrain",
@@ -37,6 +37,7 @@ DEFAULTS = {
     "accumulation_steps": 8,  # 32 x 8 x 512 = 131,072 positions per step
     "learning_rate": 1e-3,
 }
+INIT_FROM_OVERRIDES = {"warmup_parts": 4}  # a trained model forgets less with a longer warm-up
 SAMPLE_OVERRIDES = {"batch_size": 8, "accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 40}
 
 
@@ -65,7 +66,8 @@ class InitFrom(Flags):
 
     init_from: str | None = flag(
         None,
-        "checkpoint (.pth) that learns these texts, too, under a --name of its own; default: fresh weights",
+        "checkpoint (.pth) that learns these texts, too, under a --name of its own, with a quarter of the steps as "
+        "warm-up, at most 100; default: fresh weights",
         bound_by="parent",
         path="file",
     )
@@ -84,7 +86,13 @@ class Texts(Flags):
 
 def parse_args(argv: list[str] | None = None) -> Args:
     args = options.parse_args(
-        __doc__, argv, DEFAULTS, on_sample=SAMPLE_OVERRIDES, groups=[Shape, InitFrom, Texts], presets=PRESETS
+        __doc__,
+        argv,
+        DEFAULTS,
+        on_sample=SAMPLE_OVERRIDES,
+        on_init_from=INIT_FROM_OVERRIDES,
+        groups=[Shape, InitFrom, Texts],
+        presets=PRESETS,
     )
     if args.init_from.init_from and "name" not in args.explicit:
         raise ValueError(

@@ -147,9 +147,9 @@ def schedule(name: str, *, max_lr: float, steps: int, warmup: int, decay_share: 
     return lr
 
 
-def default_warmup_steps(steps: int) -> int:
-    """Return a tenth of the steps, at most 100."""
-    return min(100, steps // 10)
+def default_warmup_steps(steps: int, parts: int = 10) -> int:
+    """Return one of `parts` equal parts of the steps, at most 100."""
+    return min(100, steps // parts)
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:

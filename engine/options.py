@@ -121,6 +121,7 @@ class Training(RunLength):
     z_loss: float = flag(0.0, "weight of log(Z)^2, which keeps logits small; 1e-4 is usual (0: off)", ge=0)
     grad_clip: float = flag(1.0, "gradient norm limit (0: no clipping)", ge=0)
     seed: int = flag(42, "random seed of weights, row order and dropout", ge=0)
+    warmup_parts: int = 10  # by default the first of so many parts of the steps is warm-up
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,7 @@ def parse_args(
     on_sample: dict[str, Any],
     groups: Sequence[type[Flags]],
     long: dict[str, Any] | None = None,
+    on_init_from: dict[str, Any] | None = None,
     presets: dict[str, dict[str, Any]] | None = None,
 ) -> Args:
     """Parse the command line of a training stage.
@@ -297,6 +299,7 @@ def parse_args(
         on_sample: Defaults that suit the bundled sample, taken if the stage trains on it.
         groups: Flags of the stage alone.
         long: Defaults that --long changes.
+        on_init_from: Defaults that suit --init_from, taken if it is typed.
         presets: {name: defaults} for --preset.
     Raises:
         ValueError: A value that cannot be, or a flag that this run would not read.
@@ -308,6 +311,8 @@ def parse_args(
     explicit = parse_explicit(doc, argv, groups, defaults)
     uses_sample = not explicit.keys() & {"data_path", "download"} and not Path(defaults["data_file"]).exists()
     defaults = defaults | (presets or {}).get(explicit.get("preset", ""), {})
+    if on_init_from and "init_from" in explicit:
+        defaults = defaults | on_init_from
     if uses_sample:
         if "epochs" in explicit:  # an explicit --epochs takes precedence over the sample's default max_steps
             on_sample = {name: value for name, value in on_sample.items() if name != "max_steps"}

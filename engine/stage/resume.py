@@ -79,7 +79,7 @@ class Start:
             return training.warmup_iters
         if self.point:  # also of a run that was made longer
             return self.point.info.resume_key["warmup_iters"]
-        return optim.default_warmup_steps(steps)
+        return optim.default_warmup_steps(steps, training.warmup_parts)
 
     def compiling(self, typed: bool | None, micro_batches: int) -> parallel.CompileDecision:
         """Decide on torch.compile: as typed, else as in the run's first part, else as the main process finds right."""

@@ -14,7 +14,7 @@ from engine.checkpoint import trained_rows
 
 pytestmark = pytest.mark.usefixtures("quick", "one_thread")
 FLAGS = (
-    "--device cpu --dtype float32 --num_workers 1 --batch_size 4 --max_seq_len 64 --warmup_iters 1 --log_step 1 "
+    "--device cpu --dtype float32 --num_workers 1 --batch_size 8 --max_seq_len 64 --log_step 1 "
     "--eval_step 0 --save_step 0 --val_fraction 0"
 ).split()
 MIXED = "--data_path notes.jsonl pretrain.jsonl --data_epochs 2.5 0.3".split()
@@ -61,9 +61,10 @@ def test_run_on_new_texts_is_bound_to_its_parent_and_its_files(notes):
 
 def test_next_commands_are_printed_and_work(notes, capsys):
     """After held-out losses of each file, which validation computes apart."""
-    assert pretrain.main([*NOTES, "--max_steps", "2", "--val_fraction", "0.1"]) == 0
+    assert pretrain.main([*NOTES, "--max_steps", "4", "--val_fraction", "0.1"]) == 0
     *lines, train, chat = capsys.readouterr().out.splitlines()
-    before, after = rows(notes / "results/notes.metrics.jsonl")[0::2]
+    before, after = rows(notes / "results/notes.metrics.jsonl")[0::4]
+    assert any(line.endswith(", 1 steps of warm-up") for line in lines)  # a quarter, and not a tenth
     new, old = (f"val_bits_per_byte/{name}.jsonl" for name in ("notes", "pretrain"))
     low, high = sorted([after[new], after[old]])
     assert low < after["val_bits_per_byte"] < high and before.keys() >= {new, old}
