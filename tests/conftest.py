@@ -16,9 +16,11 @@ import eval_model
 from engine.flags import ROOT
 from engine.generate import sample_text
 from engine.log import tracker
+from engine.machine import stopping
 from engine.tokenizer import load_tokenizer
 
 PLOT_LOSSES = tracker.plot_losses
+HANDLED_SIGNALS = stopping.available_signals("SIGINT", *stopping.STOP_SIGNALS)
 
 
 def pytest_configure():
@@ -32,6 +34,16 @@ def pytest_collection_modifyitems(items):
     for marker, variable in (("faults", "ALL_FAULTS"), ("runtimes", "RUNTIMES"), ("pages", "PAGES")):
         if not os.environ.get(variable):
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Leave the handlers of signals as they were: a script's main(), run in this process, sets its own."""
+    before = {signum: signal.getsignal(signum) for signum in HANDLED_SIGNALS}
+    yield
+    for signum, handler in before.items():
+        if signal.getsignal(signum) is not handler:
+            signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

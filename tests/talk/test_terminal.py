@@ -238,6 +238,7 @@ def chat_on_a_terminal(end, asked):
     """Chat on a terminal, as the process that it sends Ctrl-C to; leave the questions in `asked`."""
     os.setsid()
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the process had that it is forked from
     terminal_end = end.detach()
     fcntl.ioctl(terminal_end, termios.TIOCSCTTY, 0)  # opening it by name does so on Linux alone
     os.tcsetpgrp(terminal_end, os.getpid())
