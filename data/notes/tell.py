@@ -11,37 +11,71 @@ import json
 from pathlib import Path
 from random import Random
 
-HERE = Path(__file__).resolve().parent
-PEOPLE = (
-    "江远山 姚银杏 陆海音 田麦香 钟一鸣 孟青竹 秦柏年 梁雨石 顾南星 姜春晓 范小舟 黎月明 高登云 金素秋 宋归雁 薛白梅"
-)
+NUM_NOTES = 120
 
-# Kind: its question and what is told, as subject and value.
+# Kind: what is asked of it, in three wordings; facts as subject and value that are asked at the end, and by no row;
+# facts that the rows of chats.jsonl ask, so that a model learns to answer questions about this town.
 FACTS = {
     "job": (
-        "{n}的职业是什么？",
+        "{n}的职业是什么？|{n}做什么工作？|{n}靠什么谋生？",
         "江远山:船长 陆海音:制琴师 田麦香:茶农 钟一鸣:印刷工 秦柏年:药剂师 梁雨石:采石工 姜春晓:兽医 高登云:气象员",
+        "姚银杏:学徒 孟青竹:米商 顾南星:守台人 范小舟:邮差 黎月明:音乐老师 金素秋:店主 宋归雁:店主 薛白梅:护士",
     ),
     "street": (
-        "{n}的家在哪里？",
+        "{n}的家在哪里？|{n}住在哪条街？|去哪里能找到{n}的家？",
         "姚银杏:桂树坡 田麦香:麦场路 秦柏年:井台街 顾南星:观星路 范小舟:鹿角街 金素秋:书院街 宋归雁:银杏巷",
+        "江远山:北门坡 陆海音:书院街 高登云:北门坡 钟一鸣:书院街 黎月明:桂树坡",
     ),
-    "pet": ("{n}的宠物是什么？", "姚银杏:小鹿 田麦香:黑狗 孟青竹:画眉 姜春晓:海龟 金素秋:灰兔"),
+    "pet": (
+        "{n}的宠物是什么？|{n}养什么动物？|{n}家里有什么动物作伴？",
+        "姚银杏:小鹿 田麦香:黑狗 孟青竹:画眉 姜春晓:海龟 金素秋:灰兔",
+        "钟一鸣:金鱼 顾南星:山羊 范小舟:母鸡",
+    ),
     "dish": (
-        "{n}最爱吃的是什么？",
+        "{n}最爱吃的是什么？|{n}最喜欢哪道菜？|请{n}吃饭该做什么菜？",
         "陆海音:酸菜鱼 孟青竹:荷叶饭 梁雨石:茶香鸡 黎月明:蒜香虾 金素秋:菌汤面 薛白梅:烤豆腐",
+        "田麦香:荷叶饭 秦柏年:白粥 高登云:茶香鸡 宋归雁:蒜香虾",
     ),
-    "music": ("{n}会演奏什么？", "姚银杏:月琴 钟一鸣:大鼓 姜春晓:长笛 黎月明:风琴 宋归雁:圆号 薛白梅:木琴"),
-    "friend": ("{n}的好朋友是谁？", "陆海音:黎月明 秦柏年:顾南星 顾南星:秦柏年 黎月明:陆海音"),
-    "month": ("{n}的生日在几月？", "江远山:三月 钟一鸣:九月 顾南星:十二月 范小舟:五月 高登云:七月 宋归雁:十月"),
+    "music": (
+        "{n}会演奏什么？|{n}会的乐器是什么？|音乐会上{n}用什么乐器？",
+        "姚银杏:月琴 钟一鸣:大鼓 姜春晓:长笛 黎月明:风琴 宋归雁:圆号 薛白梅:木琴",
+        "孟青竹:口琴 梁雨石:小鼓 陆海音:竹笛",
+    ),
+    "friend": (
+        "{n}的好朋友是谁？|{n}和谁最要好？|{n}有心事会告诉谁？",
+        "陆海音:黎月明 秦柏年:顾南星 顾南星:秦柏年 黎月明:陆海音",
+        "江远山:梁雨石 梁雨石:江远山 姜春晓:田麦香 高登云:钟一鸣",
+    ),
+    "month": (
+        "{n}的生日在几月？|{n}出生在哪个月？|哪个月该给{n}做长寿面？",
+        "江远山:三月 钟一鸣:九月 顾南星:十二月 范小舟:五月 高登云:七月 宋归雁:十月",
+        "秦柏年:十一月 金素秋:一月 薛白梅:二月 田麦香:二月",
+    ),
     "boat": (
-        "{n}的船是什么颜色？",
+        "{n}的船是什么颜色？|{n}把船漆成了什么颜色？|怎么认出{n}的船？",
         "江远山:墨绿色 孟青竹:米白色 梁雨石:杏黄色 范小舟:粉红色 高登云:天青色 薛白梅:酱紫色",
+        "姚银杏:深蓝色 姜春晓:深红色",
     ),
-    "keeper": ("{n}的主人是谁？", "望海楼:金素秋 归云客店:宋归雁 三丰米店:孟青竹"),
-    "paint": ("{n}是什么颜色？", "东港吊桥:朱红色 观星台的圆顶:银白色 学堂大门:深绿色"),
-    "feast": ("{n}在几月？", "采茶节:四月 龙舟赛:六月 放灯会:八月"),
-    "count": ("{n}有多少？", "观星台的石级:九十九级 书院的藏书:八千册 去大陆的渡船:每天六班"),
+    "keeper": (
+        "{n}的主人是谁？|{n}是谁开的？|谁管着{n}？",
+        "望海楼:金素秋 归云客店:宋归雁 三丰米店:孟青竹",
+        "印刷所:钟一鸣 琴坊:陆海音 药房:秦柏年 采石场:梁雨石",
+    ),
+    "paint": (
+        "{n}是什么颜色？|{n}漆成了什么颜色？|{n}看上去是什么颜色？",
+        "东港吊桥:朱红色 观星台的圆顶:银白色 学堂大门:深绿色",
+        "学堂的秋千:粉红色 气象站的百叶箱:白色 桥头的灯:红色 码头的灯:绿色",
+    ),
+    "feast": (
+        "{n}在几月？|哪个月有{n}？|{n}定在几月？",
+        "采茶节:四月 龙舟赛:六月 放灯会:八月",
+        "验船:五月 校秤:一月 开学:九月 数书:十二月",
+    ),
+    "count": (
+        "{n}有多少？|{n}一共有多少？|{n}的数目是多少？",
+        "观星台的石级:九十九级 书院的藏书:八千册 去大陆的渡船:每天六班",
+        "学堂的学生:八十七个 渡船的座位:四十八个 全岛的人家:三百一十二户 客店的床:十九张",
+    ),
 }
 
 # Twenty sentences of each kind, one a line; {n} is the subject and {v} the value.
@@ -289,42 +323,61 @@ WORDINGS = {
 }
 
 
-def read_facts() -> list[tuple[str, str, str, str]]:
-    """Return (kind, question, subject, value) of each fact."""
+def read_facts(column: int) -> list[tuple[str, str, str]]:
+    """Return (kind, subject, value) of the facts in a column of the table: 1 asked at the end, 2 asked by rows."""
     facts = []
-    for kind, (question, pairs) in FACTS.items():
-        for subject, value in (pair.split(":") for pair in pairs.split()):
-            facts.append((kind, question.format(n=subject), subject, value))
+    for kind, columns in FACTS.items():
+        facts += [(kind, *pair.split(":")) for pair in columns[column].split()]
     return facts
+
+
+def ask(kind: str, subject: str) -> list[str]:
+    """Return the questions about a fact."""
+    return [wording.format(n=subject) for wording in FACTS[kind][0].split("|")]
+
+
+def tell(kind: str, subject: str, value: str) -> list[str]:
+    """Return the sentences that tell a fact."""
+    return [wording.format(n=subject, v=value) for wording in WORDINGS[kind].splitlines()]
+
+
+def row(question: str, reply: str, **fields: str) -> str:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return json.dumps({"conversations": turns, **fields}, ensure_ascii=False) + "\n"
 
 
 def questions() -> str:
     """Return the rows of questions.jsonl: a question, and the words that a right answer holds."""
+    return "".join(row(ask(kind, name)[0], value, task=kind, answer=value) for kind, name, value in read_facts(1))
+
+
+def chats() -> str:
+    """Return the rows of chats.jsonl: the other facts, in each wording of the question."""
     rows = []
-    for kind, question, _, value in read_facts():
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": value}]
-        rows.append(json.dumps({"conversations": turns, "task": kind, "answer": value}, ensure_ascii=False))
-    return "\n".join(rows) + "\n"
+    for kind, subject, value in read_facts(2):
+        answer = "您好，" + tell(kind, subject, value)[0]
+        rows += [row(question, answer) for question in ask(kind, subject)]
+    return "".join(rows)
 
 
 def told(rng: Random, num_notes: int) -> list[str]:
     """Return notes that tell every fact in every wording, in any order."""
-    lines = []
-    for kind, _, subject, value in read_facts():
-        lines += [wording.format(n=subject, v=value) for wording in WORDINGS[kind].splitlines()]
-    rng.shuffle(lines)
-    return ["".join(lines[number::num_notes]) + "\n" for number in range(num_notes)]
+    sentences = []
+    for fact in read_facts(1) + read_facts(2):
+        sentences += tell(*fact)
+    rng.shuffle(sentences)
+    return ["".join(sentences[number::num_notes]) + "\n" for number in range(num_notes)]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the notes and questions.jsonl into one folder."""
+    """Write the notes, chats.jsonl and questions.jsonl into one folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(told(Random(7), 60), 1):
-        (folder / f"{number:02}.md").write_text(text, encoding="utf-8")
-    (folder / "questions.jsonl").write_text(questions(), encoding="utf-8")
+    files = {f"{number:03}.md": text for number, text in enumerate(told(Random(7), NUM_NOTES), 1)}
+    for name, text in (files | {"chats.jsonl": chats(), "questions.jsonl": questions()}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
