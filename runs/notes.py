@@ -110,10 +110,9 @@ def hold_out_lines(texts: list[str]) -> tuple[list[str], list[str]]:
 
 def prepare(args: argparse.Namespace, out: Path) -> dict[str, float]:
     """Turn the folder into texts.jsonl and, without questions, held_out.jsonl; return what `measure` says of them."""
-    sources = [str(path.resolve()) for path in sorted(args.folder.iterdir()) if path.name != QUESTIONS]
     questions = (args.folder / QUESTIONS).resolve()
-    against = ["--against", str(questions)] if questions.is_file() else []
-    run("prepare_data.py", *sources, *against, "--out", str(out / "prepared"), "--overwrite")
+    against = ["--against", str(questions)] if questions.is_file() else []  # which leaves out these rows themselves
+    run("prepare_data.py", str(args.folder.resolve()), *against, "--out", str(out / "prepared"), "--overwrite")
     texts = read_texts(out / "prepared" / "pretrain.jsonl")
     if not questions.is_file():
         texts, held_out = hold_out_lines(texts)

@@ -50,8 +50,8 @@ def test_no_row_asks_what_the_questions_ask(notes):
     texts = "".join(notes) + tell.chats() + "".join(tell.told(tell.Random(7), 1))
     sample = "".join(path.read_text(encoding="utf-8") for path in SAMPLE.glob("*.jsonl"))
     facts = tell.read_facts(1)
-    questions = [question for kind, subject, _ in facts for question in tell.ask(kind, subject)]
-    assert not re.search("|".join(questions), texts)
+    for kind, subject, _ in facts:
+        assert not re.search("|".join(tell.ask(kind, subject)), texts)
     assert not re.search("|".join({subject for _, subject, _ in facts}), sample)
     assert not {fact[:2] for fact in facts} & {fact[:2] for fact in tell.read_facts(2)}
 
