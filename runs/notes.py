@@ -11,6 +11,7 @@ out, and their bits per byte are the result. Old texts are read again between th
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,9 +29,10 @@ FLAGS = (
     "--overwrite --batch_size 2 --accumulation_steps 1 --optimizer muon --schedule linear --warmup_iters 20 "
     "--val_fraction 0 --save_step 0"
 )
-PRETRAIN_RATE, SFT_RATE = 5e-3, 2e-3
-CHAT_EPOCHS = 1.5, 6  # of the old conversations, and of those in the folder
-SFT_SHARE = 0.2  # of the pretraining's readings of texts that SFT repeats
+PRETRAIN_RATE, SFT_RATE = 6e-3, 2e-3
+CHAT_EPOCHS = 1.9, 8, 1  # of the old conversations, of those in the folder, and of those made of sentences
+SFT_SHARE = 0.1  # of the old texts that pretraining reads again, those that SFT reads once more
+GO_ON, SENTENCE = "请接着说：", (8, 60)  # what asks for a sentence, and the characters that it may have
 LEAST_BYTES = 0.75  # that a token of the notes must hold, as a share of those of an old one
 HELD_OUT_LINE = 30  # characters; a shorter line is learned, as it may be a heading
 
@@ -40,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="the notes")
     parser.add_argument("--from", dest="parent", default="demo", help="folder of the demo (default: demo)")
     parser.add_argument("--save_dir", default="notes", help="folder of everything it leaves (default: notes)")
-    parser.add_argument("--epochs", type=float, default=20, help="times that the notes are read (default: 20)")
+    parser.add_argument("--epochs", type=float, default=16, help="times that the notes are read (default: 16)")
     parser.add_argument("--replay", type=float, default=0.5, help="share of old texts in what is read (default: 0.5)")
     parser.add_argument("--seed", type=int, default=42, help="random seed of every stage (default: 42)")
     parser.add_argument("--dtype", default="auto", help="dtype of matrix products (default: auto)")
@@ -49,6 +51,8 @@ def parse_args() -> argparse.Namespace:
         sys.exit(f"error: {args.folder} is no folder with notes")
     if not 0 <= args.replay < 1:
         sys.exit(f"error: --replay {args.replay} must be from 0 to below 1")
+    if (ROOT / args.save_dir).resolve() == (ROOT / args.parent).resolve():
+        sys.exit(f"error: --save_dir {args.save_dir} is the folder of the demo; choose another")
     for stage in ("pretrain", "SFT"):
         if not (ROOT / args.parent / f"{stage}.pth").is_file():
             sys.exit(
@@ -109,7 +113,7 @@ def hold_out_lines(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def prepare(args: argparse.Namespace, out: Path) -> dict[str, float]:
-    """Turn the folder into texts.jsonl and, without questions, held_out.jsonl; return what `measure` says of them."""
+    """Turn the folder into texts, sentences and, without questions, held-out lines; return what `measure` says."""
     questions = (args.folder / QUESTIONS).resolve()
     against = ["--against", str(questions)] if questions.is_file() else []  # which leaves out these rows themselves
     run("prepare_data.py", str(args.folder.resolve()), *against, "--out", str(out / "prepared"), "--overwrite")
@@ -118,7 +122,23 @@ def prepare(args: argparse.Namespace, out: Path) -> dict[str, float]:
         texts, held_out = hold_out_lines(texts)
         write_texts(out / "held_out.jsonl", held_out)
     write_texts(out / "texts.jsonl", texts)
+    write_sentences(out / "sentences.jsonl", texts, Random(args.seed))
     return measure(texts)
+
+
+def write_sentences(path: Path, texts: list[str], rng: Random) -> None:
+    """Write a conversation for each sentence: its beginning, and the whole. No question is made up.
+
+    A model that has never chatted about a name says of it what it says of strangers: that it does not know.
+    """
+    rows = []
+    for sentence in re.findall(r"[^#|>。！？\n]+[。！？]", "\n".join(texts)):
+        sentence = sentence.strip(" -*”」")
+        if SENTENCE[0] <= len(sentence) <= SENTENCE[1]:
+            beginning = sentence[: rng.randint(len(sentence) // 4, 2 * len(sentence) // 3)]
+            turns = [{"role": "user", "content": GO_ON + beginning}, {"role": "assistant", "content": sentence}]
+            rows.append(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
+    path.write_text("".join(rows), encoding="utf-8")
 
 
 def train(script: str, rate: float, files: dict[str, float], args: argparse.Namespace, *more: str) -> None:
@@ -137,9 +157,9 @@ def teach(notes: dict[str, float], old: dict[str, float], args: argparse.Namespa
     replay = args.epochs * notes["tokens"] / old["tokens"] * args.replay / (1 - args.replay)
     texts = {f"{args.save_dir}/texts.jsonl": args.epochs, OLD_TEXTS: replay}
     train("pretrain.py", PRETRAIN_RATE, texts, args, "--name", "pretrain", "--init_from", f"{args.parent}/pretrain.pth")
-    chats = [OLD_CHATS, f"{args.save_dir}/prepared/sft_512.jsonl"]  # the second if the folder has conversations
+    chats = [OLD_CHATS, f"{args.save_dir}/prepared/sft_512.jsonl", f"{args.save_dir}/sentences.jsonl"]
     files = {path: times for path, times in zip(chats, CHAT_EPOCHS, strict=True) if (ROOT / path).is_file()}
-    train("SFT.py", SFT_RATE, files | {path: times * SFT_SHARE for path, times in texts.items()}, args)
+    train("SFT.py", SFT_RATE, files | {OLD_TEXTS: replay * SFT_SHARE}, args)
 
 
 def score(stage: str, files: list[str], args: argparse.Namespace) -> dict[str, dict]:

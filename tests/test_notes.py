@@ -101,3 +101,15 @@ def test_a_missing_demo_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["notes.py", str(tmp_path), "--from", str(tmp_path / "demo")])
     with pytest.raises(SystemExit, match="make demo"):
         script.main()
+
+
+def test_sentences_are_asked_for_by_their_beginning(tmp_path):
+    table = "# 渡船时刻表\n\n| 班次 | 开船 |\n\n一行没有句号的字。\n江远山的船是墨绿色的，停在东港。太短。\n"
+    script.write_sentences(tmp_path / "sentences.jsonl", [table], script.Random(1))
+    lines = (tmp_path / "sentences.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["conversations"] for line in lines]
+    assert [row[1]["content"] for row in rows] == ["一行没有句号的字。", "江远山的船是墨绿色的，停在东港。"]
+    for question, answer in rows:
+        beginning = question["content"].removeprefix(script.GO_ON)
+        assert answer["content"].startswith(beginning)
+        assert len(beginning) < len(answer["content"])
