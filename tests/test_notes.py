@@ -21,7 +21,7 @@ def load(path: Path):
     return module
 
 
-tell = load(NOTES / "tell.py")
+tell = load(ROOT / "data" / "tell_notes.py")
 sys.path.insert(0, str(ROOT / "runs"))  # the script imports its neighbor
 script = load(ROOT / "runs" / "notes.py")
 

@@ -1,9 +1,10 @@
-"""The 60 facts of the notes, told in twenty wordings each, and the questions about them.
+"""The facts of the notes in data/notes, told in twenty wordings each, and questions about them.
 
-    python data/notes/tell.py --out told      # told/01.md ... 60.md and told/questions.jsonl
+    python data/tell_notes.py --out told      # told/001.md ... 120.md, chats.jsonl and questions.jsonl
 
-The notes in this folder tell each fact one to three times, as people do. A small model does not learn a fact from so
-few sentences; this shows what it learns when each is told often. No wording is a question.
+The notes tell sixty facts one to three times each, as people do. A small model does not learn a fact from so few
+sentences; this folder tells each of them often. No wording is one of the questions, and no row asks them: chats.jsonl,
+which data/notes has, too, asks other facts, so that the model learns that questions are about this town as well.
 """
 
 import argparse
