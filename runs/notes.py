@@ -176,7 +176,7 @@ def read_replies(records: Path, questions: Path) -> list[dict]:
     """Return question, answer and reply of each row, and whether the reply holds the answer."""
     replies = {record["row"]: record["answer"] for record in map(json.loads, records.read_text("utf-8").splitlines())}
     result = []
-    for number, row in enumerate(map(json.loads, questions.read_text("utf-8").splitlines())):
+    for number, row in enumerate(map(json.loads, questions.read_text("utf-8").splitlines()), 1):
         question, answer = (turn["content"] for turn in row["conversations"][-2:])
         answer, reply = row.get("answer", answer), replies.get(number, "")
         result.append({"question": question, "answer": answer, "reply": reply, "right": answer in reply})

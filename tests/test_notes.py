@@ -90,7 +90,7 @@ def test_held_out_lines_are_not_learned():
 
 def test_a_reply_is_right_if_it_holds_the_answer(tmp_path):
     (tmp_path / "questions.jsonl").write_text(tell.row("几班？", "六班") + tell.row("谁？", "范小舟"), encoding="utf-8")
-    records = [{"row": 1, "answer": "您好，不知道。"}, {"row": 0, "answer": "您好，每天六班。"}]
+    records = [{"row": 2, "answer": "您好，不知道。"}, {"row": 1, "answer": "您好，每天六班。"}]
     (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
     replies = script.read_replies(tmp_path / "records.jsonl", tmp_path / "questions.jsonl")
     assert [reply["right"] for reply in replies] == [True, False]
