@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from random import Random
 
-from demo import ROOT, SAMPLE, run, write_facts
-
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.tokenizer import load_tokenizer
+from runs.demo import ROOT, SAMPLE, run, write_facts
 
 QUESTIONS = "questions.jsonl"
 OLD_TEXTS, OLD_CHATS = f"{SAMPLE}/pretrain.jsonl", f"{SAMPLE}/sft_512.jsonl"
