@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from engine.corpus.repeats import HeldOut, row_text
 from engine.corpus.rules import Content, clean
 from engine.corpus.shingles import BANDS, sign_many
 from engine.corpus.worker_pool import map_in_order
-from engine.schemas import BadRow, DroppedRow, EmptyRow
+from engine.schemas import ROLE_KEYS, BadRow, DroppedRow, EmptyRow
 
 RULE_OF = {EmptyRow: "empty_row", DroppedRow: "nothing_to_learn", BadRow: "broken_row"}
 HAN_RE, LATIN_RE = re.compile("[\u4e00-\u9fff]+"), re.compile("[A-Za-z]+")
@@ -199,11 +199,16 @@ def read_held_out(files: Sequence[InputFile], on: Collection[str]) -> HeldOut:
     """Read rows that must not be learned, as they are and as the rules that are on leave them.
 
     Of a row that is neither a text nor a conversation, as a question with its choices, all strings count.
+
+    Raises:
+        ValueError: A row cannot be read, so it could get in; names its line.
     """
     texts = set()
     for file in files:
         for block in read_blocks(file):
-            for _, row in parse_block(file, block):
+            for number, row in parse_block(file, block):
+                if isinstance(row, BadRow):
+                    raise ValueError(f"--against {file.path}:{number}: {row}")
                 try:
                     content = content_of_row(row)
                 except BadRow:
@@ -216,7 +221,9 @@ def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        parts = value.values() if isinstance(value, dict) else value
+        parts = value
+        if isinstance(value, dict):
+            parts = [part for name, part in value.items() if name not in ROLE_KEYS]
         yield from chain.from_iterable(map(_strings, parts))
 
 
@@ -271,8 +278,14 @@ def _clean_block(file: int, block: Block) -> CleanedBlock:
         else:
             numbers.append(number)
             contents.append(cleaned.content)
-    numbers, contents, held_out = _drop_held_out(numbers, contents, dropped)
     texts = list(map(row_text, contents))
+    reasons = _work.held_out.reasons(texts) if _work.held_out else [""] * len(texts)
+    for number, content, reason in zip(numbers, contents, reasons, strict=True):
+        if reason:
+            dropped.append((number, "held_out_repeat", content))
+    is_kept = [not reason for reason in reasons]
+    numbers, contents = list(compress(numbers, is_kept)), list(compress(contents, is_kept))
+    texts = list(compress(texts, is_kept))
     is_text = [isinstance(content, str) for content in contents]
     return CleanedBlock(
         file=file,
@@ -287,7 +300,7 @@ def _clean_block(file: int, block: Block) -> CleanedBlock:
         changed=changed,
         examples=examples,
         languages=Counter(map(language_of, texts)),
-        held_out=held_out,
+        held_out=Counter(filter(None, reasons)),
     )
 
 
@@ -298,18 +311,6 @@ def _sign(texts: list[str], is_text: list[bool]) -> np.ndarray:
     bands = sign_many(texts)
     bands[np.logical_not(is_text)] *= CONVERSATION
     return bands
-
-
-def _drop_held_out(numbers: list, contents: list, dropped: list) -> tuple[list, list, Counter[str]]:
-    """Return the rows that say nothing of what is held out, and the counts of the others, which go to `dropped`."""
-    if _work.held_out is None:
-        return numbers, contents, Counter()
-    reasons = _work.held_out.reasons(list(map(row_text, contents)))
-    kept = [(number, content) for number, content, reason in zip(numbers, contents, reasons, strict=True) if not reason]
-    for number, content, reason in zip(numbers, contents, reasons, strict=True):
-        if reason:
-            dropped.append((number, "held_out_repeat", content))
-    return [number for number, _ in kept], [content for _, content in kept], Counter(filter(None, reasons))
 
 
 def content_of_row(row: dict | BadRow, notes: set[str] | None = None) -> Content:
