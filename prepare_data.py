@@ -21,7 +21,6 @@ from engine.corpus.prepared import (
     describe,
     describe_left,
     drop_repeats,
-    is_own,
     next_commands,
     remove_others,
     summarize,
@@ -83,8 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(flags.tokenizer_dir)
 
     # 1. Read: a file's type is known by its first bytes (engine/corpus/readers.py); what is no text is named, and left.
-    found, left = find_files(flags.paths, encoding=flags.encoding, split_text=flags.split_text)
-    files = [file for file in found if not is_own(file.path, flags.out)]
+    files, left = find_files(flags.paths, encoding=flags.encoding, split_text=flags.split_text)
     held_out = read_held_out(find_files(flags.against, encoding=flags.encoding)[0], on) if flags.against else None
     if left:
         print0(describe_left(left))

@@ -213,7 +213,9 @@ def test_killed_at_any_moment_leaves_the_old_output_or_the_new_one(prepare, tmp_
 
 def test_own_output_is_not_read_again(prepare, tmp_path):
     write_rows(tmp_path / "mine/rows.jsonl", [{"text": TEXT}])
+    prepare_data.main(["mine", "--out", "mine/looked_at", "--dry_run", "--num_workers", "1"])
     first = prepare("--out", "mine/prepared")
+    assert [file["name"] for file in first["files"]] == ["rows.jsonl"]
     (tmp_path / "mine/prepared.tmp-0123").mkdir()
     write_rows(tmp_path / "mine/prepared.tmp-0123/rows.jsonl", [{"text": "of a run that was killed"}])
     (tmp_path / "mine/prepared.tmp-0123/dropped.jsonl.gz").touch()
@@ -240,6 +242,20 @@ def test_held_out_rows_never_get_in(prepare, tmp_path):
     assert rows_of(tmp_path / "prepared/pretrain.jsonl") == texts[:1]
     assert rows_of(tmp_path / "prepared/sft_512.jsonl") == [chat("灯塔多高？", "不知道。")]
     assert summary["repeats"]["held_out"]["exact"] == 2
+
+
+def test_held_out_question_without_its_answer_keeps_copies_out(prepare, tmp_path):
+    question = "Which boat brings the mail to the lighthouse on the first Monday of a month?"
+    write_rows(tmp_path / "questions.jsonl", [{"messages": [{"role": "user", "content": question}]}])
+    write_rows(tmp_path / "mine/rows.jsonl", [{"text": question}, {"text": TEXT}])
+    assert prepare("--against", "questions.jsonl")["repeats"]["held_out"] == {"exact": 1, "near": 0, "contained": 0}
+
+
+def test_held_out_row_that_cannot_be_read_is_an_error(prepare, tmp_path):
+    write_rows(tmp_path / "mine/rows.jsonl", [{"text": TEXT}])
+    (tmp_path / "questions.jsonl").write_text('{"text": "one"}\n{"text": "tw\n')
+    with pytest.raises(ValueError, match="--against questions.jsonl:2: not JSON"):
+        prepare("--against", "questions.jsonl")
 
 
 def test_secrets_stand_neither_in_rows_nor_in_what_is_shown(prepare, tmp_path):

@@ -20,8 +20,10 @@ from engine.corpus.jsonl import READ_BLOCK_BYTES, parse_line, split_lines
 from engine.corpus.packed_files import PACKED, import_for, open_unpacked
 from engine.schemas import SCHEMAS, BadRow, schemas_of
 
+REPORT_TITLE = "Data prepared by prepare_data.py"  # of report.html
 MAX_DOCUMENT_BYTES = 64 << 20  # of a file that is one text
-ONE_DOCUMENT = ("text", "markdown", "html", "python")
+SPLIT = ("text", "markdown")  # by --split_text
+ONE_DOCUMENT = (*SPLIT, "html", "python")
 PACKAGES = {"parquet": "pyarrow.parquet", "arrow": "pyarrow", "html": "resiliparse.extract.html2text"}
 LEFT_NAMES = [  # (pattern of a file's or folder's name, reason)
     (r"\..*", "hidden"),
@@ -100,7 +102,9 @@ def _check_readable(file: InputFile) -> None:
 def check_size(file: InputFile, num_bytes: int) -> None:
     """Raise ValueError for a text that is too long for one document."""
     if num_bytes > MAX_DOCUMENT_BYTES:
-        remedy = "give --split_text line or paragraph if it holds many, or split the file"
+        remedy = "split the file"
+        if file.type in SPLIT:
+            remedy = f"give --split_text line or paragraph if it holds many, or {remedy}"
         raise ValueError(f"{file.path}: a text of more than {MAX_DOCUMENT_BYTES >> 20} MiB; {remedy}")
 
 
@@ -140,8 +144,11 @@ def _walk(paths: Sequence[str | Path], left: list[tuple[str, str]]) -> Iterator[
 
 
 def _is_prepared(path: Path) -> bool:
-    """Return whether prepare_data.py made a folder, or was killed in making it."""
-    return (path / "dropped.jsonl.gz").is_file()
+    """Return whether prepare_data.py made a folder, also in a dry run, or was killed in making it."""
+    if (path / "dropped.jsonl.gz").is_file():
+        return True
+    report = path / "report.html"
+    return report.is_file() and REPORT_TITLE.encode() in report.read_bytes()[:HEADER_BYTES]
 
 
 def _printed(name: str) -> str:

@@ -80,15 +80,15 @@ def drop_repeats(rows: CleanedRows, on: Collection[str], dropped: DroppedRows) -
         dropped: Gets the repeats.
     """
     repeats = find_repeats(rows.hashes, rows.bands, rows.lengths, partial(_text_of, rows))
-    is_repeat = ~repeats.keep
     if "exact_repeat" not in on:
-        is_repeat &= ~repeats.exact
-    for row, content in read_rows(rows, np.flatnonzero(is_repeat)):
+        kept_row = np.where(repeats.exact, np.arange(len(rows)), repeats.kept_row)
+        repeats = repeats._replace(kept_row=kept_row, exact=np.zeros_like(repeats.exact))
+    for row, content in read_rows(rows, np.flatnonzero(~repeats.keep)):
         rule = "exact_repeat" if repeats.exact[row] else "near_repeat"
         dropped.write(*place(rows, row), rule, content)
-    num_exact = int((is_repeat & repeats.exact).sum())
-    clusters = _largest_clusters(rows, np.where(is_repeat, repeats.kept_row, np.arange(len(rows))))
-    return DroppedRepeats(~is_repeat, num_exact, int(is_repeat.sum()) - num_exact, clusters)
+    num_exact, num_dropped = int(repeats.exact.sum()), int((~repeats.keep).sum())
+    clusters = [_describe_cluster(rows, cluster) for cluster in repeats.clusters(MOST_CLUSTERS)]
+    return DroppedRepeats(repeats.keep, num_exact, num_dropped - num_exact, clusters)
 
 
 def place(rows: CleanedRows, row: int) -> tuple[str, int]:
@@ -106,21 +106,12 @@ def _text_of(rows: CleanedRows, row: int) -> str:
     return row_text(content_of(next(rows.read_lines([row]))))
 
 
-def _largest_clusters(rows: CleanedRows, kept_row: np.ndarray) -> list[dict]:
-    sizes = np.bincount(kept_row, minlength=len(rows))
-    largest = sorted(np.flatnonzero(sizes > 1).tolist(), key=lambda row: (-sizes[row], row))[:MOST_CLUSTERS]
-    clusters = []
-    for row in largest:
-        copies = np.flatnonzero(kept_row == row)
-        texts = [_describe(rows, number) for number in (row, *copies[copies != row][:MOST_COPIES])]
-        clusters.append({"rows": int(sizes[row]), "kept": texts[0], "dropped": texts[1:]})
-    return clusters
-
-
-def _describe(rows: CleanedRows, row: int) -> dict:
-    ((_, content),) = read_rows(rows, np.array([row]))
-    name, number = place(rows, row)
-    return {"file": name, "line": number, "text": excerpt(content)}
+def _describe_cluster(rows: CleanedRows, cluster: np.ndarray) -> dict:
+    texts = []
+    for row, content in read_rows(rows, cluster[: 1 + MOST_COPIES]):
+        name, number = place(rows, row)
+        texts.append({"file": name, "line": number, "text": excerpt(content)})
+    return {"rows": len(cluster), "kept": texts[0], "dropped": texts[1:]}
 
 
 # ------------------------------------------------------------------------------------------------- cutting
@@ -357,12 +348,6 @@ def next_commands(prepared: Mapping[str, Any], out: Path, tokenizer_dir: Path) -
         tokenizer = f" --tokenizer_dir {shlex.quote(str(tokenizer_dir))}"
     names = [name for name in COMMANDS if name in prepared["outputs"]]
     return [f"{COMMANDS[name]} --data_path {shlex.quote(str(out / name))}{tokenizer}" for name in names]
-
-
-def is_own(path: Path, out: Path) -> bool:
-    """Return whether a file is one that an earlier run with this --out made, or one that was killed."""
-    path, out = path.resolve(), out.resolve()
-    return any(folder == out or folder.name.startswith(f"{out.name}.tmp-") for folder in path.parents)
 
 
 def remove_others(folder: Path, names: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from engine.corpus.file_types import HEADER_BYTES, find_delimiter
 from engine.corpus.input_files import (
     MAX_DOCUMENT_BYTES,
     PACKAGES,
+    SPLIT,
     InputFile,
     check_size,
     find_files,
@@ -93,7 +94,7 @@ def parse_block(file: InputFile, block: Block) -> Iterator[tuple[int, dict | Bad
 
 
 def _is_split(file: InputFile) -> bool:
-    return file.type in ("text", "markdown") and file.split_text != "none"
+    return file.type in SPLIT and file.split_text != "none"
 
 
 # ------------------------------------------------------------------------------------------------------ reading

@@ -139,7 +139,7 @@ def find_repeats(exact: np.ndarray, bands: np.ndarray, lengths: np.ndarray, text
 
     From the longest row to the shortest (equal lengths: by hash), each is compared with kept rows that share a band
     with it, of every band the last ones. So a row is dropped only for a kept one that is similar to it, and the order
-    of the rows makes no difference. Texts and conversations teach different things: call it for each.
+    of the rows makes no difference.
 
     Args:
         exact: held_out.row_hash of the rows, (rows,) uint64.

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from engine.corpus.input_files import REPORT_TITLE
 from engine.corpus.rules import EXCERPT_CHARS, RULES
 from engine.pages.html import bars, card, page, section, table, text
 
@@ -36,7 +37,7 @@ def write_report(prepared: dict[str, Any], path: Path) -> None:
         left_section(prepared["left"]),
         version_section(prepared),
     ]
-    path.write_text(page("Prepared data", list(filter(None, parts))), encoding="utf-8")
+    path.write_text(page(REPORT_TITLE, list(filter(None, parts))), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------- counts
